@@ -1,0 +1,3 @@
+"""shieldx: credits, experiments and service discovery for a metered platform."""
+
+__version__ = "0.1.0"

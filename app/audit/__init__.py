@@ -1,0 +1,1 @@
+"""The chain: entries, the writer of a shard, and the offline verifier."""

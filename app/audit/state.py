@@ -1,0 +1,123 @@
+"""Whether the tables that the chains fold to hold what the chains say: accounts, open reservations, refunds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from app.audit.report import Bad
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import asyncpg
+
+    from app.audit.fold import Account, Fold, Hold
+
+PREFETCH_ROWS: Final = 10_000  # per round trip of a cursor: about 2 MB
+
+ACCOUNTS_SQL: Final = "SELECT tenant_id, shard, balance, reserved, incoming, version FROM credit_accounts"
+HOLDS_SQL: Final = """
+    SELECT reservation_id::text, shard, tenant_id, amount, purpose
+    FROM credit_reservations WHERE status = 'held'
+"""
+REFUNDS_SQL: Final = "SELECT transaction_id::text, consumed, refunded FROM credit_refunds"
+ENTRY_OF_SQL: Final = "SELECT seq FROM audit_entries WHERE shard = $1 AND transaction_id = $2::text::uuid LIMIT 1"
+STATUS_SQL: Final = "SELECT status FROM credit_reservations WHERE reservation_id = $1::text::uuid"
+
+
+class AccountsSeen(NamedTuple):
+    """How many accounts were compared, and the sum of all balances in the table."""
+
+    compared: int
+    balance: int
+
+
+class Findings:
+    """The first fault of each shard, by seq; of faults that have no entry the one that was found first."""
+
+    def __init__(self, broken: frozenset[int]) -> None:
+        """`broken` are the shards whose chain is bad: what follows from them cannot be compared."""
+        self.broken: Final = broken
+        self.first: dict[int | None, Bad] = {}
+
+    def note(self, shard: int | None, seq: int | None, reason: str) -> None:
+        """Keep a fault if it comes before the one that is known of its shard."""
+        known = self.first.get(shard)
+        if known is None or (seq is not None and (known.seq is None or seq < known.seq)):
+            self.first[shard] = Bad(seq, reason)
+
+
+async def compare_accounts(connection: asyncpg.Connection[Any], fold: Fold, findings: Findings) -> AccountsSeen:
+    """Hold credit_accounts against the fold, in both directions. The fold's accounts are used up by it."""
+    compared = total = 0
+    async for row in connection.cursor(ACCOUNTS_SQL, prefetch=PREFETCH_ROWS):
+        tenant_id, shard, balance, reserved, incoming, version = row
+        total += balance
+        account = fold.accounts.pop(tenant_id, None)
+        if (shard if account is None else account.shard) in findings.broken:
+            continue
+        compared += 1
+        if account is None:
+            findings.note(shard, None, f"credit_accounts has tenant {tenant_id}, the chain has not")
+        elif (account.balance, account.reserved, account.incoming, account.version, account.shard) != (
+            balance, reserved, incoming, version, shard,
+        ):  # fmt: skip
+            findings.note(account.shard, account.seq, _account_fault(tenant_id, account, row))
+    for tenant_id, account in fold.accounts.items():
+        if account.shard not in findings.broken:
+            findings.note(account.shard, account.seq, f"credit_accounts has no row for tenant {tenant_id}")
+    return AccountsSeen(compared, total)
+
+
+def _account_fault(tenant_id: str, account: Account, row: asyncpg.Record) -> str:
+    name = next(name for name in ("balance", "reserved", "incoming", "version", "shard") if row[name] != getattr(account, name))
+    return f"credit_accounts has {name} {row[name]} for tenant {tenant_id}, the chain gives {getattr(account, name)}"
+
+
+async def compare_holds(connection: asyncpg.Connection[Any], fold: Fold, findings: Findings) -> None:
+    """Hold the open reservations against credit_reservations, in both directions. Uses the fold's holds up."""
+    surplus: dict[int, str] = {}
+    async for reservation_id, shard, tenant_id, amount, purpose in connection.cursor(HOLDS_SQL, prefetch=PREFETCH_ROWS):
+        hold = fold.holds.pop(reservation_id, None)
+        if (shard if hold is None else hold.shard) in findings.broken:
+            continue
+        if hold is None:
+            surplus.setdefault(shard, reservation_id)
+        elif (hold.shard, hold.tenant_id, hold.amount, hold.purpose) != (shard, tenant_id, amount, purpose):
+            findings.note(
+                hold.shard, hold.seq,
+                f"credit_reservations has reservation {reservation_id} with {amount} of tenant {tenant_id} for {purpose}, "
+                f"the chain with {hold.amount} of tenant {hold.tenant_id} for {hold.purpose}",
+            )  # fmt: skip
+    for shard, reservation_id in surplus.items():
+        seq = await connection.fetchval(ENTRY_OF_SQL, shard, reservation_id)
+        findings.note(shard, seq, f"credit_reservations has reservation {reservation_id} as held, the chain has not")
+    missing = min(
+        ((hold.seq, key, hold) for key, hold in fold.holds.items() if hold.shard not in findings.broken), default=None
+    )
+    if missing is not None:
+        await _note_missing_hold(connection, missing[1], missing[2], findings)
+
+
+async def _note_missing_hold(
+    connection: asyncpg.Connection[Any], reservation_id: str, hold: Hold, findings: Findings
+) -> None:
+    status = await connection.fetchval(STATUS_SQL, reservation_id)
+    there = "has no row for it" if status is None else f"says {status}"
+    reason = f"reservation {reservation_id} is held by the chain, credit_reservations {there}"
+    findings.note(hold.shard, hold.seq, reason)
+
+
+def compare_refunds(rows: Sequence[asyncpg.Record], fold: Fold, findings: Findings) -> None:
+    """Hold rows of credit_refunds against what the chains consumed and refunded."""
+    for transaction_id, consumed, refunded in rows:
+        refund = fold.refunds[transaction_id]
+        if refund.seq is None:
+            if not findings.broken:
+                findings.note(None, None, f"credit_refunds names transaction {transaction_id}, which consumed nothing")
+        elif refund.shard not in findings.broken and (refund.consumed, refund.refunded) != (consumed, refunded):
+            findings.note(
+                refund.shard, refund.seq,
+                f"credit_refunds has {refunded} of {consumed} for transaction {transaction_id}, "
+                f"the chain gives {refund.refunded} of {refund.consumed}",
+            )  # fmt: skip

@@ -1,0 +1,252 @@
+"""The writer of a shard: appends events to the chain in Postgres, in the order that Redis gave them.
+
+It is an actor: what the ledger applied while one transaction commits becomes the next transaction. It writes only
+while it holds a lease; without one it drops what it is handed, because the outbox in Redis keeps every event until
+it is durable, and whoever leads next takes it from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+import asyncpg
+
+from app.actor import Actor, Ask
+from app.audit.entry import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, RowSeal, copy_row, entry_bytes, entry_hash
+from app.db.keys import shard_keys
+from app.db.retry import TRANSIENT
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from app.audit.entry import Event
+    from app.audit.shard import Shard
+    from app.db.redis import RedisLink
+
+COMMIT_EVENTS_MAX: Final = 1_024  # per transaction: about 12 ms of hashing, so the event loop stays responsive
+INBOX_EVENTS_MAX: Final = 100_000  # the ledger stops long before, at its own bound on what is not durable
+OUTBOX_READ_MAX: Final = 1_024  # items per XRANGE: at most a few hundred KiB of answer
+BEAT_INTERVAL_S: Final = 1.0  # an idle writer proves this often that it lives
+POSTGRES_ANSWER_TIMEOUT_S: Final = 5.0  # a commit takes about 3 ms; beyond this the connection is taken for dead
+
+
+class Fenced(Exception):
+    """Another writer has taken the shard, or the head is not where this one left it."""
+
+
+class RedisForgot(Exception):
+    """The Redis that answers is not the one that applied what Postgres has."""
+
+
+class Handover(Ask[None]):
+    """Events that the ledger has just applied: all from `first` to `last`, or fewer when the outbox has the rest."""
+
+    __slots__ = ("events", "first", "generation", "last", "weight")
+
+    def __init__(self, generation: int, first: int, last: int, events: Sequence[Event]) -> None:
+        """An empty range (`last` < `first`) asks the writer to look at the outbox."""
+        super().__init__()
+        self.generation = generation
+        self.first = first
+        self.last = last
+        self.events = events
+        self.weight = max(1, len(events))
+
+
+class Projection(Protocol):
+    """Writes what events fold to, inside the transaction that appends them."""
+
+    async def apply(self, connection: asyncpg.Connection[Any], events: Sequence[Event]) -> None:
+        """Upsert the rows that `events` changed. A violated CHECK fails the transaction."""
+
+
+class Lease(NamedTuple):
+    """The right to write a shard: a session that holds its advisory lock, and the epoch that fences older ones."""
+
+    connection: asyncpg.Connection[Any]
+    epoch: int
+    lost: asyncio.Future[str]
+
+
+class Writer(Actor[Handover]):
+    """Owns the head of one chain: its seq and hash."""
+
+    def __init__(
+        self,
+        shard: Shard,
+        seal: RowSeal,
+        projection: Projection,
+        link: RedisLink,
+        decode: Callable[[int, bytes, bytes], Event],
+    ) -> None:
+        """`decode` makes an event of an outbox item: generation, op, result. `link` is the writer's own."""
+        super().__init__(
+            inbox_max=INBOX_EVENTS_MAX, batch_max=COMMIT_EVENTS_MAX, ask_timeout_s=60, name=f"writer s{shard.number:02d}"
+        )
+        self._shard = shard
+        self._seal = seal
+        self._key_id = seal.key_id.encode()
+        self._projection = projection
+        self._link = link
+        self._decode = decode
+        self._lease: Lease | None = None
+        self._head_seq = -1
+        self._head_hash = b""
+        self._beat_s = 0.0
+        self.commits = 0
+        self.events_committed = 0
+
+    @property
+    def head_seq(self) -> int:
+        """The last seq of the chain, -1 while it is empty."""
+        return self._head_seq
+
+    def stand_at(self, head_seq: int, head_hash: bytes) -> None:
+        """Continue the chain after this entry."""
+        self._head_seq, self._head_hash = head_seq, head_hash
+
+    def lead(self, lease: Lease) -> None:
+        """Start to write under this lease."""
+        self._lease = lease
+        self._beat_s = time.monotonic()
+
+    def rest(self) -> None:
+        """Write no more: the lease is gone."""
+        self._lease = None
+
+    def offer(self, generation: int, first: int, last: int, events: Sequence[Event]) -> None:
+        """Take events over from the ledger, without an answer: durability is announced by the shard."""
+        if self._lease is not None:
+            self._tell(Handover(generation, first, last, events))
+
+    def poke(self) -> None:
+        """Ask for a look at the outbox: another replica has applied something, or it is time for a beat."""
+        if self._lease is not None and self.waiting == 0:
+            self._tell(Handover(0, 0, -1, ()))
+
+    async def receive(self, batch: list[Handover]) -> None:
+        """Append what is next in order; lose the lease at any doubt."""
+        lease = self._lease
+        if lease is None:
+            return
+        try:
+            await self._append_batch(lease, batch)
+        except (*TRANSIENT, Fenced, RedisForgot, asyncpg.PostgresError) as error:
+            self._lease = None
+            if not lease.lost.done():
+                lease.lost.set_result(f"{type(error).__name__}: {error}")
+
+    async def _append_batch(self, lease: Lease, batch: list[Handover]) -> None:
+        events: list[Event] = []
+        expected = self._head_seq + 1
+        look = False
+        for handover in batch:
+            complete = len(handover.events) == handover.last - handover.first + 1
+            if handover.last < handover.first:
+                look = True
+            elif handover.generation != self._shard.generation or handover.last < expected:
+                continue
+            elif handover.first == expected and complete:
+                events.extend(handover.events)
+                expected = handover.last + 1
+            else:
+                look = True
+        if events:
+            await self.commit(lease, events)
+        if look:
+            await self.drain(lease, self._shard.generation)
+        if time.monotonic() - self._beat_s > BEAT_INTERVAL_S:
+            await self._beat(lease)
+
+    async def drain(self, lease: Lease, generation: int) -> None:
+        """Append everything that Redis has applied and Postgres lacks, from the outbox.
+
+        Raises RedisForgot when the outbox does not continue the chain.
+        """
+        head_key, outbox, _ = shard_keys(self._shard.number)
+        while True:
+            known, seq = await self._link.command("HMGET", head_key, "generation", "seq")
+            if known is None or int(known) != generation:
+                raise RedisForgot(f"Redis is at generation {known}, Postgres at {generation}")
+            if int(seq) < self._head_seq:
+                raise RedisForgot(f"Redis ends at seq {int(seq)}, Postgres at {self._head_seq}")
+            if int(seq) == self._head_seq:
+                return
+            items = await self._link.command(
+                "XRANGE", outbox, f"({generation}-{self._head_seq}" if self._head_seq >= 0 else "-", "+",
+                "COUNT", OUTBOX_READ_MAX,
+            )  # fmt: skip
+            await self.commit(lease, self._whole_events(items))
+
+    def _whole_events(self, items: list[Any]) -> list[Event]:
+        """Return the events of outbox items, without a transfer whose last legs are not among them."""
+        events = []
+        for identifier, fields in items:
+            generation, _, seq = identifier.partition(b"-")
+            if int(seq) > self._head_seq:
+                events.append(self._decode(int(generation), fields[1], fields[3]))
+        while events and events[-1].type == "transfer" and events[-1].details is not None:
+            leg, legs = (int(part.rpartition(":")[2].rstrip("}")) for part in events[-1].details.split(","))
+            if leg == legs:
+                break
+            del events[-leg:]
+        if not events or events[0].seq != self._head_seq + 1:
+            raise RedisForgot(f"the outbox lacks seq {self._head_seq + 1}")
+        return events
+
+    async def commit(self, lease: Lease, events: Sequence[Event]) -> None:
+        """Append events that follow the head, with their projection, in one transaction.
+
+        Raises Fenced when the chain is not where this writer left it, and whatever Postgres raises.
+        """
+        head_hash = self._head_hash
+        rows = [COPY_HEADER]
+        for event in events:
+            entry = entry_bytes(event, head_hash)
+            digest = entry_hash(entry)
+            rows.append(copy_row(event, entry, digest, head_hash, self._seal.sign(digest), self._key_id))
+            head_hash = digest
+        rows.append(COPY_TRAILER)
+        last = events[-1].seq
+        if last - self._head_seq != len(events):
+            raise Fenced(f"{len(events)} events do not lead from seq {self._head_seq} to {last}")
+        async with asyncio.timeout(POSTGRES_ANSWER_TIMEOUT_S):
+            await self._append(lease, b"".join(rows), events, last, head_hash)
+        self._head_seq, self._head_hash = last, head_hash
+        self._beat_s = time.monotonic()
+        self.commits += 1
+        self.events_committed += len(events)
+        self._shard.advance(last)
+
+    async def _append(
+        self, lease: Lease, rows: bytes, events: Sequence[Event], last: int, head_hash: bytes
+    ) -> None:
+        number, connection = self._shard.number, lease.connection
+        # BEGIN and the fence travel together. A COMMIT whose answer is lost leaves head_seq moved, so a second
+        # try fails here; a writer that lost its epoch fails here too.
+        status = await connection.execute(
+            f"BEGIN; UPDATE ledger_shards SET head_seq = {last}, head_hash = '\\x{head_hash.hex()}', beat_at = now() "  # noqa: S608 - integers and hex only
+            f"WHERE shard = {number} AND epoch = {lease.epoch} AND head_seq = {self._head_seq}"
+        )
+        if status != "UPDATE 1":
+            await connection.execute("ROLLBACK")
+            raise Fenced(f"shard {number} is not at epoch {lease.epoch}, seq {self._head_seq} any more")
+        await connection.copy_to_table("audit_entries", source=_once(rows), columns=COPY_COLUMNS, format="binary")
+        await self._projection.apply(connection, events)
+        await connection.execute(f"NOTIFY shieldx_s{number:02d}, '{self._shard.generation}:{last}'; COMMIT")
+
+    async def _beat(self, lease: Lease) -> None:
+        async with asyncio.timeout(POSTGRES_ANSWER_TIMEOUT_S):
+            status = await lease.connection.execute(
+                f"UPDATE ledger_shards SET beat_at = now() "  # noqa: S608 - integers only
+                f"WHERE shard = {self._shard.number} AND epoch = {lease.epoch}"
+            )
+        if status != "UPDATE 1":
+            raise Fenced(f"shard {self._shard.number} has another writer")
+        self._beat_s = time.monotonic()
+
+
+async def _once(chunk: bytes) -> AsyncIterator[bytes]:
+    yield chunk

@@ -1,0 +1,117 @@
+"""The console command `shieldx`: its sub-commands, flags and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import uvloop
+
+from app import __version__
+from app.embedded import EmbeddedFault, read_endpoints, root_key
+from app.settings import DESCRIPTIONS, Settings, SettingRefused, read_settings, variable_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXIT_REFUSED: Final = 2  # the command line or the settings are wrong, or a check could not be made
+_SECRET: Final = frozenset({"root_key", "audit_key", "redis_url", "database_url", "migrate_database_url"})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="shieldx", description="Credits that are durable and provable.")
+    parser.add_argument("--version", action="version", version=f"shieldx {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="run the server in the foreground")
+    for field in msgspec.structs.fields(Settings):
+        if field.name not in _SECRET:  # secrets on a command line are visible to every user of the machine
+            default = f"; default {field.default}" if field.default is not msgspec.NODEFAULT else ""
+            serve.add_argument(
+                f"--{field.name.replace('_', '-')}", dest=field.name,
+                help=f"{DESCRIPTIONS[field.name]} ({variable_of(field.name)}{default})".replace("%", "%%"),
+            )  # fmt: skip
+    for name, text in (("urls", "print the URLs of the embedded servers"), ("key", "print the embedded root key")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--data-dir", dest="data_dir", help="directory of the running server")
+    audit = commands.add_parser("audit", help="check the chain").add_subparsers(dest="action", required=True)
+    verify = audit.add_parser("verify", help="walk every chain: exit 0 intact, 1 tampered, 2 could not check")
+    verify.add_argument("--database-url", help="Postgres to check (DATABASE_URL; default: the embedded one)")
+    verify.add_argument("--data-dir", dest="data_dir", help="data directory with the embedded servers and the root key")
+    verify.add_argument("--json", action="store_true", help="print one JSON object")
+    replay = commands.add_parser("replay", help="play a file of metered requests against a server")
+    replay.add_argument("file", type=Path, help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens")
+    replay.add_argument("--url", default="http://127.0.0.1:5004")
+    replay.add_argument("--key", help="bearer key (SHIELDX_ROOT_KEY; default: the embedded one)")
+    replay.add_argument("--data-dir", dest="data_dir", help="data directory to read the embedded root key from")
+    replay.add_argument("--speed", type=float, default=0.0, help="times real time; 0: as fast as possible")
+    replay.add_argument("--tenants", type=int, default=10)
+    replay.add_argument("--connections", type=int, default=32)
+    replay.add_argument("--patience-seconds", type=float, default=60.0, help="how long to retry while the server is away")
+    replay.add_argument("--run", dest="run_name", help="name of the run; the same name plays on where it stopped")
+    replay.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _data_dir(arguments: argparse.Namespace) -> Path:
+    return Path(arguments.data_dir or os.environ.get("SHIELDX_DATA_DIR") or ".shieldx")
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from app.main import serve  # noqa: PLC0415 - the other commands start faster without the server
+    from app.web.logs import configure_logging  # noqa: PLC0415
+
+    settings = read_settings({k: v for k, v in vars(arguments).items() if k in DESCRIPTIONS}, os.environ)
+    configure_logging(settings.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(settings))
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from app.audit.entry import RowSeal  # noqa: PLC0415
+    from app.audit.verify import run_verify  # noqa: PLC0415
+    from app.main import audit_key  # noqa: PLC0415
+
+    data_dir = _data_dir(arguments)
+    settings = read_settings({"data_dir": str(data_dir)}, {k: v for k, v in os.environ.items() if k.endswith("_KEY")})
+    url = arguments.database_url or os.environ.get("DATABASE_URL") or read_endpoints(data_dir).admin_database_url
+    seals = {}
+    if settings.root_key or settings.audit_key or (data_dir / "root.key").exists():
+        seal = RowSeal(audit_key(settings, settings.root_key or root_key(data_dir)))
+        seals[seal.key_id] = seal
+    return run_verify(url, seals, arguments.json)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from app.replay import ReplayOptions, run_replay  # noqa: PLC0415
+
+    key = arguments.key or os.environ.get("SHIELDX_ROOT_KEY") or root_key(_data_dir(arguments))
+    fields = {f.name for f in msgspec.structs.fields(ReplayOptions)}
+    return run_replay(ReplayOptions(**{k: v for k, v in vars(arguments).items() if k in fields} | {"key": key}))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        match parsed.command:
+            case "serve":
+                return _serve(parsed)
+            case "urls":
+                urls = read_endpoints(_data_dir(parsed))
+                print(f"REDIS_URL={urls.redis_url}\nDATABASE_URL={urls.admin_database_url}")
+                return 0
+            case "key":
+                print(root_key(_data_dir(parsed)))
+                return 0
+            case "audit":
+                return _audit(parsed)
+            case _:
+                return _replay(parsed)
+    except (SettingRefused, EmbeddedFault) as error:
+        print(f"shieldx: {error}", file=sys.stderr)
+        return EXIT_REFUSED

@@ -1,0 +1,1 @@
+"""Credits: balances and reservations, decided in Redis, proved in Postgres."""

@@ -1,0 +1,245 @@
+"""Credits over HTTP: decode, ask the book, answer. The refusals' statuses stand in one table."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+import redis.exceptions
+from aiohttp import web
+
+from app.actor import ActorStopped, AskTimeout, InboxFull
+from app.credits.opening import Credits
+from app.credits.operation import Applied, Refused, Reused
+from app.credits.request import close_fields, refund_fields, reserve_fields, spend_fields
+from app.credits.wire import (
+    Abort,
+    AccountChange,
+    Commit,
+    Consume,
+    NewAccount,
+    Refund,
+    Reserve,
+    TopUp,
+    account_body,
+    reservation_fields,
+    settings_of,
+    transaction_fields,
+)
+from app.db.retry import TRANSIENT
+from app.web.body import Body
+from app.web.edge import request_id_of
+from app.web.problems import Problem, problem_body
+from app.web.routes import Handled, idempotency_key, if_match, json_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from app.audit.entry import Event
+    from app.credits.book import Book, Settled
+
+CREDITS: Final = web.AppKey("credits", Credits)
+RETRY_AFTER_S: Final = 1
+
+# Refusals of the ledger: status, and what a caller can do about it.
+REFUSALS: Final[dict[str, tuple[int, str]]] = {
+    "insufficient_credits": (402, "The available balance is below the amount; top up, or ask for less."),
+    "no_account": (404, "There is no account of this tenant; create it with POST /v1/accounts."),
+    "no_reservation": (404, "There is no reservation with this id."),
+    "no_transaction": (404, "There is no transaction with this id."),
+    "account_exists": (409, "The tenant has an account already."),
+    "version_conflict": (409, "The account has changed since; read it again and decide anew."),
+    "reservation_committed": (409, "The reservation has been committed."),
+    "reservation_aborted": (409, "The reservation has been aborted."),
+    "reservation_expired": (409, "The reservation has expired; reserve again."),
+    "balance_limit_exceeded": (409, "The balance would exceed 99,999,999,999,999 credits."),
+    "transaction_stalled": (409, "The transaction was given up before it was complete; nothing moved. Use a new key."),
+    "already_refunded": (409, "All of the transaction has been refunded."),
+    "not_refundable": (409, "Only what was consumed or committed can be refunded."),
+    "amount_exceeds_reservation": (422, "The amount is above what the reservation holds."),
+    "refund_exceeds_consumed": (422, "The amount is above what is left to refund of the transaction."),
+}
+# What each refusal says besides its code, in the order in which Lua gives it.
+_NAMES: Final[dict[str, tuple[str, ...]]] = {
+    "insufficient_credits": ("available", "leg"),
+    "version_conflict": ("version",),
+    "amount_exceeds_reservation": ("held",),
+    "refund_exceeds_consumed": ("refundable",),
+    "no_account": ("leg",),
+    "balance_limit_exceeded": ("leg",),
+}
+
+
+
+def unavailable(reason: str) -> Problem:
+    """Return the 503 for a store that is out of reach or a ledger that is full."""
+    return Problem(
+        503, "unavailable", f"{reason} Repeat the request with the same Idempotency-Key.",
+        headers={"Retry-After": str(RETRY_AFTER_S)},
+    )  # fmt: skip
+
+
+def book_of(request: web.Request) -> Book:
+    """Return the ledger, or refuse with 503 while this process has not reached Postgres yet."""
+    book = request.app[CREDITS].book
+    if book is None:
+        raise unavailable("The server is starting.")
+    return book
+
+
+def guarded(call: Callable[[web.Request], Awaitable[Handled]]) -> Callable[[web.Request], Awaitable[Handled]]:
+    """Answer 503 where a store is out of reach: nothing was applied, or a retry with the same key tells what was."""
+
+    @functools.wraps(call)
+    async def guard(request: web.Request) -> Handled:
+        try:
+            return await call(request)
+        except InboxFull:
+            return unavailable("The ledger has more work than it takes.")
+        except ActorStopped:
+            return unavailable("The server is stopping.")
+        except (AskTimeout, redis.exceptions.RedisError, asyncpg.PostgresError, *TRANSIENT):
+            return unavailable("A store is out of reach.")
+
+    return guard
+
+
+def refusal(outcome: Refused | Reused) -> Problem:
+    """Return the problem of a refusal."""
+    if isinstance(outcome, Reused):
+        return Problem(422, "idempotency_key_reused", "The Idempotency-Key was used for another request.")
+    status, detail = REFUSALS[outcome.code]
+    extra = dict(zip(_NAMES.get(outcome.code, ()), outcome.values, strict=False))
+    headers = {"Idempotent-Replayed": "true"} if outcome.replayed else None
+    return Problem(status, outcome.code, detail, headers=headers, **extra)
+
+
+def transaction_answer(outcome: Settled, request_id: str) -> Handled:
+    """Return the answer of a call that moves credits of one account."""
+    if isinstance(outcome, Applied):
+        event = outcome.events[0]
+        body = f"{{{transaction_fields(event)}}}".encode()
+        return json_answer(body, etag=event.version, replayed=outcome.replayed)
+    return refused_answer(outcome, request_id)
+
+
+def refused_answer(outcome: Settled, request_id: str) -> Handled:
+    """Return the answer of a refusal; a replayed one is the first answer to the letter, its request id included."""
+    if not isinstance(outcome, Refused | Reused):
+        raise AssertionError(f"{type(outcome).__name__} is not a refusal")
+    problem = refusal(outcome)
+    if isinstance(outcome, Refused) and outcome.replayed and outcome.request_id != request_id:
+        return json_answer(problem_body(problem, outcome.request_id), status=problem.status, replayed=True)
+    return problem
+
+
+def reservation_answer(outcome: Settled, status: str, request_id: str) -> Handled:
+    """Return the answer of a call that makes or aborts a reservation."""
+    if isinstance(outcome, Applied):
+        event = outcome.events[0]
+        body = f'{{{reservation_fields(event)},"status":"{status}"}}'.encode()
+        return json_answer(body, etag=event.version, replayed=outcome.replayed)
+    return refused_answer(outcome, request_id)
+
+
+CONSUME: Final = Body(Consume)
+TOPUP: Final = Body(TopUp)
+REFUND: Final = Body(Refund)
+RESERVE: Final = Body(Reserve)
+COMMIT: Final = Body(Commit, optional=True)
+ABORT: Final = Body(Abort, optional=True)
+NEW_ACCOUNT: Final = Body(NewAccount)
+ACCOUNT_CHANGE: Final = Body(AccountChange)
+
+
+async def _decide(request: web.Request, fields: dict[str, Any]) -> Settled:
+    book = book_of(request)
+    book.fingerprints.stamp(fields, idempotency_key(request), request_id_of(request))
+    return await book.decide(fields)
+
+
+@guarded
+async def consume(request: web.Request) -> Handled:
+    """POST /v1/credits/consume."""
+    body = await CONSUME.read(request)
+    outcome = await _decide(request, spend_fields("consume", body, if_match(request)))
+    return transaction_answer(outcome, request_id_of(request))
+
+
+@guarded
+async def topup(request: web.Request) -> Handled:
+    """POST /v1/credits/topup."""
+    body = await TOPUP.read(request)
+    outcome = await _decide(request, spend_fields("topup", body, if_match(request)))
+    return transaction_answer(outcome, request_id_of(request))
+
+
+@guarded
+async def refund(request: web.Request) -> Handled:
+    """POST /v1/credits/refund."""
+    body = await REFUND.read(request)
+    return transaction_answer(await _decide(request, refund_fields(body)), request_id_of(request))
+
+
+@guarded
+async def reserve(request: web.Request) -> Handled:
+    """POST /v1/credits/reserve."""
+    body = await RESERVE.read(request)
+    outcome = await _decide(request, reserve_fields(body, if_match(request)))
+    return reservation_answer(outcome, "held", request_id_of(request))
+
+
+@guarded
+async def commit(request: web.Request) -> Handled:
+    """POST /v1/credits/reservations/{reservation_id}/commit."""
+    body = await COMMIT.read(request)
+    identifier = request.match_info["reservation_id"]
+    outcome = await _decide(request, close_fields("commit", identifier, body.amount, if_match(request)))
+    return transaction_answer(outcome, request_id_of(request))
+
+
+@guarded
+async def abort(request: web.Request) -> Handled:
+    """POST /v1/credits/reservations/{reservation_id}/abort."""
+    await ABORT.read(request)
+    identifier = request.match_info["reservation_id"]
+    outcome = await _decide(request, close_fields("abort", identifier, None, if_match(request)))
+    return reservation_answer(outcome, "aborted", request_id_of(request))
+
+
+async def _changed_account(request: web.Request, outcome: Settled, status: int) -> Handled:
+    """Answer with the account as the call left it: its settings from Postgres, its numbers from the event."""
+    if not isinstance(outcome, Applied):
+        return refused_answer(outcome, request_id_of(request))
+    event: Event = outcome.events[0]
+    row = await book_of(request).records.account(event.tenant_id)
+    if row is None:
+        raise AssertionError("the account of a durable event is in Postgres")
+    row = row._replace(balance=event.balance, reserved=event.reserved, version=event.version)
+    return json_answer(account_body(row), status=status, etag=event.version, replayed=outcome.replayed)
+
+
+@guarded
+async def create_account(request: web.Request) -> Handled:
+    """POST /v1/accounts; an Idempotency-Key is welcome but not needed, since a second account is refused anyway."""
+    body = await NEW_ACCOUNT.read(request)
+    key = idempotency_key(request) if "Idempotency-Key" in request.headers else None
+    fields = {"op": "account", "tenant": body.tenant_id, "settings": settings_of(body)}
+    book = book_of(request)
+    book.fingerprints.stamp(fields, key, request_id_of(request))
+    return await _changed_account(request, await book.decide(fields), 201)
+
+
+@guarded
+async def change_account(request: web.Request) -> Handled:
+    """PATCH /v1/accounts/{tenant_id}."""
+    body = await ACCOUNT_CHANGE.read(request)
+    fields: dict[str, Any] = {"op": "update", "tenant": request.match_info["tenant_id"], "settings": settings_of(body)}
+    expected = if_match(request)
+    if expected is not None:
+        fields["expect"] = expected
+    key = idempotency_key(request) if "Idempotency-Key" in request.headers else None
+    book = book_of(request)
+    book.fingerprints.stamp(fields, key, request_id_of(request))
+    return await _changed_account(request, await book.decide(fields), 200)

@@ -1,0 +1,64 @@
+"""POST /v1/credits/batch: many operations in one request, each on its own, results in order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from app.credits.api import book_of, guarded, refusal, refused_answer
+from app.credits.operation import Applied, Done, Refused, Reused
+from app.credits.request import batch_fields
+from app.credits.wire import BATCH_BODY_MAX_BYTES, Batch, reservation_fields, transaction_fields
+from app.web.body import Body
+from app.web.edge import request_id_of
+from app.web.routes import Handled, idempotency_key, json_answer
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from app.credits.book import Settled
+
+BATCH: Final = Body(Batch, limit_bytes=BATCH_BODY_MAX_BYTES)
+
+
+def _result(op: str, outcome: Settled) -> str:
+    """Return the JSON of one result: its HTTP status, then the answer's fields, or code and detail."""
+    if isinstance(outcome, Applied):
+        event = outcome.events[0]
+        if op in {"reserve", "abort"}:
+            status = "held" if op == "reserve" else "aborted"
+            return f'{{"status":200,"reservation_status":"{status}",{reservation_fields(event)}}}'
+        return f'{{"status":200,{transaction_fields(event)}}}'
+    if not isinstance(outcome, Refused | Reused):
+        raise AssertionError(f"{op} has the outcome {type(outcome).__name__}")
+    problem = refusal(outcome)
+    return orjson.dumps(
+        {"status": problem.status, "code": problem.code, "detail": problem.detail, **problem.extra}
+    ).decode()
+
+
+@guarded
+async def batch(request: web.Request) -> Handled:
+    """Claim the batch's key, then decide the operations; a retry meets the same results one by one."""
+    body = await BATCH.read(request)
+    key, request_id, book = idempotency_key(request), request_id_of(request), book_of(request)
+    stamp = book.fingerprints.stamp
+    operations = [
+        stamp(batch_fields(operation), operation.idempotency_key or f"{key}/{i}", request_id)
+        for i, operation in enumerate(body.operations)
+    ]
+    asked = "".join(fields["fp"] + fields["key"] for fields in operations)
+    claim = {"op": "claim", "fp": book.fingerprints.request(asked.encode()), "key": book.fingerprints.key(key)}
+    claimed = await book.claim(claim)
+    if not isinstance(claimed, Done):
+        return refused_answer(claimed, request_id)
+    verbs = [fields["op"] for fields in operations]
+    outcomes = await book.decide_all(operations)
+    results = ",".join(map(_result, verbs, outcomes))
+    succeeded = sum(isinstance(outcome, Applied) for outcome in outcomes)
+    replayed = all(isinstance(outcome, Applied | Refused) and outcome.replayed for outcome in outcomes)
+    return json_answer(
+        f'{{"results":[{results}],"succeeded":{succeeded},"failed":{len(outcomes) - succeeded}}}'.encode(),
+        replayed=replayed,
+    )

@@ -1,0 +1,150 @@
+"""The whole ledger as the API sees it: finds the shard of an operation, its evidence, and its final outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from typing import TYPE_CHECKING, Any, Final
+
+from app.actor import AskTimeout
+from app.credits.operation import Applied, Done, NeedsEvidence, Refused, Remembered, Reused, position_of
+from app.credits.transfers import Transfers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from app.audit.entry import Event
+    from app.audit.shard import Shard
+    from app.credits.ledger import Ledger
+    from app.credits.operation import IdMask, Outcome
+    from app.credits.records import Records
+    from app.credits.request import Fingerprints
+
+EVIDENCE_TRIES_MAX: Final = 3  # evidence goes stale only when Redis is replaced in between
+REFUNDABLE: Final = frozenset({"consume", "commit"})
+
+Settled = Applied | Refused | Reused | Done
+
+
+class Book:
+    """All shards of the ledger in this process."""
+
+    def __init__(
+        self, ledgers: Sequence[Ledger], shards: Sequence[Shard], records: Records, fingerprints: Fingerprints, mask: IdMask
+    ) -> None:
+        """`ledgers` and `shards` by shard number."""
+        self.ledgers: Final = ledgers
+        self.shards: Final = shards
+        self.records: Final = records
+        self.fingerprints: Final = fingerprints
+        self.mask: Final = mask
+        self.transfers: Final = Transfers(self)
+
+    def shard_of_tenant(self, tenant: str) -> int:
+        """Return the shard of a tenant: fixed when the ledger was created, because their number is."""
+        count = len(self.ledgers)
+        return zlib.crc32(tenant.encode()) % count if count > 1 else 0
+
+    def shard_of_id(self, identifier: str) -> int:
+        """Return the shard that a transaction or reservation id names, or 0 when it names none of ours."""
+        position = position_of(identifier, self.mask)
+        return position[0] if position is not None and position[0] < len(self.ledgers) else 0
+
+    def shard_of(self, fields: dict[str, Any]) -> int:
+        """Return the shard that decides an operation."""
+        if "tenant" in fields:
+            return self.shard_of_tenant(fields["tenant"])
+        if "legs" in fields:
+            return self.shard_of_tenant(fields["legs"][0]["tenant_id"])
+        return self.shard_of_id(fields["ref"])
+
+    async def claim(self, fields: dict[str, Any]) -> Settled:
+        """Remember what a batch key stands for, in the shard that the key itself falls to."""
+        return (await self._decide_in(self.shard_of_tenant(fields["key"]), [fields]))[0]
+
+    async def decide(self, fields: dict[str, Any]) -> Settled:
+        """Return the durable outcome of one operation. Raises what `Ledger.submit` and `Records.rows` raise."""
+        if "tenant" in fields:
+            outcomes = await self.ledgers[self.shard_of_tenant(fields["tenant"])].submit([fields])
+            if type(outcomes[0]) is Applied:
+                return outcomes[0]
+            return (await self._finish(self.shard_of(fields), [fields], outcomes))[0]
+        return (await self.decide_all([fields]))[0]
+
+    async def decide_all(self, operations: Sequence[dict[str, Any]]) -> list[Settled]:
+        """Return the durable outcomes of operations, each on its own, in order within each shard."""
+        await asyncio.gather(*(self._add_refund_evidence(f) for f in operations if f["op"] == "refund"))
+        by_shard: dict[int, list[int]] = {}
+        for i, fields in enumerate(operations):
+            by_shard.setdefault(self.shard_of(fields), []).append(i)
+        groups = await asyncio.gather(
+            *(self._decide_in(shard, [operations[i] for i in members]) for shard, members in by_shard.items())
+        )
+        outcomes: list[Any] = [None] * len(operations)
+        for members, group in zip(by_shard.values(), groups, strict=True):
+            for i, outcome in zip(members, group, strict=True):
+                outcomes[i] = outcome
+        return outcomes
+
+    async def _decide_in(self, shard: int, operations: list[dict[str, Any]]) -> list[Settled]:
+        return await self._finish(shard, operations, await self.ledgers[shard].submit(operations))
+
+    async def _finish(
+        self, shard: int, operations: Sequence[dict[str, Any]], outcomes: Sequence[Outcome]
+    ) -> list[Settled]:
+        """Give evidence where Lua asked for it, and turn what was remembered into its events."""
+        current = list(outcomes)
+        for _ in range(EVIDENCE_TRIES_MAX):
+            unknown = [i for i, outcome in enumerate(current) if isinstance(outcome, NeedsEvidence)]
+            if not unknown:
+                break
+            again = [operations[i] for i in unknown]
+            await asyncio.gather(*(self._add_evidence(shard, fields) for fields in again))
+            for i, outcome in zip(unknown, await self.ledgers[shard].submit(again), strict=True):
+                current[i] = outcome
+        return await self._recall(shard, current)
+
+    async def _recall(self, shard: int, outcomes: Sequence[Outcome]) -> list[Settled]:
+        remembered = [o for o in outcomes if isinstance(o, Remembered)]
+        events: dict[int, Event] = {}
+        if remembered:
+            seqs = [seq for o in remembered for seq in range(o.seq, o.seq + o.count)]
+            events = await self.records.events_at(shard, seqs)
+        final: list[Settled] = []
+        for outcome in outcomes:
+            match outcome:
+                case NeedsEvidence():
+                    raise AskTimeout("the evidence was never of the current generation")
+                case Remembered(_, seq, count):
+                    final.append(Applied(tuple(events[s] for s in range(seq, seq + count)), replayed=True))
+                case Applied() | Refused() | Reused() | Done():
+                    final.append(outcome)
+        return final
+
+    async def _add_evidence(self, shard: int, fields: dict[str, Any]) -> None:
+        if fields["op"] == "refund":
+            await self._add_refund_evidence(fields)
+            return
+        known = await self.records.reservation(fields["ref"])
+        if known is None or (known.purpose == "spend") == (fields["op"] in {"settle", "cancel"}):
+            fields["refuse"] = '["no_reservation"]'
+        elif known.status != "held":
+            fields["refuse"] = f'["reservation_{known.status}"]'
+        else:
+            # Postgres holds an open reservation that Redis, which knew it first, does not.
+            self.ledgers[shard].doubt()
+
+    async def _add_refund_evidence(self, fields: dict[str, Any]) -> None:
+        """Add what Postgres knows of the transaction to refund: whose it is, how much, and what went back."""
+        position = position_of(fields["ref"], self.mask)
+        shard = self.shard_of_id(fields["ref"])
+        fields["generation"] = self.shards[shard].generation
+        found = await self.records.events(*position) if position is not None and position[0] == shard else []
+        if not found or found[0].transaction_id != fields["ref"]:
+            fields["refuse"] = '["no_transaction"]'
+        elif found[0].type not in REFUNDABLE:
+            fields["refuse"] = '["not_refundable"]'
+        else:
+            fields["tenant"] = found[0].tenant_id
+            fields["consumed"] = found[0].amount
+            fields["refunded"] = await self.records.refunded(fields["ref"])

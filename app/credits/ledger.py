@@ -1,0 +1,252 @@
+"""The ledger of one shard in this process: a mailbox of money operations, decided in Redis, answered when durable.
+
+One batch is one EVALSHA. What it applied goes to the writer; the callers stay in `_applied` until the shard says
+that their seq is durable, whoever writes it. When Redis turns out to be another incarnation, everything that was
+applied and is not durable is submitted again: the idempotency record decides whether it is done already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import redis.exceptions
+
+from app.actor import Actor, ActorStopped, AskTimeout, InboxFull
+from app.credits.operation import Done, IdMask, Order, Outcome, Refused, outcome_of
+from app.db.keys import applied_channel, shard_keys, shard_tag
+from app.db.lua import load_script
+from app.db.retry import TRANSIENT, delay_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from app.audit.entry import Event
+    from app.audit.shard import Shard
+    from app.audit.writer import Writer
+    from app.credits.records import Records
+    from app.db.redis import RedisLink
+
+log = logging.getLogger(__name__)
+
+INBOX_OPERATIONS_MAX: Final = 20_000  # two of the largest batches; about 2 s of work at 10,000/s
+SCRIPT_OPERATIONS_MAX: Final = 512  # per EVALSHA: Redis answers nobody else for about 8 ms
+APPLIED_MAX: Final = 4_096  # operations applied and not yet durable; beyond it Postgres is behind, so wait
+ASK_TIMEOUT_S: Final = 1.6  # callers hear of an outage within 2 s
+SWEEP_INTERVAL_S: Final = 0.5  # how late an expired hold may still be shown as held
+SWEEP_HOLDS_MAX: Final = 256  # holds that one sweep expires: about 5 ms of Redis
+OUTAGE_PAUSE_S: Final = 0.05  # between looks at a shard that is closed
+
+
+class _Chunk(NamedTuple):
+    """Orders whose last operation was decided by one script call, with the head it left."""
+
+    generation: int
+    head: int
+    operations: int
+    orders: list[Order]
+
+
+class Ledger(Actor[Order]):
+    """Owns the money connection to one shard. Everything that changes a balance passes through here."""
+
+    def __init__(self, shard: Shard, writer: Writer, link: RedisLink, records: Records, mask: IdMask) -> None:
+        """`link` carries nothing but ledger scripts; `records` keeps refusals in Postgres."""
+        super().__init__(
+            inbox_max=INBOX_OPERATIONS_MAX,
+            batch_max=SCRIPT_OPERATIONS_MAX,
+            ask_timeout_s=ASK_TIMEOUT_S,
+            name=f"ledger s{shard.number:02d}",
+        )
+        self._shard = shard
+        self._writer = writer
+        self._link = link
+        self._records = records
+        self._mask = mask
+        self._keys = shard_keys(shard.number)
+        self._script = load_script("ledger_apply")
+        self._applied: deque[_Chunk] = deque()
+        self._applied_operations = 0
+        self._proved_generation = 0
+        self._moved = asyncio.Event()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._doubted = False
+        self.batches = 0
+        self.operations = 0
+        shard.subscribe(self._on_shard_change)
+
+    def start(self, on_crash: Callable[[BaseException], None]) -> None:
+        """Open the mailbox and start to sweep expired holds whenever this process leads."""
+        super().start(on_crash)
+        self._sweeper = asyncio.create_task(self._sweep(), name=f"{self.name} sweeper")
+
+    async def stop(self) -> None:
+        """Finish what was accepted: applied and durable, or failed after its time limit."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+        await super().stop()
+        while self._applied and any(order.open for chunk in self._applied for order in chunk.orders):
+            await self._wait_moved()
+        await self._link.close()
+
+    async def submit(self, fields: list[dict[str, Any]]) -> list[Outcome]:
+        """Have operations decided in order and return their outcomes once they are durable.
+
+        Raises InboxFull, ActorStopped or AskTimeout; after a time-out the operations may still be applied.
+        """
+        return await self.ask(Order(fields))  # type: ignore[return-value]
+
+    def doubt(self) -> None:
+        """Have the shard rebuilt before the next operation: Postgres knows something that Redis has forgotten."""
+        self._doubted = True
+
+    async def receive(self, batch: list[Order]) -> None:
+        """Decide the batch in Redis, in chunks of SCRIPT_OPERATIONS_MAX, however long Redis is away."""
+        for order in batch:
+            order.outcomes.clear()
+        work = [(order, i) for order in batch for i in range(len(order.fields))]
+        start = 0
+        attempt = 0
+        while start < len(work):
+            await self._wait_for_room()
+            chunk = [(order, i) for order, i in work[start : start + SCRIPT_OPERATIONS_MAX] if order.open]
+            if not chunk:
+                start += SCRIPT_OPERATIONS_MAX
+                continue
+            try:
+                decided = await self._decide(chunk)
+            except (*TRANSIENT, redis.exceptions.RedisError) as error:
+                log.warning("redis away", extra={"shard": self._shard.number, "reason": f"{type(error).__name__}: {error}"})
+                await self._link.close()
+                await asyncio.sleep(delay_ms(attempt) / 1000)
+                attempt += 1
+                continue
+            if decided:
+                start += SCRIPT_OPERATIONS_MAX
+                attempt = 0
+            else:
+                await self._shard.wait_change(OUTAGE_PAUSE_S)
+
+    async def _decide(self, chunk: Sequence[tuple[Order, int]]) -> bool:
+        """Run one script over a chunk. False: the shard is closed or Redis is another one, so nothing was done."""
+        if not await self._prove():
+            return False
+        if self._doubted:
+            self._doubted = False
+            log.critical("redis forgot something", extra={"shard": self._shard.number})
+            await self._link.evaluate(load_script("ledger_restore"), self._keys, [0, "doubt", self._proved_generation])
+        generation = self._proved_generation
+        channel = "" if self._shard.leading else applied_channel(self._shard.number)
+        reply = await self._link.evaluate(
+            self._script,
+            self._keys,
+            [generation, self._shard.durable, channel, self._shard.number, self._mask.high, self._mask.low]
+            + [order.raws[i] for order, i in chunk],
+        )
+        if reply[0] != b"OK":
+            log.warning("redis refused", extra={"shard": self._shard.number, "answer": repr(reply)})
+            self._proved_generation = 0
+            self._writer.poke()
+            return False
+        await self._take(chunk, generation, reply)
+        return True
+
+    async def _take(self, chunk: Sequence[tuple[Order, int]], generation: int, reply: list[Any]) -> None:
+        first, head = int(reply[1]), int(reply[2])
+        number, mask = self._shard.number, self._mask
+        events: list[Event] = []
+        refusals: list[tuple[dict[str, Any], bytes]] = []
+        orders: list[Order] = []
+        for (order, i), answer in zip(chunk, reply[4:], strict=True):
+            outcome, made = outcome_of(number, generation, mask, order.fields[i], answer)
+            events.extend(made)
+            if isinstance(outcome, Refused) and not outcome.replayed:
+                refusals.append((order.fields[i], answer))
+            if not order.outcomes:
+                order.generation = generation
+            order.outcomes.append(outcome)
+            if i == len(order.fields) - 1:
+                orders.append(order)
+        if head >= first:
+            self._writer.offer(generation, first, head, events)
+        self.batches += 1
+        self.operations += len(chunk)
+        if refusals:
+            await self._records.remember(number, refusals)
+            await self._doubt_missing([fields for fields, answer in refusals if answer.startswith(b'["no_account"')])
+        self._applied.append(_Chunk(generation, head, len(chunk), orders))
+        self._applied_operations += len(chunk)
+        self._settle()
+
+    async def _doubt_missing(self, refused: list[dict[str, Any]]) -> None:
+        """Have the shard rebuilt when Postgres knows an account that Redis does not: then Redis forgot it."""
+        named = {leg["tenant_id"] for fields in refused for leg in fields.get("legs", [{"tenant_id": fields.get("tenant")}])}
+        for tenant in await self._records.known_accounts(sorted(named)):
+            # It may have been opened after the script looked, so look again.
+            if not await self._link.command("EXISTS", f"{shard_tag(self._shard.number)}account:{tenant}"):
+                self.doubt()
+
+    async def _prove(self) -> bool:
+        """Whether the link leads to the Redis that Postgres has recorded for the current generation."""
+        if self._shard.state != "open":
+            return False
+        if self._link.is_open and self._proved_generation == self._shard.generation:
+            return True
+        run_id = await self._link.open()
+        generation = self._shard.generation
+        if run_id != self._shard.run_id:
+            self._proved_generation = 0
+            self._writer.poke()
+            return False
+        self._proved_generation = generation
+        return True
+
+    def _on_shard_change(self) -> None:
+        self._settle()
+        self._moved.set()
+
+    def _settle(self) -> None:
+        """Answer what has become durable; submit again what an older generation applied and may have lost."""
+        generation, durable = self._shard.generation, self._shard.durable
+        lost: list[Order] = []
+        while self._applied:
+            chunk = self._applied[0]
+            if chunk.generation == generation and chunk.head > durable:
+                break
+            self._applied.popleft()
+            self._applied_operations -= chunk.operations
+            for order in chunk.orders:
+                if order.generation == generation:
+                    order.answer(order.outcomes)
+                elif order.open:
+                    lost.append(order)
+        if lost:
+            self.put_back(lost)
+
+    async def _wait_for_room(self) -> None:
+        while self._applied_operations >= APPLIED_MAX:
+            await self._wait_moved()
+
+    async def _wait_moved(self) -> None:
+        self._moved.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(OUTAGE_PAUSE_S):
+                await self._moved.wait()
+
+    async def _sweep(self) -> None:
+        """Expire holds that are due, in this process if it leads, so that one replica does it."""
+        limit = SWEEP_HOLDS_MAX
+        while True:
+            expired = 0
+            if self._shard.leading and self._shard.state == "open":
+                try:
+                    outcomes = await self.submit([{"op": "sweep", "limit": limit}])
+                    expired = outcomes[0].count if isinstance(outcomes[0], Done) else 0
+                except (InboxFull, ActorStopped, AskTimeout):
+                    expired = 0
+            await asyncio.sleep(0 if expired == limit else SWEEP_INTERVAL_S)

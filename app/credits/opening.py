@@ -1,0 +1,179 @@
+"""Credits of this process: opened in the background while the port already answers, closed in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import asyncpg
+from redis.asyncio import Redis
+
+from app.audit.entry import RowSeal, genesis_hash
+from app.audit.keeper import Keeper
+from app.audit.shard import Shard
+from app.audit.writer import Writer
+from app.credits.book import Book
+from app.credits.ledger import Ledger
+from app.credits.operation import IdMask, events_of_item
+from app.credits.projection import CreditProjection
+from app.credits.records import Records
+from app.credits.recovery import LedgerRecovery
+from app.credits.request import Fingerprints
+from app.db.migrate import LedgerRow, found_ledger, migrate
+from app.db.postgres import open_owner, open_pool, open_session
+from app.db.redis import RedisLink, make_pool
+from app.db.retry import TRANSIENT, delay_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+OPEN_POLL_S: Final = 0.01  # how often the start looks whether every shard is open
+
+
+class Stores(NamedTuple):
+    """Where the data lives, and what this process needs to know to use it."""
+
+    redis_url: str
+    database_url: str
+    owner_database_url: str
+    pool_size: int
+    shard_count: int
+    audit_key: bytes
+    replica_name: str
+
+
+class _Parts(NamedTuple):
+    """One shard of this process."""
+
+    shard: Shard
+    writer: Writer
+    keeper: Keeper
+    ledger: Ledger
+
+
+class Credits:
+    """Owns everything of credits in this process. `book` is there once Postgres has answered."""
+
+    def __init__(self, stores: Stores, metrics: Metrics, on_crash: Callable[[BaseException], None]) -> None:
+        """`on_crash` is called with a fault after which the process must not go on."""
+        self._stores = stores
+        self._metrics = metrics
+        self._on_crash = on_crash
+        self._task: asyncio.Task[None] | None = None
+        self._pool: asyncpg.Pool[Any] | None = None
+        self._redis: Redis | None = None
+        self._parts: list[_Parts] = []
+        self.book: Book | None = None
+        self.waiting_for = "Postgres"
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The shards of this process, by number; empty before Postgres has answered."""
+        return [parts.shard for parts in self._parts]
+
+    def start(self) -> None:
+        """Begin to open, and go on trying until it succeeds."""
+        self._task = asyncio.create_task(self._open(), name="credits opening")
+
+    async def wait_open(self) -> None:
+        """Return once every shard is open."""
+        while self.book is None or any(shard.state != "open" for shard in self.shards):
+            await asyncio.sleep(OPEN_POLL_S)
+
+    async def stop(self) -> None:
+        """Finish what was accepted, give the shards up, close the connections."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        if self.book is not None:
+            await self.book.transfers.stop()
+        await asyncio.gather(*(parts.ledger.stop() for parts in self._parts))
+        await asyncio.gather(*(parts.writer.stop() for parts in self._parts))
+        await asyncio.gather(*(parts.keeper.stop() for parts in self._parts))
+        if self._redis is not None:
+            await self._redis.aclose()
+        if self._pool is not None:
+            self._pool.terminate()
+
+    async def ping(self) -> None:
+        """Ask Redis for a PONG. Raises when it is away."""
+        if self._redis is None:
+            raise ConnectionError("not connected yet")
+        await self._redis.ping()
+
+    async def _open(self) -> None:
+        attempt = 0
+        while True:
+            try:
+                row = await self._prepare_schema()
+                self._pool = await open_pool(self._stores.database_url, self._stores.pool_size)
+                break
+            except TRANSIENT as error:
+                self.waiting_for = f"Postgres: {type(error).__name__}"
+                log.warning("waiting for postgres", extra={"reason": f"{type(error).__name__}: {error}"})
+                await asyncio.sleep(delay_ms(attempt) / 1000)
+                attempt += 1
+            except Exception as error:  # noqa: BLE001 - a refused migration or a wrong URL: a person has to act
+                self._on_crash(error)
+                return
+        self._start_parts(row, self._pool)
+
+    async def _prepare_schema(self) -> LedgerRow:
+        connection = await open_owner(self._stores.owner_database_url)
+        try:
+            applied = await migrate(connection)
+            if applied:
+                log.info("migrations applied", extra={"migrations": applied})
+            return await found_ledger(connection, self._stores.shard_count, genesis_hash)
+        finally:
+            connection.terminate()
+
+    def _start_parts(self, row: LedgerRow, pool: asyncpg.Pool[Any]) -> None:
+        links = make_pool(self._stores.redis_url)
+        self._redis = Redis(connection_pool=links)
+        mask, seal, records = IdMask.of(row.ledger_id), RowSeal(self._stores.audit_key), Records(pool)
+        for number in range(row.shard_count):
+            shard = Shard(number, f"{row.origin}/s{number:02d}")
+            link = RedisLink(links)
+            decode = functools.partial(_decode, number, mask)
+            writer = Writer(shard, seal, CreditProjection(number), link, decode)
+            keeper = Keeper(
+                shard, writer, LedgerRecovery(shard, writer, link),
+                lambda: open_session(self._stores.database_url), self._redis, self._stores.replica_name,
+            )  # fmt: skip
+            ledger = Ledger(shard, writer, RedisLink(links), records, mask)
+            self._parts.append(_Parts(shard, writer, keeper, ledger))
+            self._watch(self._parts[-1])
+        for parts in self._parts:
+            parts.writer.start(self._on_crash)
+            parts.keeper.start(self._on_crash)
+            parts.ledger.start(self._on_crash)
+        self.waiting_for = "shards"
+        ledgers = [parts.ledger for parts in self._parts]
+        self.book = Book(ledgers, self.shards, records, Fingerprints(row.salt), mask)
+        self.book.transfers.start()
+
+    def _watch(self, parts: _Parts) -> None:
+        number, ledger, writer, shard = parts.shard.number, parts.ledger, parts.writer, parts.shard
+        watch = self._metrics.watch
+        watch("ledger_waiting_operations", "Operations in the mailbox", number, lambda: ledger.waiting)
+        watch("ledger_operations", "Operations decided since the start", number, lambda: ledger.operations)
+        watch("ledger_batches", "Script calls since the start", number, lambda: ledger.batches)
+        watch("chain_commits", "Transactions of the chain since the start", number, lambda: writer.commits)
+        watch("chain_events", "Events appended since the start", number, lambda: writer.events_committed)
+        watch("chain_head_seq", "Last durable seq", number, lambda: shard.durable)
+        watch("shard_open", "1 while money may move", number, lambda: shard.state == "open")
+        watch("shard_leading", "1 in the process that writes the chain", number, lambda: shard.leading)
+        watch("shard_generation", "Incarnation of Redis", number, lambda: shard.generation)
+
+
+def _decode(number: int, mask: IdMask, generation: int, op: bytes, result: bytes) -> Any:
+    return events_of_item(number, generation, mask, op, result)

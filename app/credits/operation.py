@@ -1,0 +1,270 @@
+"""A money operation on its way: what Lua is told, what Lua answers, and the event that follows from both. Pure.
+
+An operation's `fields` are what `lua/ledger_apply.lua` reads, as one JSON object:
+
+op       account, update, topup, consume, refund, reserve, commit, abort, transfer, prepare_out, prepare_in,
+         settle, cancel, sweep, claim
+tenant   the tenant, where the caller names it          amount   credits, 1 to 10^14 - 1
+key, fp  hashes of idempotency key and request, 22 characters of base64url each; rid, the request's id
+expect   the version the account must have              ref      reservation, or the transaction to refund
+ttl_ms   how long a hold may stand                      purpose  transfer_out or transfer_in (settle, cancel)
+desc, meta  text                                        legs     [{tenant_id, amount}], signed amounts
+settings    what people set on an account, each as JSON text, null to take it away
+consumed, refunded, generation  what Postgres knows of the transaction to refund, and as of which generation
+refuse   the refusal that Postgres has already established, as Lua would write it
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+import orjson
+
+from app.actor import Ask
+from app.audit.entry import ENTRY_PREFIX, Event
+from app.clock import ms_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+AMOUNT_MAX: Final = 10**14 - 1  # Lua prints no number with more digits exactly
+LOW_BITS: Final = 48  # of a transaction id hold the seq, so 2.8 * 10^14 events fit a shard
+
+
+class Applied(NamedTuple):
+    """The operation was applied, now or at its first try; one event, or one for each leg."""
+
+    events: tuple[Event, ...]
+    replayed: bool = False
+
+
+class Refused(NamedTuple):
+    """The ledger said no, now or at the first try. `values` are what Lua added to the code."""
+
+    code: str
+    values: tuple[Any, ...]
+    request_id: str
+    replayed: bool = False
+
+
+class Remembered(NamedTuple):
+    """Applied earlier, as the events seq .. seq + count - 1 of this shard; they are durable by now."""
+
+    shard: int
+    seq: int
+    count: int
+
+
+class Reused(NamedTuple):
+    """The idempotency key was used by another request."""
+
+
+class NeedsEvidence(NamedTuple):
+    """Redis does not know what the operation refers to, or the evidence is of an older generation."""
+
+
+class Done(NamedTuple):
+    """A step without an event: a sweep or a claim."""
+
+    count: int
+
+
+Outcome = Applied | Refused | Remembered | Reused | NeedsEvidence | Done
+
+
+class Order(Ask[list[Outcome]]):
+    """Operations of one shard that one caller waits for. Each of them stands alone."""
+
+    __slots__ = ("fields", "generation", "outcomes", "raws", "weight")
+
+    def __init__(self, fields: list[dict[str, Any]]) -> None:
+        """`fields`: one dictionary an operation, as in the module's text."""
+        super().__init__()
+        self.fields = fields
+        self.raws = [orjson.dumps(one) for one in fields]
+        self.outcomes: list[Outcome] = []
+        self.weight = len(fields)
+        self.generation = 0  # of the Redis that decided the first operation
+
+
+class IdMask(NamedTuple):
+    """What a ledger adds to the generation and seq inside its transaction ids, so that two ledgers never share one."""
+
+    high: int
+    low: int
+
+    @classmethod
+    def of(cls, ledger_id: bytes) -> IdMask:
+        """Return the mask of a ledger from its 16-byte id."""
+        return cls(int.from_bytes(ledger_id[:2], "big") & 0x3FFF, int.from_bytes(ledger_id[-6:], "big"))
+
+
+def transaction_id(at_ms: int, shard: int, generation: int, seq: int, mask: IdMask) -> str:
+    """Return the UUIDv7 (RFC 9562) of an event: its time, its shard in rand_a, generation and seq in rand_b.
+
+    Unique because a shard gives a seq once in a generation; invertible, so a transaction is found by primary key.
+    """
+    high = 0x8000 + (generation + mask.high) % 0x4000
+    low = (seq + mask.low) % (1 << LOW_BITS)
+    return f"{at_ms >> 16:08x}-{at_ms & 0xFFFF:04x}-7{shard:03x}-{high:04x}-{low:012x}"
+
+
+def position_of(identifier: str, mask: IdMask) -> tuple[int, int] | None:
+    """Return (shard, seq) of a transaction id, or None when the text cannot be one."""
+    if len(identifier) != 36 or identifier[14:15] != "7" or identifier[19:20] not in "89ab":
+        return None
+    parts = identifier.split("-")
+    if [len(part) for part in parts] != [8, 4, 4, 4, 12]:
+        return None
+    try:
+        numbers = [int(part, 16) for part in parts]
+    except ValueError:
+        return None
+    if identifier != identifier.lower() or "_" in identifier or "+" in identifier:
+        return None
+    return numbers[2] & 0xFFF, (numbers[4] - mask.low) % (1 << LOW_BITS)
+
+
+# Which account each kind of event debits and credits; {} stands for the tenant.
+_SIDES: Final[dict[str, tuple[str, str]]] = {
+    "account": ("tenant:", "tenant:"),
+    "update": ("tenant:", "tenant:"),
+    "topup": ("system:funding", "tenant:"),
+    "consume": ("tenant:", "system:revenue"),
+    "refund": ("system:revenue", "tenant:"),
+    "reserve": ("tenant:", "held:"),
+    "commit": ("held:", "system:revenue"),
+    "abort": ("held:", "tenant:"),
+    "expire": ("held:", "tenant:"),
+    "transfer": ("tenant:", "system:clearing"),
+    "prepare_out": ("tenant:", "held:"),
+    "prepare_in": ("tenant:", "tenant:"),
+    "settle_out": ("held:", "system:clearing"),
+    "settle_in": ("system:clearing", "tenant:"),
+    "cancel_out": ("held:", "tenant:"),
+    "cancel_in": ("tenant:", "tenant:"),
+}
+
+
+def _side(name: str, tenant: str) -> str:
+    return name + tenant if name[-1] == ":" else name
+
+
+def _kind(fields: dict[str, Any]) -> str:
+    kind: str = fields["op"]
+    return f"{kind}{fields['purpose'][8:]}" if kind in {"settle", "cancel"} else kind
+
+
+def _details(kind: str, fields: dict[str, Any], extra: Any) -> str | None:
+    """Return the canonical JSON of what only this kind of event has to say."""
+    match kind:
+        case "reserve":
+            return f'{{"expires_at_ms":{extra}}}'
+        case "commit":
+            return f'{{"released":{extra}}}'
+        case "refund":
+            return f'{{"consumed":{fields["consumed"]},"refunded":{extra}}}'
+        case "transfer":
+            return f'{{"leg":{extra[0]},"legs":{extra[1]}}}'
+        case "account" | "update":
+            settings = orjson.dumps(fields["settings"], option=orjson.OPT_SORT_KEYS).decode()
+            return f'{{"settings":{settings}}}'
+    return None
+
+
+def event_of(shard: int, generation: int, mask: IdMask, fields: dict[str, Any], result: list[Any]) -> Event:
+    """Return the event of an applied operation, from what was asked and what Lua answered (["ok", seq, ...])."""
+    _, seq, at_ms, balance, reserved, version, tenant, amount, extra = result
+    kind = _kind(fields)
+    debit, credit = _SIDES[kind]
+    first_seq = seq
+    if kind == "transfer":
+        first_seq = seq - extra[0] + 1
+        if extra[2] > 0:
+            debit, credit = credit, debit
+    return Event(
+        shard, generation, seq, at_ms, kind, tenant, _side(debit, tenant), _side(credit, tenant),
+        amount, balance, reserved, version, transaction_id(at_ms, shard, generation, first_seq, mask),
+        fields.get("key"), fields.get("fp"), fields.get("ref"), fields.get("desc"), fields.get("meta"),
+        _details(kind, fields, extra),
+    )  # fmt: skip
+
+
+def events_of_item(shard: int, generation: int, mask: IdMask, op: bytes, result: bytes) -> Event:
+    """Return the event of one item of the outbox, as any replica's script wrote it."""
+    return event_of(shard, generation, mask, orjson.loads(op), orjson.loads(result))
+
+
+def outcome_of(
+    shard: int, generation: int, mask: IdMask, fields: dict[str, Any], answer: bytes
+) -> tuple[Outcome, Sequence[Event]]:
+    """Return what Lua's answer to an operation means, and the events it made besides the outcome's own."""
+    result = orjson.loads(answer)
+    code = result[0]
+    if code == "ok":
+        event = event_of(shard, generation, mask, fields, result)
+        return Applied((event,)), (event,)
+    if code == "many":
+        events = tuple(event_of(shard, generation, mask, fields, part) for part in result[1:])
+        return Applied(events), events
+    return _other_outcome(shard, code, result), ()
+
+
+def _other_outcome(shard: int, code: str, result: list[Any]) -> Outcome:
+    match code:
+        case "replay":
+            first = result[1]
+            if first[0] == "ok":
+                return Remembered(shard, first[1], first[2] if len(first) > 2 else 1)
+            if first[0] == "claimed":
+                return Done(0)
+            return Refused(first[0], tuple(first[1:-1]), first[-1], replayed=True)
+        case "reused":
+            return Reused()
+        case "unknown":
+            return NeedsEvidence()
+        case "swept" | "claimed":
+            return Done(result[1] if len(result) > 1 else 0)
+    return Refused(code, tuple(result[1:-1]), result[-1])
+
+
+def event_of_entry(entry: bytes) -> Event:
+    """Return the event that an entry of the chain was made from."""
+    r = _record(entry[len(ENTRY_PREFIX) :])
+    details = bytes(r.details).decode()
+    return Event(
+        r.shard, r.generation, r.seq, ms_of(datetime.fromisoformat(r.at)), r.type, r.tenant_id, r.debit, r.credit,
+        r.amount, r.balance, r.reserved, r.version, r.transaction_id, r.idempotency, r.fingerprint, r.reference,
+        r.description, r.metadata, None if details == "null" else details,
+    )  # fmt: skip
+
+
+class EntryRecord(msgspec.Struct, forbid_unknown_fields=True):
+    """An entry's record as it stands in the chain; the names are those of `app.audit.entry`."""
+
+    amount: int
+    at: str
+    balance: int
+    credit: str
+    debit: str
+    description: str | None
+    details: msgspec.Raw
+    fingerprint: str | None
+    generation: int
+    idempotency: str | None
+    metadata: str | None
+    prev_hash: str
+    reference: str | None
+    reserved: int
+    schema: int
+    seq: int
+    shard: int
+    tenant_id: str
+    transaction_id: str
+    type: str
+    version: int
+
+
+_record: Final = msgspec.json.Decoder(EntryRecord).decode

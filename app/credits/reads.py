@@ -1,0 +1,316 @@
+"""Reads of credits over HTTP. All come from Postgres, so they show what is durable and nothing else."""
+
+from __future__ import annotations
+
+import base64
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+from msgspec import Struct
+
+from app.clock import ms_of, time_text
+from app.credits.api import book_of, guarded
+from app.credits.operation import position_of
+from app.credits.wire import (
+    Account,
+    Id,
+    Reservation,
+    Transaction,
+    account_body,
+    reservation_body,
+    transaction_fields,
+)
+from app.web.problems import Problem, invalid
+from app.web.routes import Handled, cursor, json_answer, limit, query, time
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aiohttp import web
+
+    from app.audit.entry import Event
+    from app.credits.records import Account as AccountRow
+
+SEQ_END: Final = 1 << 60  # above every seq
+ID_END: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"  # not below any id
+USAGE_BUCKETS_MAX: Final = 1_000  # hours or days of one answer: 41 days by the hour
+
+
+class AccountPage(Struct):
+    """A page of accounts."""
+
+    data: list[Account]
+    next_cursor: str | None
+
+
+class TransactionPage(Struct):
+    """A page of transactions."""
+
+    data: list[Transaction]
+    next_cursor: str | None
+
+
+class ReservationPage(Struct):
+    """A page of reservations."""
+
+    data: list[Reservation]
+    next_cursor: str | None
+
+
+class BalanceAt(Struct):
+    """What an account was at a time: right after its last event not later than that."""
+
+    tenant_id: str
+    at: str
+    balance: int
+    reserved: int
+    available: int
+    version: int
+
+
+class UsageBucket(Struct):
+    """One hour or day of a tenant's usage; `transactions` counts them all."""
+
+    start: str
+    consumed: int
+    topped_up: int
+    refunded: int
+    transactions: int
+
+
+class UsagePage(Struct):
+    """Usage by hour or day, only buckets with any."""
+
+    data: list[UsageBucket]
+    next_cursor: str | None
+
+
+class TransferLeg(Struct):
+    """One leg of a transaction over several tenants."""
+
+    tenant_id: str
+    amount: int
+    balance: int
+    seq: int
+    shard: int
+
+
+class Transfer(Struct):
+    """A transaction over several tenants."""
+
+    transaction_id: Id
+    status: str
+    created_at: str
+    legs: list[TransferLeg]
+
+
+class AuditPosition(Struct):
+    """Where an event stands in its chain; hashes in hex."""
+
+    shard: int
+    seq: int
+    hash: str
+    prev_hash: str
+
+
+class TransactionView(Struct, omit_defaults=True):
+    """A transaction and its position in the chain."""
+
+    transaction_id: Id
+    type: str
+    status: str
+    created_at: str
+    audit: AuditPosition
+    tenant_id: str | None = None
+    amount: int | None = None
+    balance: int | None = None
+    reserved: int | None = None
+    available: int | None = None
+    version: int | None = None
+    shard: int | None = None
+    seq: int | None = None
+    reservation_id: str | None = None
+    refunded_transaction_id: str | None = None
+    description: str | None = None
+    metadata: dict[str, Any] | None = None
+    legs: list[TransferLeg] | None = None
+
+
+class TrialBalance(Struct):
+    """Balances of the system accounts and of all tenants; together they are zero."""
+
+    accounts: dict[str, int]
+    tenants: int
+    total: int
+
+
+def no_account() -> Problem:
+    """Return the refusal for a tenant without an account."""
+    return Problem(404, "no_account", "There is no account of this tenant; create it with POST /v1/accounts.")
+
+
+def encode_cursor(value: object) -> str:
+    """Return an opaque cursor that holds a value."""
+    return base64.urlsafe_b64encode(orjson.dumps(value)).rstrip(b"=").decode()
+
+
+def decode_cursor(text: str | None, kind: type[Any], default: Any) -> Any:
+    """Return the value of a cursor of ours; 422 for anything else."""
+    if text is None:
+        return default
+    try:
+        value = orjson.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except ValueError:
+        value = None
+    if type(value) is not kind:
+        raise invalid("?cursor", "Expected the next_cursor of the page before")
+    return value
+
+
+def page(items: Sequence[bytes], next_cursor: str | None) -> Handled:
+    """Return a page of JSON texts."""
+    following = "null" if next_cursor is None else f'"{next_cursor}"'
+    return json_answer(b'{"data":[' + b",".join(items) + b'],"next_cursor":' + following.encode() + b"}")
+
+
+async def _account(request: web.Request) -> AccountRow:
+    row = await book_of(request).records.account(request.match_info["tenant_id"])
+    if row is None:
+        raise no_account()
+    return row
+
+
+@guarded
+async def account(request: web.Request) -> Handled:
+    """GET /v1/accounts/{tenant_id}."""
+    row = await _account(request)
+    return json_answer(account_body(row), etag=row.version)
+
+
+@guarded
+async def accounts(request: web.Request) -> Handled:
+    """GET /v1/accounts."""
+    count = limit(request)
+    rows = await book_of(request).records.accounts(decode_cursor(cursor(request), str, ""), count + 1)
+    following = encode_cursor(rows[count - 1].tenant_id) if len(rows) > count else None
+    return page([account_body(row) for row in rows[:count]], following)
+
+
+@guarded
+async def transactions(request: web.Request) -> Handled:
+    """GET /v1/accounts/{tenant_id}/transactions."""
+    count = limit(request)
+    before = decode_cursor(cursor(request), int, SEQ_END)
+    kind, since, until = query(request, "type", str, None), time(request, "from"), time(request, "to")
+    await _account(request)
+    tenant = request.match_info["tenant_id"]
+    events = await book_of(request).records.history(tenant, kind, since, until, before, count + 1)
+    following = encode_cursor(events[count - 1].seq) if len(events) > count else None
+    return page([f"{{{transaction_fields(event)}}}".encode() for event in events[:count]], following)
+
+
+@guarded
+async def balance(request: web.Request) -> Handled:
+    """GET /v1/accounts/{tenant_id}/balance; now, unless a time is given."""
+    at = time(request, "at") or datetime.now(UTC)
+    await _account(request)
+    tenant = request.match_info["tenant_id"]
+    event = await book_of(request).records.event_before(tenant, at)
+    numbers = (event.balance, event.reserved, event.version) if event is not None else (0, 0, 0)
+    answer = BalanceAt(tenant, time_text(ms_of(at)), numbers[0], numbers[1], numbers[0] - numbers[1], numbers[2])
+    return json_answer(orjson.dumps({name: getattr(answer, name) for name in BalanceAt.__struct_fields__}))
+
+
+@guarded
+async def reservations(request: web.Request) -> Handled:
+    """GET /v1/accounts/{tenant_id}/reservations."""
+    count = limit(request)
+    before = decode_cursor(cursor(request), str, ID_END)
+    status = query(request, "status", str, None)
+    await _account(request)
+    rows = await book_of(request).records.reservations(request.match_info["tenant_id"], status, before, count + 1)
+    following = encode_cursor(rows[count - 1].reservation_id) if len(rows) > count else None
+    return page([reservation_body(row) for row in rows[:count]], following)
+
+
+@guarded
+async def reservation(request: web.Request) -> Handled:
+    """GET /v1/credits/reservations/{reservation_id}."""
+    row = await book_of(request).records.reservation(request.match_info["reservation_id"])
+    if row is None or row.purpose != "spend":
+        raise Problem(404, "no_reservation", "There is no reservation with this id.")
+    return json_answer(reservation_body(row))
+
+
+@guarded
+async def usage(request: web.Request) -> Handled:
+    """GET /v1/accounts/{tenant_id}/usage; the last 24 hours by the hour, unless asked otherwise."""
+    granularity = query(request, "granularity", str, "hour")
+    until = time(request, "to") or datetime.now(UTC)
+    since = time(request, "from") or until - timedelta(days=1 if granularity == "hour" else 30)
+    width = timedelta(hours=1) if granularity == "hour" else timedelta(days=1)
+    if since >= until or (until - since) / width > USAGE_BUCKETS_MAX:
+        raise invalid("?from", f"Expected a time before `to` and at most {USAGE_BUCKETS_MAX} buckets earlier")
+    await _account(request)
+    rows = await book_of(request).records.usage(request.match_info["tenant_id"], since, until, granularity)
+    buckets: dict[datetime, dict[str, Any]] = {}
+    for start, kind, amount, number in rows:
+        bucket = buckets.setdefault(
+            start, {"start": time_text(ms_of(start)), "consumed": 0, "topped_up": 0, "refunded": 0, "transactions": 0}
+        )
+        name = {"topup": "topped_up", "refund": "refunded"}.get(kind, "consumed")
+        bucket[name] += amount
+        bucket["transactions"] += number
+    return page([orjson.dumps(bucket) for bucket in buckets.values()], None)
+
+
+def transfer_fields(events: Sequence[Event]) -> str:
+    """Return the JSON fields of a transaction over several tenants, from the events of its legs."""
+    legs = ",".join(
+        f'{{"tenant_id":"{e.tenant_id}","amount":{e.amount if e.debit.startswith("system:") else -e.amount},'
+        f'"balance":{e.balance},"shard":{e.shard},"seq":{e.seq}}}'
+        for e in events
+    )
+    first = events[0]
+    return (
+        f'"transaction_id":"{first.transaction_id}","status":"committed",'
+        f'"created_at":"{time_text(first.at_ms)}","legs":[{legs}]'
+    )
+
+
+@guarded
+async def transaction(request: web.Request) -> Handled:
+    """GET /v1/transactions/{transaction_id}."""
+    book = book_of(request)
+    identifier = request.match_info["transaction_id"]
+    position = position_of(identifier, book.mask)
+    events = await book.records.events(*position) if position is not None and position[0] < len(book.ledgers) else []
+    if not events or events[0].transaction_id != identifier or not events[0].tenant_id:
+        answer = await book.transfers.view(identifier)
+        if answer is None:
+            raise Problem(404, "no_transaction", "There is no transaction with this id.")
+        return json_answer(answer)
+    event = events[0]
+    seal = await book.records.seal(event.shard, event.seq)
+    if seal is None:
+        raise AssertionError("an event that was read has hashes")
+    audit = (
+        f'"audit":{{"shard":{event.shard},"seq":{event.seq},"hash":"{seal.hash.hex()}",'
+        f'"prev_hash":"{seal.prev_hash.hex()}"}}'
+    )
+    if event.type == "transfer":
+        legs = orjson.loads(event.details or "{}")["legs"]
+        fields = f'"type":"transfer",{transfer_fields(await book.records.events(event.shard, event.seq, legs))}'
+    else:
+        fields = f'{transaction_fields(event)},"status":"committed"'
+    return json_answer(f"{{{fields},{audit}}}".encode())
+
+
+@guarded
+async def trial_balance(request: web.Request) -> Handled:
+    """GET /v1/ledger/trial-balance."""
+    balances = await book_of(request).records.trial_balance()
+    tenants = balances.pop("tenants")
+    total = tenants + sum(balances.values())
+    return json_answer(orjson.dumps({"accounts": balances, "tenants": tenants, "total": total}))

@@ -1,0 +1,1 @@
+"""Connections, scripts, queries and migrations: what the services need of Redis and Postgres."""

@@ -1,0 +1,30 @@
+"""Every Redis key of the ledger. All keys of one shard carry its hash tag, so they share a cluster slot.
+
+{s00}:shard              hash    generation, seq, at, durable
+{s00}:outbox             stream  events that are not yet known to be durable, id <generation>-<seq>
+{s00}:expiry             zset    reservation id by expiry, Unix ms
+{s00}:account:<tenant>   hash    balance, reserved, incoming, version, created_at, settings
+{s00}:holds:<tenant>     zset    the tenant's open reservations by expiry, Unix ms
+{s00}:reservation:<id>   hash    tenant, amount, status, purpose, expires_at, committed
+{s00}:refunds:<id>       string  refunded so far of a transaction, 24 h
+{s00}:idem:<hash>        string  fingerprint and first answer of an idempotency key, 24 h
+{s00}:applied            channel the seq that a replica which does not write the chain has just reached
+"""
+
+from __future__ import annotations
+
+
+def shard_tag(shard: int) -> str:
+    """Return the hash tag that starts every key of the shard, for example `{s00}:`."""
+    return f"{{s{shard:02d}}}:"
+
+
+def shard_keys(shard: int) -> tuple[str, str, str]:
+    """Return the three keys that every ledger script names: head, outbox, expiry."""
+    tag = shard_tag(shard)
+    return f"{tag}shard", f"{tag}outbox", f"{tag}expiry"
+
+
+def applied_channel(shard: int) -> str:
+    """Return the pub/sub channel on which replicas tell the writer what they applied."""
+    return f"{shard_tag(shard)}applied"

@@ -1,0 +1,41 @@
+"""Connections to Postgres: all as the server's restricted role, with named limits on every wait."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import asyncpg
+
+APP_ROLE: Final = "shieldx_app"  # may append to the chain, never change it
+CONNECT_TIMEOUT_S: Final = 2.0
+STATEMENT_TIMEOUT_MS: Final = 10_000  # the server gives up on a statement that nobody waits for any more
+IDLE_TRANSACTION_TIMEOUT_MS: Final = 10_000  # a paused writer's open transaction does not hold locks for ever
+
+_SERVER_SETTINGS: Final = {
+    "role": APP_ROLE,
+    "application_name": "shieldx",
+    "statement_timeout": str(STATEMENT_TIMEOUT_MS),
+    "idle_in_transaction_session_timeout": str(IDLE_TRANSACTION_TIMEOUT_MS),
+    "timezone": "UTC",
+}
+# The writer's statements join a few hundred keys with a large table: always by its index.
+_WRITER_SETTINGS: Final = {"enable_hashjoin": "off", "enable_mergejoin": "off", "enable_seqscan": "off", "jit": "off"}
+
+
+async def open_pool(database_url: str, size: int) -> asyncpg.Pool[Any]:
+    """Return a pool for reads. Raises what asyncpg raises when Postgres is away."""
+    return await asyncpg.create_pool(
+        database_url, min_size=1, max_size=size, timeout=CONNECT_TIMEOUT_S, server_settings=_SERVER_SETTINGS
+    )
+
+
+async def open_session(database_url: str) -> asyncpg.Connection[Any]:
+    """Return one connection of a shard's keeper and writer."""
+    return await asyncpg.connect(
+        database_url, timeout=CONNECT_TIMEOUT_S, server_settings=_SERVER_SETTINGS | _WRITER_SETTINGS
+    )
+
+
+async def open_owner(database_url: str) -> asyncpg.Connection[Any]:
+    """Return one connection of the role that owns the schema, for migrations."""
+    return await asyncpg.connect(database_url, timeout=CONNECT_TIMEOUT_S, server_settings={"timezone": "UTC"})

@@ -1,0 +1,25 @@
+"""The embedded default: a private Redis and PostgreSQL in a data directory, without configuration."""
+
+from app.embedded.directory import Endpoints, read_endpoints, root_key
+from app.embedded.errors import (
+    BinaryMissing,
+    DataDirectoryBusy,
+    DataDirectoryRefused,
+    EmbeddedFault,
+    ServersNotRunning,
+    ServerStartFailed,
+)
+from app.embedded.servers import EmbeddedServers
+
+__all__ = [
+    "BinaryMissing",
+    "DataDirectoryBusy",
+    "DataDirectoryRefused",
+    "EmbeddedFault",
+    "EmbeddedServers",
+    "Endpoints",
+    "ServerStartFailed",
+    "ServersNotRunning",
+    "read_endpoints",
+    "root_key",
+]

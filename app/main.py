@@ -1,0 +1,149 @@
+"""The wiring: what starts, in which order, and which routes exist."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import signal
+from typing import TYPE_CHECKING, NamedTuple
+
+import asyncpg
+from aiohttp import web
+
+from app import __version__
+from app.credits.api import CREDITS
+from app.credits.opening import Credits, Stores
+from app.credits.routes import ROUTES as CREDIT_ROUTES
+from app.db.migrate import MigrationRefused
+from app.embedded import EmbeddedServers, root_key
+from app.metrics import Metrics
+from app.operations import METRICS, OPERATION_ROUTES
+from app.web.connections import ConnectionLimits, EdgeRunner
+from app.web.docs import reference_routes
+from app.web.edge import set_up
+from app.web.routes import add_routes
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from app.settings import Settings
+    from app.web.edge import Authenticator
+
+log = logging.getLogger(__name__)
+
+class RootPrincipal(NamedTuple):
+    """Whoever holds the root key."""
+
+    key_id: str = "root"
+    role: str = "admin"
+
+
+def root_authenticator(key: str) -> Authenticator:
+    """Return a check of the Authorization header against the root key, in constant time."""
+    expected = hashlib.sha256(f"Bearer {key}".encode()).digest()
+    principal = RootPrincipal()
+
+    def authenticate(header: str | None) -> RootPrincipal | None:
+        if header is None:
+            return None
+        given = header if header[:7] == "Bearer " else f"Bearer {header[7:]}" if header[:7].lower() == "bearer " else ""
+        digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
+        return principal if hmac.compare_digest(digest, expected) else None
+
+    return authenticate
+
+
+def audit_key(settings: Settings, root: str) -> bytes:
+    """Return the key of the row seals: the one that is set, or one derived from the root key (RFC 2104)."""
+    if settings.audit_key:
+        return settings.audit_key.encode()
+    return hmac.digest(root.encode(), b"shieldx row seal v1", "sha256")
+
+
+def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> web.Application:
+    """Return the application: its parts start left to right and stop right to left."""
+    app = web.Application()
+    key = settings.root_key or root_key(settings.data_dir)
+    metrics = Metrics()
+    app[METRICS] = metrics
+    set_up(app, root_authenticator(key), metrics.record)
+    routes = (*CREDIT_ROUTES, *OPERATION_ROUTES)
+    add_routes(app, (*routes, *reference_routes(routes, title="shieldx", version=__version__)))
+
+    async def stores(app: web.Application) -> AsyncIterator[None]:
+        """The embedded servers, unless URLs are given; then credits on top of them."""
+        def report(name: str, code: int) -> None:
+            log.error("embedded server ended", extra={"server": name, "code": code})
+
+        if settings.redis_url:
+            owner = settings.migrate_database_url or settings.database_url
+            async for _ in _run_credits(app, settings.redis_url, settings.database_url, owner):
+                yield
+        else:
+            async with EmbeddedServers(settings.data_dir, on_exit=report) as urls:
+                async for _ in _run_credits(app, urls.redis_url, urls.database_url, urls.admin_database_url):
+                    yield
+
+    async def _run_credits(app: web.Application, redis_url: str, database_url: str, owner: str) -> AsyncIterator[None]:
+        credits_ = Credits(
+            Stores(redis_url, database_url, owner, settings.postgres_pool_size, settings.ledger_shards,
+                   audit_key(settings, key), settings.replica_name),
+            metrics, on_crash,
+        )  # fmt: skip
+        app[CREDITS] = credits_
+        credits_.start()
+        yield
+        await credits_.stop()
+
+    app.cleanup_ctx.append(stores)
+    return app
+
+
+async def serve(settings: Settings) -> int:
+    """Run the server until SIGTERM, SIGINT or a crash; return the exit code."""
+    stopping = asyncio.Event()
+    faults: list[BaseException] = []
+
+    def on_crash(error: BaseException) -> None:
+        faults.append(error)
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    app = make_app(settings, on_crash)
+    limits = ConnectionLimits(
+        header_timeout_s=settings.header_timeout_seconds, connections_max=settings.connections_max
+    )
+    runner = EdgeRunner(app, limits, shutdown_timeout=settings.shutdown_grace_seconds, handle_signals=False)
+    await runner.setup()
+    try:
+        ports = [await _listen(runner, settings.host, port) for port in (settings.port, settings.shadow_port)]
+        opened = asyncio.create_task(app[CREDITS].wait_open())
+        stop = asyncio.create_task(stopping.wait())
+        await asyncio.wait({opened, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if opened.done() and not opened.cancelled():
+            print(f"shieldx ready at http://{settings.host}:{ports[0]} and http://{settings.host}:{ports[1]}", flush=True)
+        opened.cancel()
+        await stop
+    finally:
+        await runner.cleanup()
+    for error in faults:
+        _report(error)
+    return 1 if faults else 0
+
+
+async def _listen(runner: EdgeRunner, host: str, port: int) -> int:
+    site = web.TCPSite(runner, host, port, backlog=1024)
+    await site.start()
+    sockets = site._server.sockets if site._server is not None else ()  # type: ignore[union-attr] # noqa: SLF001
+    return int(sockets[0].getsockname()[1])
+
+
+def _report(error: BaseException) -> None:
+    if isinstance(error, MigrationRefused | asyncpg.PostgresError):
+        log.critical("cannot start: %s", error)
+    else:
+        log.critical("crashed: %s", type(error).__name__, exc_info=error)

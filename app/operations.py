@@ -1,0 +1,87 @@
+"""Operations over HTTP: health, readiness, metrics, the API's description."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+from aiohttp import web
+
+from app.credits.api import CREDITS
+from app.metrics import Metrics
+from app.web.routes import Answer, Handled, Route
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from app.credits.opening import Credits
+
+METRICS: Final = web.AppKey("metrics", Metrics)
+CHECK_TIMEOUT_S: Final = 1.0  # a probe that takes longer is a failed one
+
+
+async def health(_request: web.Request) -> Handled:
+    """GET /health: the event loop runs. Touches nothing."""
+    return Answer(b'{"status":"ok"}')
+
+
+async def _check(work: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
+    started = time.perf_counter()
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            found = await work()
+    except Exception as error:  # noqa: BLE001 - whatever it is, this check has failed, and says with what
+        return {"state": "failed", "ms": _ms(started), "reason": type(error).__name__}
+    return {"state": "ok", "ms": _ms(started)} | (found or {})
+
+
+def _ms(started: float) -> float:
+    return round((time.perf_counter() - started) * 1000, 3)
+
+
+async def ready(request: web.Request) -> Handled:
+    """GET /ready: Redis, Postgres, shards and chain, each with state and ms; 503 names what is waited for."""
+    credits_ = request.app[CREDITS]
+    book = credits_.book
+    if book is None:
+        checks: dict[str, Any] = {"postgres": {"state": "waiting", "ms": 0.0, "reason": credits_.waiting_for}}
+    else:
+        async def postgres() -> None:
+            await book.records.rows("SELECT 1")
+
+        redis_check, postgres_check, chain_check = await asyncio.gather(
+            _check(credits_.ping), _check(postgres), _check(book.records.check_heads)
+        )
+        checks = {"redis": redis_check, "postgres": postgres_check, "shard": _shards(credits_), "chain": chain_check}
+    waiting = [name for name, check in checks.items() if check["state"] != "ok"]
+    status = 503 if waiting or book is None else 200
+    body = {"status": "ready" if status == 200 else "waiting", "waiting_for": waiting, "checks": checks}
+    fields = "Retry-After: 1\r\n" if status == 503 else ""
+    return Answer(orjson.dumps(body), status=status, fields=fields)
+
+
+def _shards(credits_: Credits) -> dict[str, Any]:
+    started = time.perf_counter()
+    shards = [
+        {"shard": shard.number, "state": shard.state, "leading": shard.leading, "generation": shard.generation,
+         "durable_seq": shard.durable} | ({"reason": shard.reason} if shard.reason else {})
+        for shard in credits_.shards
+    ]  # fmt: skip
+    state = "ok" if all(shard["state"] == "open" for shard in shards) else "waiting"
+    return {"state": state, "ms": _ms(started), "shards": shards}
+
+
+async def metrics(request: web.Request) -> Handled:
+    """GET /metrics: all series in the Prometheus text format."""
+    return Answer(request.app[METRICS].text(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+OPERATION_ROUTES: Final = (
+    Route("GET", "/health", health, summary="Alive", tag="operations", open=True, answers={200: dict[str, Any]}),
+    Route("GET", "/ready", ready, summary="Ready to serve", tag="operations", open=True,
+          answers={200: dict[str, Any], 503: dict[str, Any]}),
+    Route("GET", "/metrics", metrics, summary="Prometheus metrics", tag="operations", answers={200: None},
+          media_type="text/plain"),
+)  # fmt: skip

@@ -1,0 +1,123 @@
+"""Every setting: one frozen struct, read once from flags and environment; a bad value names itself at start."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SERVICES: Final = ("credits",)
+
+
+class SettingRefused(Exception):
+    """A setting has a value that cannot be; the text names the variable and the reason."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The server's settings. Each field is a flag `--name` and a variable `SHIELDX_NAME`; flags win."""
+
+    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 5004
+    shadow_port: Annotated[int, Meta(ge=0, le=65535)] = 5005
+    data_dir: Path = Path(".shieldx")
+    services: tuple[str, ...] = SERVICES
+    redis_url: str = ""
+    database_url: str = ""
+    migrate_database_url: str = ""
+    root_key: str = ""
+    audit_key: str = ""
+    ledger_shards: Annotated[int, Meta(ge=1, le=256)] = 1
+    postgres_pool_size: Annotated[int, Meta(ge=2, le=50)] = 6
+    shutdown_grace_seconds: Annotated[int, Meta(ge=1, le=600)] = 20
+    header_timeout_seconds: Annotated[int, Meta(ge=1, le=300)] = 10
+    connections_max: Annotated[int, Meta(ge=1, le=100_000)] = 4096
+    log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
+    replica_name: Annotated[str, Meta(min_length=1, max_length=64)] = f"{socket.gethostname()[:40]}-{os.getpid()}"
+
+    def __repr__(self) -> str:
+        """Show no secret: URLs may hold passwords."""
+        return f"Settings(host={self.host!r}, port={self.port}, data_dir={str(self.data_dir)!r})"
+
+
+DESCRIPTIONS: Final[dict[str, str]] = {
+    "host": "address to listen on",
+    "port": "TCP port of all calls; 0 takes a free one",
+    "shadow_port": "second TCP port of the same calls; 0 takes a free one",
+    "data_dir": "directory of the embedded servers, the root key and their logs",
+    "services": "comma-separated list of what this process runs",
+    "redis_url": "Redis to use instead of the embedded one, redis:// rediss:// or unix:// (variable REDIS_URL)",
+    "database_url": "Postgres to use instead of the embedded one, postgresql:// (variable DATABASE_URL)",
+    "migrate_database_url": "Postgres URL of the role that owns the schema; by default the one of database_url",
+    "root_key": "the root bearer key, at least 16 characters; by default made once and kept in the data directory",
+    "audit_key": "secret of the row seals, at least 16 characters; by default derived from the root key",
+    "ledger_shards": "number of ledger shards; fixed when the ledger is created",
+    "postgres_pool_size": "Postgres connections for reads; each shard takes one more",
+    "shutdown_grace_seconds": "seconds that SIGTERM gives open requests",
+    "header_timeout_seconds": "seconds within which a connection must send its first request header",
+    "connections_max": "connections at once; more are closed",
+    "log_level": "debug, info, warning or error",
+    "replica_name": "name of this process in ledger_shards and logs",
+}
+
+# Variables that people expect without the prefix.
+_PLAIN: Final = {"redis_url": "REDIS_URL", "database_url": "DATABASE_URL"}
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return _PLAIN.get(name, f"SHIELDX_{name.upper()}")
+
+
+def read_settings(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> Settings:
+    """Return the settings of flags (by field name, None where absent) over environment over defaults.
+
+    Raises SettingRefused naming the flag or variable, and the reason, never a secret's value.
+    """
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(Settings):
+        flag = flags.get(field.name)
+        source = f"--{field.name.replace('_', '-')}" if flag is not None else variable_of(field.name)
+        text = flag if flag is not None else environment.get(variable_of(field.name))
+        if text is None or (text == "" and flag is None):
+            continue
+        try:
+            values[field.name] = _parse(field, text)
+        except (msgspec.ValidationError, ValueError) as error:
+            raise SettingRefused(f"{source}: {str(error).replace('`', '')} ({DESCRIPTIONS[field.name]})") from None
+    settings = Settings(**values)
+    _check(settings)
+    return settings
+
+
+def _parse(field: msgspec.structs.FieldInfo, text: str) -> object:
+    if field.name == "services":
+        services = tuple(part.strip() for part in text.split(",") if part.strip())
+        unknown = [name for name in services if name not in SERVICES]
+        if unknown or not services:
+            raise ValueError(f"Expected some of {', '.join(SERVICES)}")
+        return services
+    if field.type is Path:
+        return Path(text)
+    return msgspec.convert(text, field.type, strict=False)
+
+
+def _check(settings: Settings) -> None:
+    if bool(settings.redis_url) != bool(settings.database_url):
+        given, other = ("REDIS_URL", "DATABASE_URL") if settings.redis_url else ("DATABASE_URL", "REDIS_URL")
+        raise SettingRefused(f"{other}: Expected a URL because {given} is set; set both, or neither for the embedded servers")
+    if settings.redis_url and not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
+        raise SettingRefused("REDIS_URL: Expected redis://, rediss:// or unix://")
+    for name in ("database_url", "migrate_database_url"):
+        url = getattr(settings, name)
+        if url and not url.startswith(("postgresql://", "postgres://")):
+            raise SettingRefused(f"{variable_of(name)}: Expected postgresql://")
+    for name in ("root_key", "audit_key"):
+        if 0 < len(getattr(settings, name)) < 16:
+            raise SettingRefused(f"{variable_of(name)}: Expected at least 16 characters")

@@ -1,0 +1,1 @@
+"""The HTTP floor: everything between a socket and a typed request, and nothing about credits."""

@@ -1,0 +1,311 @@
+"""The edge: what happens to every request around its route.
+
+`enclose` puts one coroutine around the coroutine of a route when the route is registered, where everything
+that
+does not change between requests is known already. It is the one middleware of the server: request id, bearer
+key, path and query shape, every exception to problem+json, metrics. aiohttp's own middleware chain costs two
+more coroutines per request and is not used.
+"""
+
+import itertools
+import logging
+import os
+import re
+import secrets
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+from typing import TYPE_CHECKING, Final, Protocol
+
+from aiohttp import hdrs, web
+from aiohttp.http import HttpVersion11
+from aiohttp.web_request import BaseRequest
+from multidict import istr
+
+from app.web.answers import Answer, problem_answer
+from app.web.problems import FieldError, Problem
+from app.web.typed import typed
+
+if TYPE_CHECKING:
+    from app.web.routes import Handled, Route
+
+SLOW_REQUEST_S: Final = 1.0  # two orders above the target latency; such a request is logged always.
+REQUEST_ID_MAX: Final = 128  # characters; a trace id with its span fits twice.
+HEADERS_MAX_BYTES: Final = 16 * 1024  # names and values of one request together; four times a crowded one.
+# business refusals: expected in numbers, logged below warning.
+QUIET_STATUSES: Final = frozenset({402, 404, 409})
+HTTP_ERRORS: Final = {
+    404: ("not_found", "There is nothing at this path."),
+    405: ("method_not_allowed", "This path does not take this method."),
+    413: ("payload_too_large", "The body is too large."),
+    417: ("expectation_failed", "The only expectation that is met is 100-continue."),
+}
+
+X_REQUEST_ID: Final = istr("X-Request-ID")
+log = logging.getLogger("shieldx.web")
+
+
+class Principal(Protocol):
+    """Whoever a key stands for."""
+
+    @property
+    def key_id(self) -> str:
+        """Id of the key; never the key."""
+
+    @property
+    def role(self) -> str:
+        """Role of the key."""
+
+
+Authenticator = Callable[[str | None], Principal | None]
+Record = Callable[[str, str, int, float], None]
+Enclosed = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+AUTHENTICATOR: Final[web.AppKey[Authenticator]] = web.AppKey("authenticator")
+RECORD: Final[web.AppKey[Record]] = web.AppKey("record")
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+PRINCIPAL: Final = web.RequestKey("principal", Principal)
+
+_request_id = re.compile(rf"[A-Za-z0-9._:-]{{1,{REQUEST_ID_MAX}}}\Z")
+
+
+class RequestIds:
+    """Unique request ids: a random prefix per process and a counter. A forked child gets its own prefix."""
+
+    def __init__(self) -> None:
+        """Begin; a fork begins again."""
+        self.restart()
+        os.register_at_fork(after_in_child=self.restart)
+
+    def restart(self) -> None:
+        """Begin again under a new prefix of 64 random bits."""
+        prefix = secrets.token_hex(8)
+        self.next = map((prefix + "-{:x}").format, itertools.count(1)).__next__
+
+
+_ids = RequestIds()
+
+
+def next_request_id() -> str:
+    """A new request id, for what has none of its own."""
+    return _ids.next()
+
+
+def request_id_for(request: BaseRequest) -> str:
+    """The client's X-Request-ID if it is well formed, else a new one."""
+    given = request.headers.get(X_REQUEST_ID)
+    return given if given is not None and _request_id.match(given) is not None else _ids.next()
+
+
+def request_id_of(request: web.Request) -> str:
+    """The id of this request, as it stands in X-Request-ID of the answer."""
+    return request[REQUEST_ID]
+
+
+def principal_of(request: web.Request) -> Principal:
+    """Who calls. KeyError on an open route."""
+    return request[PRINCIPAL]
+
+
+def set_up(app: web.Application, authenticator: Authenticator, record: Record | None = None) -> None:
+    """Give the edge of `app` its parts, before the first request, e.g. in a cleanup context.
+
+    authenticator  Authorization header or None, to the principal or None; called once per request of a route
+                   that
+                   is not open; must compare in constant time
+    record         method, route template, status, seconds; called once per answer
+    """
+    app[AUTHENTICATOR] = authenticator
+    if record is not None:
+        app[RECORD] = record
+
+
+def _unauthorized() -> Problem:
+    return Problem(
+        401,
+        "unauthorized",
+        "Send a valid key as Authorization: Bearer <key>.",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def _check_shape(request: web.Request, route: "Route") -> None:
+    """Path and query parameters against their declared types; unknown and repeated query parameters
+    refused.
+    """
+    for name, kind in route.path_fields.items():
+        typed(request.match_info[name], kind, f"{{{name}}}")
+    if not route.any_query and request.rel_url.raw_query_string:
+        wrong = [name for name in request.query if name not in route.query]
+        if wrong:
+            error = FieldError(
+                "?", "Unknown query parameter; known are: " + (", ".join(route.query) or "none")
+            )
+            raise Problem(422, "invalid_request", "The request has invalid fields.", errors=(error,))
+
+
+def _answer_to(error: Exception, request: web.Request, template: str) -> Answer:
+    """The answer to what a route raised. A client that left (ConnectionError) gets none: the error is raised
+    again.
+    """
+    request_id = request[REQUEST_ID]
+    if isinstance(error, Problem):
+        return problem_answer(error, request_id)
+    if isinstance(error, web.HTTPException):
+        code, detail = HTTP_ERRORS.get(error.status, ("http_" + str(error.status), error.reason))
+        allow = error.headers.get(hdrs.ALLOW)
+        return problem_answer(
+            Problem(error.status, code, detail, headers=None if allow is None else {"Allow": allow}),
+            request_id,
+        )
+    if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+        raise error
+    log.error(
+        "unhandled %s in %s %s",
+        type(error).__name__,
+        request.method,
+        template,
+        exc_info=error,
+        extra={"request_id": request_id},
+    )
+    if request.writer.output_size:
+        raise ConnectionResetError("the answer had begun and cannot be completed") from error
+    return problem_answer(
+        Problem(
+            500,
+            "internal_error",
+            "The server failed to handle the request; the request id names the log entry.",
+        ),
+        request_id,
+    )
+
+
+def _stamp(response: web.StreamResponse, request_id: str) -> None:
+    """Fields of the edge on a response of aiohttp's own classes; one that has begun carries its own."""
+    if not response.prepared:
+        response.headers[X_REQUEST_ID] = request_id
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        response.headers.setdefault("Cache-Control", "no-store")
+
+
+def _note(request: web.Request, template: str, status: int, seconds: float) -> None:
+    """The access line: faults and slow requests at warning, business refusals at info, everything at
+    debug.
+    """
+    if seconds >= SLOW_REQUEST_S or (status >= 400 and status not in QUIET_STATUSES):
+        level = logging.WARNING
+    elif status >= 400:
+        level = logging.INFO
+    else:
+        level = logging.DEBUG
+    if log.isEnabledFor(level):
+        log.log(
+            level,
+            "%s %s %d",
+            request.method,
+            template,
+            status,
+            extra={"request_id": request[REQUEST_ID], "ms": round(seconds * 1000, 3)},
+        )
+
+
+def _admission(app: web.Application, route: "Route") -> Callable[[web.Request], Problem | None]:
+    """What lets a request in or refuses it before its route runs, with all that is fixed looked up once.
+
+    In the order of the API: 431, 401, 403, then the shape of path and query (422); the route itself goes on
+    with 413, 415, 400, 422 of its body.
+    """
+    roles = route.roles
+    closed = not route.open
+    shaped = bool(route.path_fields)
+    pairs = itertools.chain.from_iterable
+
+    def admit(request: web.Request) -> Problem | None:
+        if len(b"".join(pairs(request.raw_headers))) > HEADERS_MAX_BYTES:
+            return Problem(431, "headers_too_large", "The header section is too large.", close=True)
+        if closed:
+            principal = app[AUTHENTICATOR](request.headers.get(hdrs.AUTHORIZATION))
+            if principal is None:
+                return _unauthorized()
+            if roles is not None and principal.role not in roles:
+                return Problem(403, "forbidden", "The key does not have the right for this call.")
+            request[PRINCIPAL] = principal
+        if shaped or request.rel_url.raw_query_string:
+            _check_shape(request, route)
+        return None
+
+    return admit
+
+
+def _finished(response: "Handled", request_id: str) -> web.StreamResponse:
+    """What a route returned, as an answer that carries the request id."""
+    if isinstance(response, Answer):
+        response.request_id = request_id
+        return response
+    if isinstance(response, Problem):
+        return problem_answer(response, request_id)
+    _stamp(response, request_id)
+    return response
+
+
+def enclose(app: web.Application, route: "Route") -> Enclosed:
+    """The coroutine that aiohttp runs for `route`: admission, the route, its answer or problem, the record."""
+    handler = route.handler
+    template = route.path
+    admit = _admission(app, route)
+    logs = log.isEnabledFor
+
+    async def enclosed(request: web.Request) -> web.StreamResponse:
+        started = perf_counter()
+        request_id = request.headers.get(X_REQUEST_ID)
+        if request_id is None or _request_id.match(request_id) is None:
+            request_id = _ids.next()
+        request[REQUEST_ID] = request_id
+        try:
+            returned = admit(request) or await handler(request)
+        except Exception as error:  # noqa: BLE001 - the outermost frame: nothing may become aiohttp's 500.
+            returned = _answer_to(error, request, template)
+        response = _finished(returned, request_id)
+        seconds = perf_counter() - started
+        status = response.status
+        record = app.get(RECORD)
+        if record is not None:
+            record(request.method, template, status, seconds)
+        if status >= 400 or seconds >= SLOW_REQUEST_S or logs(logging.DEBUG):
+            _note(request, template, status, seconds)
+        return response
+
+    return enclosed
+
+
+async def _refuse_unknown(app: web.Application, request: web.Request) -> Problem:
+    """404, or 405 with Allow where another method has a route. Both are public."""
+    allowed: set[str] = set()
+    for resource in app.router.resources():
+        if resource.canonical != "/{rest}":
+            _, methods = await resource.resolve(request)
+            allowed |= methods
+    code, detail = HTTP_ERRORS[405 if allowed else 404]
+    if allowed:
+        return Problem(405, code, detail, headers={"Allow": ", ".join(sorted(allowed))})
+    return Problem(404, code, detail)
+
+
+def enclose_unknown(app: web.Application) -> Enclosed:
+    """The coroutine for every request that no route takes; its metrics go under the template `unknown`."""
+    from app.web.routes import Route  # noqa: PLC0415 - routes imports this file; the class is needed only here.
+
+    async def refuse(request: web.Request) -> Problem:
+        return await _refuse_unknown(app, request)
+
+    return enclose(app, Route("GET", "unknown", refuse, summary="", tag="", open=True, any_query=True))
+
+
+async def expect_continue(request: web.Request) -> web.StreamResponse | None:
+    """Answer `Expect: 100-continue`; 417 for any other expectation (RFC 9110 10.1.1)."""
+    if request.version < HttpVersion11:
+        return None
+    if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
+        return problem_answer(Problem(417, *HTTP_ERRORS[417]), request_id_for(request))
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # The interim answer is not the answer: an error can still be sent.
+    return None

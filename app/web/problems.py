@@ -1,0 +1,141 @@
+"""Every refusal and fault as `application/problem+json` (RFC 9457).
+
+A `Problem` may be raised or returned by a route. It never carries what the client sent: `detail` and the
+details of `errors` are texts of ours, so a log or a screen that shows a problem shows no card number.
+"""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Final
+
+import msgspec
+
+TYPE_PREFIX: Final = "urn:shieldx:problem:"
+
+JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
+
+TITLES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "account_exists": "The account exists already",
+        "amount_exceeds_reservation": "The amount is above the held amount",
+        "connections_exhausted": "Too many connections",
+        "expectation_failed": "The expectation cannot be met",
+        "forbidden": "The key does not have the right",
+        "headers_too_large": "The header section is too large",
+        "idempotency_key_in_flight": "The first request with this key is still running",
+        "idempotency_key_invalid": "The Idempotency-Key is not valid",
+        "idempotency_key_missing": "The Idempotency-Key is missing",
+        "idempotency_key_reused": "The Idempotency-Key was used for another request",
+        "insufficient_credits": "Not enough credits",
+        "internal_error": "Internal error",
+        "invalid_request": "The request is not valid",
+        "malformed_http": "The HTTP message is malformed",
+        "malformed_json": "The body is not valid JSON",
+        "method_not_allowed": "The method is not allowed here",
+        "no_account": "No such account",
+        "no_experiment": "No such experiment",
+        "no_instance": "No instance is available",
+        "no_reservation": "No such reservation",
+        "no_service": "No such service",
+        "no_transaction": "No such transaction",
+        "not_found": "No such resource",
+        "overloaded": "The server is at its limit",
+        "payload_too_large": "The body is too large",
+        "quota_exceeded": "The quota is used up",
+        "rate_limited": "Too many requests",
+        "refund_exceeds_consumed": "The refund is above what was consumed",
+        "request_timeout": "The request did not arrive in time",
+        "reservation_aborted": "The reservation was aborted",
+        "reservation_committed": "The reservation was committed",
+        "reservation_expired": "The reservation has expired",
+        "unauthorized": "A valid key is required",
+        "unavailable": "A store is out of reach",
+        "unknown_instance": "The instance is not registered",
+        "unsafe_deployment": "The deployment is not safe",
+        "unsupported_media_type": "The media type is not supported",
+        "uri_too_long": "The request target is too long",
+        "version_conflict": "The version has changed",
+    }
+)
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    """One wrong place of a request.
+
+    pointer  RFC 6901 pointer into the body; `?name` for a query parameter, `{name}` for a path parameter,
+             `Name:` for a header field
+    detail   what is expected there; never the value that came
+    """
+
+    pointer: str
+    detail: str
+
+
+class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem; it is returned as often as raised.
+    """One refusal or fault, ready to become an answer.
+
+    status   HTTP status, 400-599
+    code     stable machine word of `TITLES`; a code that is not listed gets the status phrase as its title
+    detail   one sentence for a person, free of input values
+    errors   the wrong places, for bad input
+    headers  further header fields of the answer, e.g. Retry-After
+    close    the connection cannot be used again after the answer
+    extra    further members of the object, e.g. `available=5`
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+        close: bool = False,
+        **extra: JsonValue,
+    ) -> None:
+        """See the class."""
+        super().__init__(status, code)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.headers = headers
+        self.close = close
+        self.extra = extra
+
+
+def title_of(status: int, code: str) -> str:
+    """Title of a problem code, or the status phrase for a code that `TITLES` does not list."""
+    title = TITLES.get(code)
+    if title is not None:
+        return title
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Error"
+
+
+def problem_body(problem: Problem, request_id: str) -> bytes:
+    """JSON text of a problem, UTF-8, members in the order of RFC 9457, then ours, then the extras."""
+    members: dict[str, object] = {
+        "type": TYPE_PREFIX + problem.code,
+        "title": title_of(problem.status, problem.code),
+        "status": problem.status,
+        "detail": problem.detail,
+        "code": problem.code,
+        "request_id": request_id,
+    }
+    if problem.errors:
+        members["errors"] = problem.errors
+    if problem.extra:
+        members.update(problem.extra)
+    return msgspec.json.encode(members)
+
+
+def invalid(pointer: str, detail: str) -> Problem:
+    """422 `invalid_request` with one wrong place."""
+    return Problem(
+        422, "invalid_request", "The request has invalid fields.", errors=(FieldError(pointer, detail),)
+    )

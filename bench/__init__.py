@@ -1,0 +1,1 @@
+"""Load harness of shieldx: its generator, the peers it compares with, and the report."""

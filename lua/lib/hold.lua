@@ -1,0 +1,81 @@
+-- Reserve, commit, abort, sweep. A reservation leaves "held" exactly once, inside one script, at one clock.
+
+local function hold(op, a, purpose, expires_at)
+  local id = uuid(seq + 1)
+  call('HSET', prefix .. 'reservation:' .. id, 'tenant', op.tenant, 'amount', op.amount, 'status', 'held',
+    'purpose', purpose, 'expires_at', expires_at or 0)
+  if expires_at then
+    call('ZADD', prefix .. 'holds:' .. op.tenant, expires_at, id)
+    call('ZADD', KEYS[3], expires_at, id)
+  end
+end
+
+local function close(op, a, status, committed)
+  local key = prefix .. 'reservation:' .. op.ref
+  call('HSET', key, 'status', status, 'committed', committed)
+  call('EXPIRE', key, CLOSED_S)
+  call('ZREM', prefix .. 'holds:' .. a.tenant, op.ref)
+  call('ZREM', KEYS[3], op.ref)
+end
+
+-- The open reservation that op.ref names and its account; or nil and the refusal.
+local function open_hold(op, transfer)
+  local r = call('HMGET', prefix .. 'reservation:' .. op.ref, 'tenant', 'amount', 'status', 'purpose', 'expires_at')
+  if not r[1] then return nil, nil, '["unknown"]' end
+  if (r[4] ~= 'spend') ~= (transfer or false) then return nil, nil, refuse(op, '["no_reservation"]') end
+  if r[3] ~= 'held' then return nil, nil, refuse(op, '["reservation_' .. r[3] .. '"]') end
+  local a = account(r[1])
+  if not transfer and tonumber(r[5]) <= at then
+    expire(a, op.ref)
+    return nil, nil, refuse(op, '["reservation_expired"]')
+  end
+  return tonumber(r[2]), a, stale(op, a)
+end
+
+function verbs.reserve(op, raw)
+  local a = account(op.tenant)
+  if not a then return refuse(op, '["no_account"]') end
+  local conflict = stale(op, a)
+  if conflict then return conflict end
+  if not covers(a, op.amount) then return insufficient(op, a) end
+  hold(op, a, 'spend', at + op.ttl_ms)
+  a.reserved = a.reserved + op.amount
+  save(a)
+  return applied(op, emit(raw, a, op.amount, at + op.ttl_ms))
+end
+
+function verbs.commit(op, raw)
+  local held, a, refusal = open_hold(op)
+  if refusal then return refusal end
+  local amount = op.amount or held
+  if amount > held then return refusal(op, '["amount_exceeds_reservation",' .. held .. ']') end
+  a.balance = a.balance - amount
+  a.reserved = a.reserved - held
+  save(a)
+  close(op, a, 'committed', amount)
+  return applied(op, emit(raw, a, amount, held - amount))
+end
+
+function verbs.abort(op, raw)
+  local held, a, refusal = open_hold(op)
+  if refusal then return refusal end
+  a.reserved = a.reserved - held
+  save(a)
+  close(op, a, 'aborted', 0)
+  return applied(op, emit(raw, a, held))
+end
+
+-- Expire what is due, at most op.limit, so that a sweep never holds up the money for long.
+function verbs.sweep(op)
+  local due = call('ZRANGEBYSCORE', KEYS[3], '-inf', at, 'LIMIT', 0, op.limit)
+  for _, id in ipairs(due) do
+    expire(account(call('HGET', prefix .. 'reservation:' .. id, 'tenant')), id)
+  end
+  return '["swept",' .. #due .. ']'
+end
+
+-- A batch key: remember which batch it stands for. The operations of the batch have keys of their own.
+function verbs.claim(op)
+  remember(op, '["claimed"]')
+  return '["claimed"]'
+end

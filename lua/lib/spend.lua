@@ -1,0 +1,91 @@
+-- Accounts, top-up, consume, refund; and the expiry of holds that are due, because a spend may need it.
+
+-- Take back one hold. Its record stays for a day, so that a late commit learns what happened.
+local function expire(a, id)
+  local amount = tonumber(call('HGET', prefix .. 'reservation:' .. id, 'amount'))
+  a.reserved = a.reserved - amount
+  save(a)
+  call('HSET', prefix .. 'reservation:' .. id, 'status', 'expired')
+  call('EXPIRE', prefix .. 'reservation:' .. id, CLOSED_S)
+  call('ZREM', prefix .. 'holds:' .. a.tenant, id)
+  call('ZREM', KEYS[3], id)
+  emit('{"op":"expire","ref":"' .. id .. '"}', a, amount)
+end
+
+-- Whether the account can spend this much, once the holds that are due have gone.
+local function covers(a, amount)
+  if a.balance - a.reserved >= amount then return true end
+  if a.reserved == 0 then return false end
+  for _, id in ipairs(call('ZRANGEBYSCORE', prefix .. 'holds:' .. a.tenant, '-inf', at)) do expire(a, id) end
+  return a.balance - a.reserved >= amount
+end
+
+local function insufficient(op, a)
+  return refuse(op, '["insufficient_credits",' .. (a.balance - a.reserved) .. ']')
+end
+
+-- What people set on an account: each a field of its hash, JSON text; null takes it away.
+local function set(key, settings)
+  for name, text in pairs(settings) do
+    if text == cjson.null then call('HDEL', key, name) else call('HSET', key, name, text) end
+  end
+end
+
+function verbs.account(op, raw)
+  local key = prefix .. 'account:' .. op.tenant
+  if call('EXISTS', key) == 1 then return refuse(op, '["account_exists"]') end
+  call('HSET', key, 'balance', 0, 'reserved', 0, 'version', 1, 'created_at', at)
+  set(key, op.settings)
+  return applied(op, emit(raw, {tenant = op.tenant, balance = 0, reserved = 0, version = 1}, 0))
+end
+
+function verbs.update(op, raw)
+  local a = account(op.tenant)
+  if not a then return refuse(op, '["no_account"]') end
+  local conflict = stale(op, a)
+  if conflict then return conflict end
+  save(a)
+  set(a.key, op.settings)
+  return applied(op, emit(raw, a, 0))
+end
+
+function verbs.topup(op, raw)
+  local a = account(op.tenant)
+  if not a then return refuse(op, '["no_account"]') end
+  local conflict = stale(op, a)
+  if conflict then return conflict end
+  if a.balance + a.incoming + op.amount > MAX then return refuse(op, '["balance_limit_exceeded"]') end
+  a.balance = a.balance + op.amount
+  save(a)
+  return applied(op, emit(raw, a, op.amount))
+end
+
+function verbs.consume(op, raw)
+  local a = account(op.tenant)
+  if not a then return refuse(op, '["no_account"]') end
+  local conflict = stale(op, a)
+  if conflict then return conflict end
+  if not covers(a, op.amount) then return insufficient(op, a) end
+  a.balance = a.balance - op.amount
+  save(a)
+  return applied(op, emit(raw, a, op.amount))
+end
+
+-- op.consumed, op.refunded: what Postgres knows of the transaction op.ref. Refunds only grow, so the larger
+-- of what Redis and Postgres know is right, as long as both are of this generation.
+function verbs.refund(op, raw)
+  if op.generation ~= tonumber(ARGV[1]) then return '["unknown"]' end
+  local a = account(op.tenant)
+  if not a then return refuse(op, '["no_account"]') end
+  local key = prefix .. 'refunds:' .. op.ref
+  local refunded = math.max(tonumber(call('GET', key) or 0), op.refunded)
+  local rest = op.consumed - refunded
+  local amount = op.amount or rest
+  if rest == 0 then return refuse(op, '["already_refunded"]') end
+  if amount > rest then return refusal(op, '["refund_exceeds_consumed",' .. rest .. ']') end
+  if a.balance + a.incoming + amount > MAX then return refuse(op, '["balance_limit_exceeded"]') end
+  a.balance = a.balance + amount
+  save(a)
+  call('SET', key, refunded + amount, 'EX', CLOSED_S)
+  return applied(op, emit(raw, a, amount, refunded + amount))
+end

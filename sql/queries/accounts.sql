@@ -1,0 +1,3 @@
+-- Accounts by name. Params: $1 the name before the first text, $2 how many int.
+SELECT tenant_id, balance, reserved, version, created_at, updated_at, settings::text
+FROM credit_accounts WHERE tenant_id > $1 ORDER BY tenant_id LIMIT $2
