@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 T = TypeVar("T")
-M = TypeVar("M", bound="Ask[object]")
+M = TypeVar("M", bound="Ask[Any]")
 
 
 class InboxFull(Exception):
@@ -96,7 +96,7 @@ class Actor(Generic[M]):
         self._task = self._loop.create_task(self._run(on_crash), name=f"actor {self.name}")
         self._loop.call_later(self._ask_timeout_s / 8, self._expire_asks)
 
-    def ask(self, message: M) -> asyncio.Future[object]:
+    def ask(self, message: M) -> asyncio.Future[Any]:
         """Accept a message and return the future of its answer.
 
         Raises InboxFull or ActorStopped at once, and the future raises AskTimeout after `ask_timeout_s`.

@@ -14,7 +14,7 @@ import uvloop
 
 from app import __version__
 from app.embedded import EmbeddedFault, read_endpoints, root_key
-from app.settings import DESCRIPTIONS, Settings, SettingRefused, read_settings, variable_of
+from app.settings import DESCRIPTIONS, SettingRefused, Settings, read_settings, variable_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

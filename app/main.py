@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+
 class RootPrincipal(NamedTuple):
     """Whoever holds the root key."""
 
@@ -74,6 +75,7 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
 
     async def stores(app: web.Application) -> AsyncIterator[None]:
         """The embedded servers, unless URLs are given; then credits on top of them."""
+
         def report(name: str, code: int) -> None:
             log.error("embedded server ended", extra={"server": name, "code": code})
 
@@ -114,9 +116,7 @@ async def serve(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     app = make_app(settings, on_crash)
-    limits = ConnectionLimits(
-        header_timeout_s=settings.header_timeout_seconds, connections_max=settings.connections_max
-    )
+    limits = ConnectionLimits(header_timeout_s=settings.header_timeout_seconds, connections_max=settings.connections_max)
     runner = EdgeRunner(app, limits, shutdown_timeout=settings.shutdown_grace_seconds, handle_signals=False)
     await runner.setup()
     try:
@@ -138,8 +138,7 @@ async def serve(settings: Settings) -> int:
 async def _listen(runner: EdgeRunner, host: str, port: int) -> int:
     site = web.TCPSite(runner, host, port, backlog=1024)
     await site.start()
-    sockets = site._server.sockets if site._server is not None else ()  # type: ignore[union-attr] # noqa: SLF001
-    return int(sockets[0].getsockname()[1])
+    return int(runner.addresses[-1][1])
 
 
 def _report(error: BaseException) -> None:

@@ -48,6 +48,7 @@ async def ready(request: web.Request) -> Handled:
     if book is None:
         checks: dict[str, Any] = {"postgres": {"state": "waiting", "ms": 0.0, "reason": credits_.waiting_for}}
     else:
+
         async def postgres() -> None:
             await book.records.rows("SELECT 1")
 

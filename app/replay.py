@@ -98,9 +98,7 @@ class Summary(msgspec.Struct, frozen=True):
 
 def duration_s(request: Request) -> float:
     """Return how long the request would have run, in seconds of real time."""
-    return (
-        request.context_tokens * SECONDS_PER_CONTEXT_TOKEN + request.generated_tokens * SECONDS_PER_GENERATED_TOKEN
-    )
+    return request.context_tokens * SECONDS_PER_CONTEXT_TOKEN + request.generated_tokens * SECONDS_PER_GENERATED_TOKEN
 
 
 class Player:

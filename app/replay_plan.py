@@ -131,7 +131,9 @@ def _parse_row(path: Path, line: int, row: list[str]) -> tuple[datetime, int, in
 def _tokens(path: Path, line: int, name: str, text: str) -> int:
     digits = text.strip()
     if not (digits.isascii() and digits.isdigit()) or len(digits) > len(str(TOKENS_MAX)) or int(digits) > TOKENS_MAX:
-        raise TraceError(f"{path}, line {line}: {name} is no whole number from 0 to {TOKENS_MAX}; correct or remove the line")
+        raise TraceError(
+            f"{path}, line {line}: {name} is no whole number from 0 to {TOKENS_MAX}; correct or remove the line"
+        )
     return int(digits)
 
 

@@ -111,7 +111,9 @@ def _parse(field: msgspec.structs.FieldInfo, text: str) -> object:
 def _check(settings: Settings) -> None:
     if bool(settings.redis_url) != bool(settings.database_url):
         given, other = ("REDIS_URL", "DATABASE_URL") if settings.redis_url else ("DATABASE_URL", "REDIS_URL")
-        raise SettingRefused(f"{other}: Expected a URL because {given} is set; set both, or neither for the embedded servers")
+        raise SettingRefused(
+            f"{other}: Expected a URL because {given} is set; set both, or neither for the embedded servers"
+        )
     if settings.redis_url and not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
         raise SettingRefused("REDIS_URL: Expected redis://, rediss:// or unix://")
     for name in ("database_url", "migrate_database_url"):

@@ -14,12 +14,12 @@ from app.embedded import EmbeddedFault
 from bench.growth import ACCOUNT_STEPS, CHAIN_STEPS, GrowthPoint, grow
 from bench.machine import describe
 from bench.plain_postgres import CONNECTIONS_DEFAULT
-from bench.plot import PlotUnavailable, plot
+from bench.plot import PlotError, plot
 from bench.progress import bar_wanted
 from bench.report import Report, make_report, render, save
-from bench.rounds import GeneratorFailed, Pace, Scenario, Series, interleave
-from bench.scenarios import DEFAULT_NAMES, TENANTS, SetupFailed, make_accounts, needed_servers, scenarios
-from bench.servers import ServerFailed, running
+from bench.rounds import GeneratorError, Pace, Scenario, Series, interleave
+from bench.scenarios import DEFAULT_NAMES, TENANTS, SetupError, make_accounts, needed_servers, scenarios
+from bench.servers import ServerError, running
 from bench.soak import Soak, soak
 
 CONNECTIONS: Final = (64, 128, 256)
@@ -112,14 +112,12 @@ def _tell(line: str) -> None:
 async def run(plan: Plan, directory: Path) -> Report:
     """Start the servers, make the accounts, measure, and put the report together.
 
-    faults  ServerFailed, SetupFailed, GeneratorFailed, the faults of `app.embedded`
+    faults  ServerError, SetupError, GeneratorError, the faults of `app.embedded`
     """
     series: list[Series] = []
     growth: list[GrowthPoint] = []
     soaked: Soak | None = None
-    async with running(
-        plan.servers, directory, tenants=plan.tenants, peer_connections=plan.peer_connections
-    ) as servers:
+    async with running(plan.servers, directory, tenants=plan.tenants, peer_connections=plan.peer_connections) as servers:
         machine = await describe(servers)
         if "shieldx" in plan.servers and plan.accounts:
             await make_accounts(servers, 0, plan.accounts, bar=plan.pace.bar)
@@ -162,7 +160,7 @@ def main() -> int:
             report = uvloop.run(run(plan, directory))
     except ValueError as error:
         parser.error(str(error))
-    except (ServerFailed, SetupFailed, GeneratorFailed, EmbeddedFault) as error:
+    except (ServerError, SetupError, GeneratorError, EmbeddedFault) as error:
         _tell(f"bench: {error}")
         return EXIT_FAILED
     sys.stdout.write(render(report) + "\n")
@@ -171,7 +169,7 @@ def main() -> int:
     if report.series and not arguments.no_plot:
         try:
             plot(report, path.with_suffix(".png"))
-        except PlotUnavailable as error:
+        except PlotError as error:
             _tell(f"bench: {error}")
             return EXIT_FAILED
         sys.stdout.write(f"{path.with_suffix('.png')}\n")

@@ -25,7 +25,8 @@ class Stored(msgspec.Struct, frozen=True):
     """What the databases hold at one moment."""
 
     chain_rows: int
-    redis_bytes: int
+    redis_bytes: int  # the data set alone
+    redis_used_bytes: int  # with the tables of keys, buffers and the outbox that waits to be trimmed
     postgres_bytes: int
     wal_bytes: int
 
@@ -41,6 +42,7 @@ class GrowthPoint(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: float
     errors: int
     redis_bytes_per_operation: float
+    redis_used_bytes_per_operation: float
     postgres_bytes_per_operation: float
     wal_bytes_per_operation: float
     chain_table_bytes_per_row: float
@@ -75,8 +77,13 @@ class Storage:
             await client.aclose()
         if row is None:
             raise ValueError("the query for sizes returned no row")
-        redis_bytes = int(memory["used_memory_dataset"])
-        return Stored(row["chain_rows"], redis_bytes, row["postgres_bytes"], row["wal_bytes"])
+        return Stored(
+            chain_rows=row["chain_rows"],
+            redis_bytes=memory["used_memory_dataset"],
+            redis_used_bytes=memory["used_memory"],
+            postgres_bytes=row["postgres_bytes"],
+            wal_bytes=row["wal_bytes"],
+        )
 
     async def chain_table_bytes(self) -> int:
         """Size of the chain's table with its indexes and partitions."""
@@ -101,7 +108,7 @@ async def grow(
 
     existing              accounts that were made before
     accounts, chain_rows  ascending; steps below what exists already are measured as they are
-    faults                SetupFailed and the faults of `bench.rounds.measure`
+    faults                SetupError and the faults of `bench.rounds.measure`
     """
     storage = Storage(servers)
     points = []
@@ -134,9 +141,7 @@ async def _fill(servers: Servers, storage: Storage, pace: Pace, *, tenants: int,
             raise RuntimeError(f"filling the chain stopped at {held} rows: {measured.load.statuses}")
 
 
-async def _measure_point(
-    servers: Servers, storage: Storage, pace: Pace, step: str, accounts: int
-) -> GrowthPoint:
+async def _measure_point(servers: Servers, storage: Storage, pace: Pace, step: str, accounts: int) -> GrowthPoint:
     before = await storage.look()
     spec = LoadSpec(
         label=step,
@@ -160,6 +165,7 @@ async def _measure_point(
         p99_ms=load.tasks.p99_ms,
         errors=load.errors,
         redis_bytes_per_operation=(after.redis_bytes - before.redis_bytes) / stored,
+        redis_used_bytes_per_operation=(after.redis_used_bytes - before.redis_used_bytes) / stored,
         postgres_bytes_per_operation=(after.postgres_bytes - before.postgres_bytes) / stored,
         wal_bytes_per_operation=(after.wal_bytes - before.wal_bytes) / stored,
         chain_table_bytes_per_row=await storage.chain_table_bytes() / max(1, after.chain_rows),

@@ -78,12 +78,11 @@ class Connection(asyncio.Protocol):
         # The transports of uvloop follow the interface without inheriting from it.
         self._transport = cast("asyncio.WriteTransport", transport)
 
-    def send(self, kind: int, request: bytes, due: float, now: float) -> None:
+    def send(self, kind: int, request: bytes, due: float) -> None:
         """Send the first request of a task that was due at `due`."""
         self.busy = True
         self._due = self._call_from = due
         self._write(kind, request)
-        self._run.tally.sent(due, now)
 
     def _write(self, kind: int, request: bytes) -> None:
         self._kind = kind
@@ -154,7 +153,7 @@ class ClosedLoop:
             if step is None:
                 self._until = now
                 return
-            connection.send(step.kind, step.request, now, now)
+            connection.send(step.kind, step.request, now)
 
     def owed(self) -> int:
         """Return 0: a closed loop owes nothing."""
@@ -183,18 +182,18 @@ class OpenLoop:
         if step is None:
             raise RuntimeError("an open loop needs an endless workload")
         self._sent += 1
-        connection.send(step.kind, step.request, due, now)
+        connection.send(step.kind, step.request, due)
 
     def tick(self) -> None:
         """Send every task that is due, as far as connections are free, and note how many are not."""
-        now = perf_counter()
+        tally, now = self._run.tally, perf_counter()
         due = min(self._planned, int((now - self._first_due) * self._rate_per_s) + 1)
         while self._idle and self._sent < due:
-            sent = self._sent
+            sent, due_at = self._sent, self._first_due + self._sent / self._rate_per_s
             self.serve(self._idle.pop(), now)
             if self._sent == sent:  # Rounding made this task due a moment later than `due` says.
                 break
-        tally = self._run.tally
+            tally.sent_idle(due_at, now)
         tally.backlog_max = max(tally.backlog_max, due - self._sent if not self._idle else 0)
 
     def drop(self, connection: Connection) -> None:

@@ -149,9 +149,7 @@ class Postgres:
         return Problem(402, "insufficient_credits", "The account holds too little.")
 
 
-def _transaction(
-    body: ConsumeBody, balance: int, version: int, transaction_id: uuid.UUID, at: datetime
-) -> Transaction:
+def _transaction(body: ConsumeBody, balance: int, version: int, transaction_id: uuid.UUID, at: datetime) -> Transaction:
     return Transaction(
         transaction_id=str(transaction_id),
         tenant_id=body.tenant_id,

@@ -13,20 +13,20 @@ ROW_INCHES: Final = 0.32  # inches of height per bar: labels stay readable at an
 DOTS_PER_INCH: Final = 120
 
 
-class PlotUnavailable(Exception):
+class PlotError(Exception):
     """The plot needs matplotlib: install the development dependencies (`make run` does), or use --no-plot."""
 
 
 def plot(report: Report, path: Path) -> None:
     """Draw every series of `report` into `path`.
 
-    faults  PlotUnavailable without matplotlib, which only the harness needs
+    faults  PlotError without matplotlib, which only the harness needs
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
         from matplotlib.figure import Figure  # noqa: PLC0415
     except ImportError as error:
-        raise PlotUnavailable(PlotUnavailable.__doc__) from error
+        raise PlotError(PlotError.__doc__) from error
     series = report.series
     figure = Figure(figsize=(13, 2.0 + ROW_INCHES * max(4, len(series))), layout="constrained")
     FigureCanvasAgg(figure)

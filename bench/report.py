@@ -31,9 +31,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     soak: Soak | None
 
 
-def make_report(
-    machine: Machine, series: list[Series], growth: list[GrowthPoint], soak: Soak | None
-) -> Report:
+def make_report(machine: Machine, series: list[Series], growth: list[GrowthPoint], soak: Soak | None) -> Report:
     """Judge the targets and put all together."""
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Report(at=now, machine=machine, series=series, verdicts=judge(series), growth=growth, soak=soak)
@@ -96,7 +94,7 @@ def _runs(series: list[Series]) -> str:
                 f"{median(measured.load.operations_per_s for measured in one.rounds):,.0f}",
                 *_percentiles(tasks),
                 f"{max(latency.max_ms for latency in tasks):,.1f}",
-                str(sum(measured.load.errors + measured.load.failed_operations for measured in one.rounds)),
+                str(sum(max(run.load.errors, run.load.failed_operations) for run in one.rounds)),
             )
         )
     return table(header, rows)
@@ -183,6 +181,13 @@ def _noise(series: list[Series]) -> list[str]:
         )
     if lagging:
         lines.append("Generator's own delay, part of the latency above: " + ", ".join(lagging))
+    waiting = [
+        f"{one.scenario} (up to {max(measured.load.backlog_max for measured in one.rounds):,})"
+        for one in series
+        if max(measured.load.backlog_max for measured in one.rounds)
+    ]
+    if waiting:
+        lines.append("Due tasks that waited for a free connection: " + ", ".join(waiting))
     return ["\n".join(lines)] if lines else []
 
 
@@ -204,7 +209,7 @@ def _verdicts(verdicts: list[Verdict]) -> str:
 
 
 def _growth(points: list[GrowthPoint]) -> str:
-    bytes_heads = ("redis B/op", "postgres B/op", "WAL B/op")
+    bytes_heads = ("redis data B/op", "redis used B/op", "postgres B/op", "WAL B/op")
     header = ("growth", "accounts", "chain rows", "ops/s", "p99 ms", *bytes_heads)
     rows = [
         (
@@ -214,6 +219,7 @@ def _growth(points: list[GrowthPoint]) -> str:
             f"{point.operations_per_s:,.0f}",
             f"{point.p99_ms:,.1f}",
             f"{point.redis_bytes_per_operation:,.0f}",
+            f"{point.redis_used_bytes_per_operation:,.0f}",
             f"{point.postgres_bytes_per_operation:,.0f}",
             f"{point.wal_bytes_per_operation:,.0f}",
         )

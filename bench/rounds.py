@@ -19,7 +19,7 @@ TICK_SECONDS: Final = 0.01  # seconds; the resolution of the machine's CPU times
 LINE_BYTES_MAX: Final = 1 << 20  # bytes; a result is one line of a few kilobytes
 
 
-class GeneratorFailed(Exception):
+class GeneratorError(Exception):
     """The generator ended without a result; its own message is on standard error."""
 
 
@@ -84,7 +84,7 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
 async def measure(spec: LoadSpec, server_pid: int) -> Measured:
     """Run the generator in its own process and watch the processes under test while it measures.
 
-    faults  GeneratorFailed; psutil.NoSuchProcess when the server died
+    faults  GeneratorError; psutil.NoSuchProcess when the server died
     """
     generator = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -106,7 +106,7 @@ async def measure(spec: LoadSpec, server_pid: int) -> Measured:
 
 async def _watch(generator: asyncio.subprocess.Process, spec: LoadSpec, server_pid: int) -> Measured:
     if generator.stdin is None or generator.stdout is None:
-        raise GeneratorFailed("the generator has no pipes")
+        raise GeneratorError("the generator has no pipes")
     generator.stdin.write(msgspec.json.encode(spec))
     generator.stdin.close()
     await _expect(generator.stdout, b"measuring")
@@ -121,7 +121,7 @@ async def _watch(generator: asyncio.subprocess.Process, spec: LoadSpec, server_p
     samples.append(server.memory_bytes)
     line = await generator.stdout.readline()
     if await generator.wait() != 0 or not line:
-        raise GeneratorFailed(f"the generator ended with {generator.returncode} in {spec.label}")
+        raise GeneratorError(f"the generator ended with {generator.returncode} in {spec.label}")
     load = msgspec.json.decode(line, type=LoadResult)
     server_used = Usage(server.cpu_seconds - server_from.cpu_seconds, max(samples))
     databases_used = {
@@ -145,7 +145,7 @@ async def _watch(generator: asyncio.subprocess.Process, spec: LoadSpec, server_p
 async def _expect(lines: asyncio.StreamReader, event: bytes) -> None:
     line = await lines.readline()
     if event not in line:
-        raise GeneratorFailed(f"the generator ended before it was {event.decode()}")
+        raise GeneratorError(f"the generator ended before it was {event.decode()}")
 
 
 async def _sample(pid: int, samples: list[int]) -> None:

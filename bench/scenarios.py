@@ -28,7 +28,7 @@ PAIR_RATE_PER_S: Final = 500.0
 READ_RATE_PER_S: Final = 1_000.0
 
 
-class SetupFailed(Exception):
+class SetupError(Exception):
     """Accounts could not be made or filled, so nothing measured on them would mean anything."""
 
 
@@ -89,7 +89,7 @@ def needed_servers(chosen: list[Scenario]) -> frozenset[str]:
 async def make_accounts(servers: Servers, first: int, count: int, *, bar: bool) -> None:
     """Create the accounts `first` to `first + count - 1` and give each BALANCE credits, through the API.
 
-    faults  SetupFailed when any call is refused
+    faults  SetupError when any call is refused
     """
     for label, workload, connections in (
         ("create accounts", CreateAccounts(first, count), min(SETUP_CONNECTIONS, count)),
@@ -106,7 +106,7 @@ async def make_accounts(servers: Servers, first: int, count: int, *, bar: bool) 
         )
         result = await run_load(spec)
         if result.errors or result.failed_operations or result.operations != count:
-            raise SetupFailed(
+            raise SetupError(
                 f"{label}: {result.operations} of {count} done, {result.failed_operations} failed, "
                 f"statuses {result.statuses}"
             )

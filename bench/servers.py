@@ -28,7 +28,7 @@ PEER_DATABASE: Final = "bench_plain_postgres"
 PEER_BALANCE: Final = 10**12  # credits of every tenant of the peer: more than any run consumes
 
 
-class ServerFailed(Exception):
+class ServerError(Exception):
     """A server under test ended or did not become ready; the message ends with its last output."""
 
 
@@ -67,7 +67,7 @@ class ServerProcess:
     ) -> "ServerProcess":
         """Start `python` with `arguments` and wait until /ready answers 200.
 
-        faults  ServerFailed when it ends before, or takes longer than READY_SECONDS_MAX
+        faults  ServerError when it ends before, or takes longer than READY_SECONDS_MAX
         """
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
@@ -95,13 +95,13 @@ class ServerProcess:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(READY_SECONDS_MAX)) as session:
             while asyncio.get_running_loop().time() < deadline:
                 if self._process.returncode is not None:
-                    raise ServerFailed(f"{self.name} ended with {self._process.returncode}:\n{self._tail()}")
+                    raise ServerError(f"{self.name} ended with {self._process.returncode}:\n{self._tail()}")
                 with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                     async with session.get(url) as answer:
                         if answer.status == 200:
                             return
                 await asyncio.sleep(POLL_SECONDS)
-        raise ServerFailed(f"{self.name} was not ready after {READY_SECONDS_MAX:.0f} s:\n{self._tail()}")
+        raise ServerError(f"{self.name} was not ready after {READY_SECONDS_MAX:.0f} s:\n{self._tail()}")
 
     def _tail(self) -> str:
         return self._log.read_text(errors="replace")[-LOG_TAIL_CHARS:]
@@ -133,16 +133,14 @@ class Servers:
 
 
 @asynccontextmanager
-async def running(
-    names: frozenset[str], directory: Path, *, tenants: int, peer_connections: int
-) -> AsyncIterator[Servers]:
+async def running(names: frozenset[str], directory: Path, *, tenants: int, peer_connections: int) -> AsyncIterator[Servers]:
     """Run the servers `names` with their data below `directory`, which exists, while the context is open.
 
     shieldx runs as it is shipped, with its own embedded Redis and Postgres. The peer gets a database in the
     same Postgres, so both commit to one disk with one set of settings; without shieldx, one is started for
     it. `tenants` is how many accounts the peer is given.
 
-    faults  ServerFailed; the faults of `app.embedded`
+    faults  ServerError; the faults of `app.embedded`
     """
     async with AsyncExitStack() as stack:
         processes: dict[str, ServerProcess] = {}

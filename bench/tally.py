@@ -17,7 +17,7 @@ class LoadResult(msgspec.Struct, frozen=True, kw_only=True):
 
     tasks     latency of whole tasks, in open loop from the intended start; one call or a chain
     calls     latency per kind of call; a call that follows another starts with that other's answer
-    send_lag  open loop: how long after its intended start a task's first byte was handed to the socket
+    send_lag  open loop: delay from due time to send of tasks that had a free connection: the generator's own
     """
 
     label: str
@@ -77,8 +77,8 @@ class Tally:
         """Stop counting CPU time."""
         self._cpu_seconds = cpu_seconds() - self._cpu_from
 
-    def sent(self, due: float, now: float) -> None:
-        """Record how late the first request of a task went out."""
+    def sent_idle(self, due: float, now: float) -> None:
+        """Record how late a task went out for which a connection was free."""
         if self.measure_from <= due < self.until:
             self._send_lag.record(now - due)
 

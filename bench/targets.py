@@ -44,9 +44,7 @@ def ratios(first: Series, second: Series) -> list[float]:
     A round in which the second did nothing counts as infinity.
     """
     return [
-        one.load.operations_per_s / other.load.operations_per_s
-        if other.load.operations_per_s
-        else float("inf")
+        one.load.operations_per_s / other.load.operations_per_s if other.load.operations_per_s else float("inf")
         for one, other in zip(first.rounds, second.rounds, strict=True)
     ]
 
@@ -114,9 +112,7 @@ TARGETS: Final = (
     Target("consume throughput", "consume", "consume", _rate, 10_000, "ops/s", LEAST),
     Target("consume over ceiling", "consume", "consume", _rate, 0.70, "x", LEAST, "ceiling"),
     Target("hot over spread", "hot", "consume hot", _rate, 0.90, "x", LEAST, "consume"),
-    Target(
-        "hot over Postgres hot", "postgres-hot", "consume hot", _rate, 5, "x", LEAST, "plain postgres hot"
-    ),
+    Target("hot over Postgres hot", "postgres-hot", "consume hot", _rate, 5, "x", LEAST, "plain postgres hot"),
     Target("consume 1,500/s p50", "steady", "consume", _p50, 12, "ms", MOST),
     Target("consume 1,500/s p95", "steady", "consume", _p95, 28, "ms", MOST),
     Target("consume 1,500/s p99", "steady", "consume", _p99, 80, "ms", MOST),

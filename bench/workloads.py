@@ -176,9 +176,7 @@ class BalanceReads(Calls):
 
     def __init__(self, origin: Origin, tenants: int, seed: int) -> None:
         """Prepare the template; it has one number, the tenant."""
-        head = request_head(
-            "GET", "/v1/accounts/TENANT", host=origin.host, token=origin.token, idempotent=False, body=False
-        )
+        head = request_head("GET", "/v1/accounts/TENANT", host=origin.host, token=origin.token, idempotent=False, body=False)
         super().__init__("balance", head.replace(b"TENANT", TENANT), random_tenants(tenants, seed))
 
     def first(self) -> Step | None:
@@ -337,7 +335,7 @@ class TopUpBatches(Batches):
         return Step(0, post_template(self._origin, "/v1/credits/batch", body, tenants) % (end, *tenants))
 
 
-def build(spec: WorkloadSpec, origin: Origin, seed: int) -> Workload:  # noqa: PLR0911
+def build(spec: WorkloadSpec, origin: Origin, seed: int) -> Workload:
     """Make the workload that `spec` describes."""
     match spec:
         case Consume(tenants):

@@ -1,9 +1,9 @@
 """What stands in the chain: an event, its exact bytes, and the hashes that tie them together. Pure.
 
-    entry     = "shieldx-audit/v1" LF + RFC 8785 canonical JSON of the record (integers, strings, null, objects)
-    hash      = SHA-256(0x00 + entry)          both the chain link and the RFC 6962 leaf hash
-    prev_hash = hash of the entry before it in the shard's chain; it stands inside the record, in hex
-    signature = HMAC-SHA256(key, hash)         a seal per row
+entry     = "shieldx-audit/v1" LF + RFC 8785 canonical JSON of the record (integers, strings, null, objects)
+hash      = SHA-256(0x00 + entry)          both the chain link and the RFC 6962 leaf hash
+prev_hash = hash of the entry before it in the shard's chain; it stands inside the record, in hex
+signature = HMAC-SHA256(key, hash)         a seal per row
 """
 
 from __future__ import annotations
@@ -76,14 +76,17 @@ def entry_bytes(event: Event, prev_hash: bytes) -> bytes:
     key = "null" if e.idempotency is None else f'"{e.idempotency}"'
     fingerprint = "null" if e.fingerprint is None else f'"{e.fingerprint}"'
     reference = "null" if e.reference is None else f'"{e.reference}"'
-    return ENTRY_PREFIX + (
-        f'{{"amount":{e.amount},"at":"{time_text(e.at_ms)}","balance":{e.balance},"credit":"{e.credit}",'
-        f'"debit":"{e.debit}","description":{_text(e.description)},"details":{e.details or "null"},'
-        f'"fingerprint":{fingerprint},"generation":{e.generation},"idempotency":{key},'
-        f'"metadata":{_text(e.metadata)},"prev_hash":"{prev_hash.hex()}","reference":{reference},'
-        f'"reserved":{e.reserved},"schema":{SCHEMA},"seq":{e.seq},"shard":{e.shard},"tenant_id":"{e.tenant_id}",'
-        f'"transaction_id":"{e.transaction_id}","type":"{e.type}","version":{e.version}}}'
-    ).encode()
+    return (
+        ENTRY_PREFIX
+        + (
+            f'{{"amount":{e.amount},"at":"{time_text(e.at_ms)}","balance":{e.balance},"credit":"{e.credit}",'
+            f'"debit":"{e.debit}","description":{_text(e.description)},"details":{e.details or "null"},'
+            f'"fingerprint":{fingerprint},"generation":{e.generation},"idempotency":{key},'
+            f'"metadata":{_text(e.metadata)},"prev_hash":"{prev_hash.hex()}","reference":{reference},'
+            f'"reserved":{e.reserved},"schema":{SCHEMA},"seq":{e.seq},"shard":{e.shard},"tenant_id":"{e.tenant_id}",'
+            f'"transaction_id":"{e.transaction_id}","type":"{e.type}","version":{e.version}}}'
+        ).encode()
+    )
 
 
 def entry_hash(entry: bytes) -> bytes:

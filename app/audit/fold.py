@@ -1,7 +1,9 @@
-"""What the chain adds up to: every tenant's balance, the open reservations, the refunds. Pure.
+"""What a range of a chain adds up to: every tenant's balance, the open reservations, the transfers. Pure.
 
-Each kind of event moves money by one rule, between two named accounts. The fold applies the rule to the state before
-the event and holds the result against what the entry states, so an entry that is well-formed but false is found.
+Each kind of event moves money by one rule, between two named accounts. From what an entry states, the rule gives the
+state before it; that must be the state which the tenant's last entry in the range has left. For the first entry of a
+tenant it is an assumption, which `app.audit.totals` holds against the ranges before. So ranges can be folded at once
+by several processes, and an entry that is well-formed but false is found all the same.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ import msgspec
 
 BALANCE_MAX: Final = 10**14 - 1  # credits; the largest number that the ledger can hold exactly
 TENANT_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+
 Purpose = Literal["spend", "transfer_out", "transfer_in"]
 Json = int | str | bool | list[Any] | dict[str, Any] | None
 
 
 class Record(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """The record inside an entry. Its fields stand in the order of canonical JSON, so encoding gives that form."""
+    """The record inside an entry. Its fields stand in the order of canonical JSON: encoded, they give that form."""
 
     amount: int
     at: str
@@ -43,14 +46,14 @@ class Record(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     version: int
 
 
-class Rule(msgspec.Struct, frozen=True):
+class Rule(NamedTuple):
     """How one kind of event moves its amount: signs for three numbers, and the accounts it goes between.
 
-    An account is a full name, or, when `..._own`, the prefix of the tenant's id. `opens` and `closes` say for what
-    the reservation is that it opens or closes; `extra` says that there is more to check than the signs.
+    An account is a full name or, when `..._own`, the prefix of the tenant's id. `opens` and `closes` say what the
+    reservation is for that it opens or closes; `extra` says that there is more to check than the signs.
     """
 
-    index: int
+    number: int
     balance: int
     reserved: int
     incoming: int
@@ -58,17 +61,23 @@ class Rule(msgspec.Struct, frozen=True):
     credit: str
     debit_own: bool
     credit_own: bool
+    extra: bool
     opens: Purpose | None
     closes: Purpose | None
-    extra: bool
 
 
 def _rule(
-    index: int, signs: tuple[int, int, int], debit: str, credit: str,
-    *, opens: Purpose | None = None, closes: Purpose | None = None, extra: bool = False,
-) -> Rule:  # fmt: skip
+    number: int,
+    signs: tuple[int, int, int],
+    sides: tuple[str, str],
+    *,
+    opens: Purpose | None = None,
+    closes: Purpose | None = None,
+    extra: bool = False,
+) -> Rule:
+    debit, credit = sides
     own = debit.endswith(":"), credit.endswith(":")
-    return Rule(index, *signs, debit, credit, *own, opens, closes, extra or bool(opens or closes))
+    return Rule(number, *signs, debit, credit, *own, extra or bool(opens or closes), opens, closes)
 
 
 TENANT: Final = "tenant:"
@@ -77,43 +86,50 @@ FUNDING: Final = "system:funding"
 REVENUE: Final = "system:revenue"
 CLEARING: Final = "system:clearing"
 
-# The signs are those of balance, reserved and incoming. A commit also gives back what its details call released.
-TRANSFER_OUT: Final = _rule(9, (-1, 0, 0), TENANT, CLEARING, extra=True)
-TRANSFER_IN: Final = _rule(16, (1, 0, 0), CLEARING, TENANT, extra=True)
+# The signs are those of balance, reserved and incoming. A commit also releases what its details say.
+TRANSFER_OUT: Final = _rule(9, (-1, 0, 0), (TENANT, CLEARING), extra=True)
+TRANSFER_IN: Final = _rule(16, (1, 0, 0), (CLEARING, TENANT), extra=True)
 RULES: Final[dict[str, Rule]] = {
-    "account": _rule(0, (0, 0, 0), TENANT, TENANT, extra=True),
-    "update": _rule(1, (0, 0, 0), TENANT, TENANT),
-    "topup": _rule(2, (1, 0, 0), FUNDING, TENANT),
-    "consume": _rule(3, (-1, 0, 0), TENANT, REVENUE),
-    "refund": _rule(4, (1, 0, 0), REVENUE, TENANT, extra=True),
-    "reserve": _rule(5, (0, 1, 0), TENANT, HELD, opens="spend"),
-    "commit": _rule(6, (-1, -1, 0), HELD, REVENUE, closes="spend"),
-    "abort": _rule(7, (0, -1, 0), HELD, TENANT, closes="spend"),
-    "expire": _rule(8, (0, -1, 0), HELD, TENANT, closes="spend"),
+    "account": _rule(0, (0, 0, 0), (TENANT, TENANT), extra=True),
+    "update": _rule(1, (0, 0, 0), (TENANT, TENANT)),
+    "topup": _rule(2, (1, 0, 0), (FUNDING, TENANT)),
+    "consume": _rule(3, (-1, 0, 0), (TENANT, REVENUE)),
+    "refund": _rule(4, (1, 0, 0), (REVENUE, TENANT), extra=True),
+    "reserve": _rule(5, (0, 1, 0), (TENANT, HELD), opens="spend"),
+    "commit": _rule(6, (-1, -1, 0), (HELD, REVENUE), closes="spend"),
+    "abort": _rule(7, (0, -1, 0), (HELD, TENANT), closes="spend"),
+    "expire": _rule(8, (0, -1, 0), (HELD, TENANT), closes="spend"),
     "transfer": TRANSFER_OUT,
-    "prepare_out": _rule(10, (0, 1, 0), TENANT, HELD, opens="transfer_out"),
-    "prepare_in": _rule(11, (0, 0, 1), TENANT, TENANT, opens="transfer_in"),
-    "settle_out": _rule(12, (-1, -1, 0), HELD, CLEARING, closes="transfer_out"),
-    "settle_in": _rule(13, (1, 0, -1), CLEARING, TENANT, closes="transfer_in"),
-    "cancel_out": _rule(14, (0, -1, 0), HELD, TENANT, closes="transfer_out"),
-    "cancel_in": _rule(15, (0, 0, -1), TENANT, TENANT, closes="transfer_in"),
+    "prepare_out": _rule(10, (0, 1, 0), (TENANT, HELD), opens="transfer_out"),
+    "prepare_in": _rule(11, (0, 0, 1), (TENANT, TENANT), opens="transfer_in"),
+    "settle_out": _rule(12, (-1, -1, 0), (HELD, CLEARING), closes="transfer_out"),
+    "settle_in": _rule(13, (1, 0, -1), (CLEARING, TENANT), closes="transfer_in"),
+    "cancel_out": _rule(14, (0, -1, 0), (HELD, TENANT), closes="transfer_out"),
+    "cancel_in": _rule(15, (0, 0, -1), (TENANT, TENANT), closes="transfer_in"),
 }
 ALL_RULES: Final = (*RULES.values(), TRANSFER_IN)
 REFUNDABLE: Final = frozenset({"consume", "commit"})
 
 
-class Account(msgspec.Struct, gc=False):
-    """A tenant's state after its event `seq`; credits, but for version, shard and seq."""
+class Span(msgspec.Struct, gc=False, array_like=True):
+    """A tenant within a range: the state before its first entry there, and after its last.
 
+    `incoming` and its lowest value are counted from the start of the range.
+    """
+
+    first_seq: int
+    balance_before: int
+    reserved_before: int
+    version_before: int
+    last_seq: int
     balance: int
     reserved: int
-    incoming: int
     version: int
-    shard: int
-    seq: int
+    incoming: int = 0
+    incoming_low: int = 0
 
 
-class Hold(NamedTuple):
+class Hold(msgspec.Struct, gc=False, array_like=True):
     """An open reservation, and the entry that opened it."""
 
     tenant_id: str
@@ -123,18 +139,8 @@ class Hold(NamedTuple):
     seq: int
 
 
-class Refund(msgspec.Struct):
-    """What was consumed by one transaction and what of it was given back; 0 until an entry says so."""
-
-    tenant_id: str = ""
-    consumed: int = 0
-    refunded: int = 0
-    shard: int | None = None
-    seq: int | None = None
-
-
-class Transfer(msgspec.Struct):
-    """A transfer between tenants of one shard, of which `leg` legs of `legs` have been seen; `total` ends at 0."""
+class Transfer(msgspec.Struct, array_like=True):
+    """A transfer between tenants of one shard, whose legs up to `leg` of `legs` have been seen."""
 
     transaction_id: str
     seq: int
@@ -142,142 +148,153 @@ class Transfer(msgspec.Struct):
     legs: int
     total: int
 
+    def add(self, record: Record) -> str | None:
+        """Take the next leg; the reason when it is not the next one, or the last and the sum is not 0."""
+        leg, legs = detail(record, "leg"), detail(record, "legs")
+        if (record.transaction_id, leg, legs) != (self.transaction_id, self.leg + 1, self.legs):
+            return f"leg {leg} of {legs} of transfer {record.transaction_id} does not follow the one before"
+        self.leg, self.seq = leg, record.seq
+        self.total += -record.amount if record.credit == CLEARING else record.amount
+        if self.done and self.total != 0:
+            return f"the legs of transfer {record.transaction_id} sum to {self.total}, not to 0"
+        return None
 
-class Fold:
-    """The state of all tenants, moved on by one entry after the other, one shard after the other."""
+    @property
+    def done(self) -> bool:
+        """Whether the last leg has been seen."""
+        return self.leg == self.legs
 
-    def __init__(self, refunded_ids: list[str]) -> None:
-        """`refunded_ids` are the transactions that credit_refunds lists: only their consumption is remembered."""
-        self.accounts: dict[str, Account] = {}
+    @property
+    def cut(self) -> str:
+        """Say that no leg follows where one should."""
+        return f"transfer {self.transaction_id} ends after leg {self.leg} of {self.legs}"
+
+
+class RangeFold:
+    """The state of the tenants of a range, moved on by one entry after the other."""
+
+    def __init__(self, low: int, refunded_ids: frozenset[str]) -> None:
+        """`low` is the first seq of the range; `refunded_ids` the transactions that credit_refunds lists.
+
+        What was consumed by those goes to `consumed`; what can only be judged with the ranges before, `deferred`.
+        """
+        self.spans: dict[str, Span] = {}
         self.holds: dict[str, Hold] = {}
-        self.refunds: dict[str, Refund] = {transaction_id: Refund() for transaction_id in refunded_ids}
-        self._transfer: Transfer | None = None
-        self._moved = [0] * len(ALL_RULES)
+        self.consumed: list[Record] = []
+        self.deferred: list[Record] = []
+        self.transfer: Transfer | None = None
+        self.moved = [0] * len(ALL_RULES)
+        self._low = low
+        self._refunded_ids = refunded_ids
 
     def apply(self, record: Record) -> str | None:
-        """Move the tenant on by one record; the reason when it does not follow from the state before it."""
+        """Move the tenant on by one record; the reason when it does not follow from the record before it."""
         kind, tenant, amount = record.type, record.tenant_id, record.amount
         rule = RULES.get(kind)
         if rule is None or not tenant:
             return _outside_fault(record, rule)
-        if self._transfer is not None and kind != "transfer":
-            return _unfinished(self._transfer)
+        if self.transfer is not None and kind != "transfer":
+            return self.transfer.cut
         if rule is TRANSFER_OUT and record.debit == CLEARING:
             rule = TRANSFER_IN
-        account = self.accounts.get(tenant) or self._open(record)
-        if account is None:
-            return f"tenant {tenant!r} has no account before this {kind}"
-        debit = rule.debit + tenant if rule.debit_own else rule.debit
-        credit = rule.credit + tenant if rule.credit_own else rule.credit
-        if record.debit != debit or record.credit != credit:
-            return f"the accounts are {record.debit} and {record.credit}, a {kind} moves from {debit} to {credit}"
-        if self.refunds and kind in REFUNDABLE and record.transaction_id in self.refunds:
-            self.refunds[record.transaction_id] = Refund(tenant, amount, 0, record.shard, record.seq)
+        number, sign, reserved_sign, incoming_sign, debit, credit, debit_own, credit_own, extra, _, _ = rule
+        if record.debit != (debit + tenant if debit_own else debit) or record.credit != (
+            credit + tenant if credit_own else credit
+        ):
+            return f"a {kind} of tenant {tenant} does not move from {record.debit} to {record.credit}"
+        if kind in REFUNDABLE and record.transaction_id in self._refunded_ids:
+            self.consumed.append(record)
         released = 0
-        if rule.extra:
-            reason, released = self._extra(record, rule, account)
+        if extra:
+            reason, released = self._extra(record, rule)
             if reason is not None:
                 return reason
-        balance = account.balance + rule.balance * amount
-        reserved = account.reserved + rule.reserved * amount - released
-        incoming = account.incoming + rule.incoming * amount
-        version = account.version + 1
-        if record.balance != balance or record.reserved != reserved or record.version != version:
-            return _state_fault(record, balance, reserved, version)
-        if not 0 <= reserved <= balance <= BALANCE_MAX or incoming < 0 or amount < 0 or account.shard != record.shard:
-            return _impossible(record, account, balance, reserved, incoming)
-        account.balance, account.reserved, account.incoming = balance, reserved, incoming
-        account.version, account.seq = version, record.seq
-        self._moved[rule.index] += amount
+        balance, reserved, version = record.balance, record.reserved, record.version
+        if not 0 <= reserved <= balance <= BALANCE_MAX or amount < 0 or (version < 2 and kind != "account"):
+            return f"balance {balance}, reserved {reserved}, version {version} are not possible after a {kind}"
+        balance_before = balance - sign * amount
+        reserved_before = reserved - reserved_sign * amount + released
+        span = self.spans.get(tenant)
+        if span is None:
+            span = self.spans[tenant] = Span(
+                record.seq, balance_before, reserved_before, version - 1, record.seq, balance, reserved, version
+            )
+        elif span.balance != balance_before or span.reserved != reserved_before or span.version != version - 1:
+            return state_fault(record, released, span.balance, span.reserved, span.version)
+        span.last_seq, span.balance, span.reserved, span.version = record.seq, balance, reserved, version
+        if incoming_sign:
+            span.incoming += incoming_sign * amount
+            span.incoming_low = min(span.incoming_low, span.incoming)
+        self.moved[number] += amount
         return None
 
-    def system_balances(self) -> dict[str, int]:
-        """Return the balance of every system account, from what all entries moved from and to it."""
-        balances: dict[str, int] = {}
-        for rule, moved in zip(ALL_RULES, self._moved, strict=True):
-            if not rule.debit_own:
-                balances[rule.debit] = balances.get(rule.debit, 0) - moved
-            if not rule.credit_own:
-                balances[rule.credit] = balances.get(rule.credit, 0) + moved
-        return balances
-
-    def end_chain(self) -> str | None:
-        """Leave a shard's chain behind; the reason when it ends within a transfer."""
-        transfer, self._transfer = self._transfer, None
-        return None if transfer is None else _unfinished(transfer)
-
-    def _open(self, record: Record) -> Account | None:
-        if record.type != "account" or TENANT_PATTERN.fullmatch(record.tenant_id) is None:
-            return None
-        account = Account(0, 0, 0, 0, record.shard, record.seq)
-        self.accounts[record.tenant_id] = account
-        return account
-
-    def _extra(self, record: Record, rule: Rule, account: Account) -> tuple[str | None, int]:
-        """Do what the signs do not say: return a reason or None, and what a commit gives back besides its amount."""
+    def _extra(self, record: Record, rule: Rule) -> tuple[str | None, int]:
+        """Check what the signs do not say: a reason or None, and what a commit gives back besides its amount."""
+        if rule.closes is not None:
+            return self._close(record, rule.closes)
         if rule.opens is not None:
             hold = Hold(record.tenant_id, record.amount, rule.opens, record.shard, record.seq)
             opened = self.holds.setdefault(record.transaction_id, hold) is hold
             return (None if opened else f"reservation {record.transaction_id} is opened twice"), 0
-        if rule.closes is not None:
-            return self._close(record, rule.closes)
         if record.type == "refund":
-            return self._refund(record), 0
+            self.deferred.append(record)
+            return None, 0
         if record.type == "transfer":
-            return self._leg(record, rule), 0
-        if record.type == "account" and (account.version or record.amount):
-            return f"tenant {record.tenant_id} has an account already", 0
-        return None, 0
+            return self._leg(record), 0
+        return _opening_fault(record), 0
 
     def _close(self, record: Record, purpose: Purpose) -> tuple[str | None, int]:
-        released = _detail(record, "released") if record.type == "commit" else 0
+        released = detail(record, "released") if record.type == "commit" else 0
+        if released < 0:
+            return "the commit does not say how much it releases", 0
         hold = self.holds.pop(record.reference or "", None)
         if hold is None:
-            return f"reservation {record.reference} is not open at this {record.type}", 0
-        if hold.tenant_id != record.tenant_id or hold.purpose != purpose:
-            return f"reservation {record.reference} is tenant {hold.tenant_id}'s, for {hold.purpose}", 0
-        if released < 0 or hold.amount != record.amount + released:
-            return f"reservation {record.reference} holds {hold.amount}, not {record.amount} and {released}", 0
-        return None, released
+            self.deferred.append(record)
+            return None, released
+        return closing_fault(record, hold, purpose), released
 
-    def _refund(self, record: Record) -> str | None:
-        refund = self.refunds.get(record.reference or "")
-        if refund is None:
-            return f"credit_refunds has no row for transaction {record.reference}, which this entry refunds"
-        if refund.seq is None or refund.tenant_id != record.tenant_id:
-            return f"no earlier consume or commit of the tenant is transaction {record.reference}"
-        refund.refunded += record.amount
-        refund.seq = record.seq
-        if refund.refunded > refund.consumed:
-            return f"{refund.refunded} are refunded of transaction {record.reference}, which consumed {refund.consumed}"
-        return None
-
-    def _leg(self, record: Record, rule: Rule) -> str | None:
-        leg, legs = _detail(record, "leg"), _detail(record, "legs")
-        if leg == 1 and self._transfer is None and legs > 1:
-            self._transfer = Transfer(record.transaction_id, record.seq, 0, legs, 0)
-        transfer = self._transfer
-        if transfer is None or (transfer.transaction_id, transfer.leg + 1, transfer.legs) != (
-            record.transaction_id, leg, legs,
-        ):  # fmt: skip
-            return f"leg {leg} of {legs} of transfer {record.transaction_id} does not follow the leg before it"
-        transfer.leg, transfer.seq = leg, record.seq
-        transfer.total += rule.balance * record.amount
-        if leg == legs:
-            self._transfer = None
-            if transfer.total != 0:
-                return f"the legs of transfer {record.transaction_id} sum to {transfer.total}, not to 0"
-        return None
+    def _leg(self, record: Record) -> str | None:
+        leg = detail(record, "leg")
+        if self.transfer is None:
+            if leg > 1 and record.seq - leg + 1 < self._low:
+                self.deferred.append(record)
+                return None
+            self.transfer = Transfer(record.transaction_id, record.seq, 0, detail(record, "legs"), 0)
+        reason = self.transfer.add(record)
+        if self.transfer.done:
+            self.transfer = None
+        return reason
 
 
-def _unfinished(transfer: Transfer) -> str:
-    return f"transfer {transfer.transaction_id} ends after leg {transfer.leg} of {transfer.legs}"
-
-
-def _detail(record: Record, name: str) -> int:
+def detail(record: Record, name: str) -> int:
     """Return an integer of the details, -1 when it is not there; -1 satisfies no rule."""
     value = (record.details or {}).get(name)
     return value if isinstance(value, int) and not isinstance(value, bool) else -1
+
+
+def closing_fault(record: Record, hold: Hold, purpose: Purpose) -> str | None:
+    """Return why a record may not close this reservation."""
+    if hold.tenant_id != record.tenant_id or hold.purpose != purpose:
+        return f"reservation {record.reference} is for {hold.purpose}, of tenant {hold.tenant_id}"
+    released = detail(record, "released") if record.type == "commit" else 0
+    if hold.amount != record.amount + released:
+        return f"reservation {record.reference} holds {hold.amount}, not {record.amount} and {released}"
+    return None
+
+
+def state_fault(record: Record, released: int, balance: int, reserved: int, version: int) -> str:
+    """Say which number of a record does not follow from the tenant's state before it."""
+    rule = TRANSFER_IN if record.debit == CLEARING and record.type == "transfer" else RULES[record.type]
+    wanted = {
+        "balance": balance + rule.balance * record.amount,
+        "reserved": reserved + rule.reserved * record.amount - released,
+        "version": version + 1,
+    }
+    name = next(name for name, value in wanted.items() if getattr(record, name) != value)
+    return (
+        f"the entry states {name} {getattr(record, name)} for tenant {record.tenant_id}, "
+        f"after the entries before it {name} is {wanted[name]}"
+    )
 
 
 def _outside_fault(record: Record, rule: Rule | None) -> str | None:
@@ -285,22 +302,15 @@ def _outside_fault(record: Record, rule: Rule | None) -> str | None:
     if record.tenant_id:
         return f"the event type {record.type!r} is unknown"
     if rule is not None:
-        return f"a {record.type} without a tenant"
+        return f"a {record.type} names no tenant"
     if record.amount or record.balance or record.reserved:
         return f"a {record.type} without a tenant states credits"
     return None
 
 
-def _state_fault(record: Record, balance: int, reserved: int, version: int) -> str:
-    wanted = {"balance": balance, "reserved": reserved, "version": version}
-    name = next(name for name, value in wanted.items() if getattr(record, name) != value)
-    return (
-        f"the entry states {name} {getattr(record, name)} for tenant {record.tenant_id}, "
-        f"the entries before it and this {record.type} of {record.amount} give {wanted[name]}"
-    )
-
-
-def _impossible(record: Record, account: Account, balance: int, reserved: int, incoming: int) -> str:
-    if account.shard != record.shard:
-        return f"tenant {record.tenant_id} belongs to shard {account.shard}"
-    return f"amount {record.amount} leads to balance {balance}, reserved {reserved}, incoming {incoming}"
+def _opening_fault(record: Record) -> str | None:
+    if TENANT_PATTERN.fullmatch(record.tenant_id) is None:
+        return "the tenant id has characters that no tenant id can have"
+    if record.version != 1 or record.amount or record.balance or record.reserved:
+        return f"the account of tenant {record.tenant_id} does not begin with version 1 and no credits"
+    return None

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import asyncpg
 import redis.exceptions
 
 from app.actor import ActorStopped
-from app.audit.shard import ShardRow
+from app.audit.shard import shard_row
 from app.audit.writer import Fenced, Lease, RedisForgot
 from app.db.keys import applied_channel
 from app.db.retry import TRANSIENT, delay_ms
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from app.audit.shard import Shard
+    from app.audit.shard import Shard, ShardRow
     from app.audit.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class Keeper:
                     await connection.remove_listener(f"shieldx_s{number:02d}", self._heard)
                     return True
                 await connection.fetch(_END_STALE, LOCK_CLASS, number, STALE_WRITER_S)
-                row = ShardRow(*await connection.fetchrow(_ROW, number))
+                row = shard_row(await connection.fetchrow(_ROW, number))
             self._shard.learn(row.generation, row.run_id, row.head_seq)
             if self._shard.state != "open" and row.generation > 0:
                 self._shard.open()
@@ -152,7 +152,7 @@ class Keeper:
 
     async def _lead(self, connection: asyncpg.Connection[Any]) -> None:
         self._shard.close("recovering")
-        row = ShardRow(*await connection.fetchrow(_RAISE_EPOCH, self._shard.number, self._name))
+        row = shard_row(await connection.fetchrow(_RAISE_EPOCH, self._shard.number, self._name))
         lease = Lease(connection, row.epoch, asyncio.get_running_loop().create_future())
         self._writer.stand_at(row.head_seq, row.head_hash)
         row = await self._recovery.recover(row, lease)
@@ -176,12 +176,18 @@ class Keeper:
             if lease.connection.is_closed():
                 raise ConnectionError("the session that holds the shard's lock is gone")
             with contextlib.suppress(ActorStopped):
-                self._writer.poke()
-            stopping = asyncio.ensure_future(self._stopping.wait())
-            done, _ = await asyncio.wait({stopping, lease.lost}, timeout=POLL_INTERVAL_S, return_when="FIRST_COMPLETED")
-            stopping.cancel()
-            if lease.lost in done:
+                self._writer.tick()
+            if await self._lost_within(lease, POLL_INTERVAL_S):
                 raise Fenced(lease.lost.result())
+
+    async def _lost_within(self, lease: Lease, seconds: float) -> bool:
+        """Wait for the lease to be lost or the process to stop, and say which of them it was."""
+        stopping: asyncio.Future[Any] = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait(
+            (stopping, cast("asyncio.Future[Any]", lease.lost)), timeout=seconds, return_when="FIRST_COMPLETED"
+        )
+        stopping.cancel()
+        return lease.lost.done()
 
     async def _listen(self) -> None:
         """Poke the writer whenever another replica says that it has applied something."""

@@ -1,36 +1,31 @@
-"""Rows of audit_entries as COPY sends them, and the proof of each: bytes, hash, link, seal, columns, fold.
+"""Rows of audit_entries as COPY sends them, and the proof of a range of them: bytes, hashes, links, columns, fold.
 
-A row is proved by a few comparisons of bytes. Only when one of them fails is the row looked at again, slowly, to say
-what is wrong with it.
+A row is proved by a few comparisons of bytes. Only when one of them fails is the row looked at again, slowly, to
+say what is wrong with it. Signatures are collected, not checked: keys stay with the process that was given them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from app.audit.entry import COPY_HEADER, ENTRY_PREFIX, HASH_BYTES, LEAF_PREFIX, SCHEMA
-from app.audit.fold import Record
+from app.audit.fold import Hold, RangeFold, Record, Span, Transfer
 from app.audit.report import Bad
 from app.clock import POSTGRES_EPOCH_US, time_text
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from app.audit.entry import RowSeal
-    from app.audit.fold import Fold
-
-# The text columns come as one field, one line each: none of them can hold a line break, so nothing is ambiguous.
+# The text columns come as one field, a line each. Only a column that holds a line break itself makes more lines,
+# and then it is not what the record says.
 ROWS_SQL: Final = r"""
     SELECT shard, seq, at, amount, balance, reserved, version, hash, prev_hash, signature,
            tenant_id || E'\n' || type || E'\n' || transaction_id || E'\n' || key_id, entry
     FROM audit_entries WHERE shard = $1 AND seq >= $2 AND seq < $3 ORDER BY seq
 """
-# Field count and lengths of the fixed columns are skipped, those of the others are read. Source: PostgreSQL manual,
-# COPY, "Binary Format".
+# Field count and lengths of the fixed columns are skipped, the lengths of the others are read.
+# Source: PostgreSQL manual, COPY, "Binary Format".
 _FIXED: Final = struct.Struct("!2x4xh4xq4xq4xq4xq4xq4xqi32si32si32si")
 _FIXED_BYTES: Final = _FIXED.size
 _LENGTH: Final = struct.Struct("!i")
@@ -38,12 +33,43 @@ _LENGTH_BYTES: Final = _LENGTH.size
 _PREFIX_BYTES: Final = len(ENTRY_PREFIX)
 _TRAILER_BYTES: Final = 2  # a field count of -1 ends the copy
 US_PER_MS: Final = 1000
-ROW_BYTES_MAX: Final = 1 << 20  # bytes; the server keeps entries far below, a longer row is a misread length
+TIME_MIN_US: Final = -(2**63)  # the lowest time of PostgreSQL
+ROW_BYTES_MAX: Final = 1 << 20  # the server keeps entries far below; a longer row is a length misread
 UNREADABLE: Final = "the row cannot be read: a column is missing or has a wrong length"
 
 _decode: Final = msgspec.json.Decoder(Record).decode
 # Structs keep their order, details are sorted: RFC 8785 for records of ascii keys, integers and text.
 _encode: Final = msgspec.json.Encoder(order="deterministic").encode
+
+
+class Proof(msgspec.Struct):
+    """What was proved of the rows from `low` to before `next_seq` of a shard, and what they add up to.
+
+    bad          the first row that is wrong by itself or does not follow from the rows of this range before it
+    prev_hash    what the first row names as its predecessor; last_hash: the hash of the last good row
+    first_at_us, last_at_us, first_generation, last_generation   of the first and the last good row
+    seals        hash and signature of every row, 64 bytes each
+    key_ids      the key of the seals, with the seq from which on it is used
+    """
+
+    shard: int
+    low: int
+    next_seq: int
+    bad: Bad | None
+    prev_hash: bytes
+    last_hash: bytes
+    first_at_us: int
+    last_at_us: int
+    first_generation: int
+    last_generation: int
+    seals: bytes
+    key_ids: list[tuple[int, bytes]]
+    spans: dict[str, Span]
+    holds: dict[str, Hold]
+    consumed: list[Record]
+    deferred: list[Record]
+    transfer: Transfer | None
+    moved: list[int]
 
 
 class Row(NamedTuple):
@@ -62,37 +88,28 @@ class Row(NamedTuple):
     entry: bytes
 
 
-class Chain:
-    """One shard's chain, from its genesis to wherever the rows that were fed have led, or to the first bad one."""
+class RangeCheck:
+    """Proves the rows of one range as they arrive, up to the first bad one."""
 
-    def __init__(self, shard: int, genesis: bytes, seals: Mapping[str, RowSeal], fold: Fold) -> None:
-        """`genesis` is the 32-byte hash that seq 0 follows; `seals` are the known keys by key id."""
-        self.shard: Final = shard
+    def __init__(self, shard: int, low: int, refunded_ids: frozenset[str]) -> None:
+        """`low` is the seq that the first row must have. Its predecessor's hash is taken from the row itself."""
         self.bad: Bad | None = None
-        self.next_seq = 0
-        self.last_hash = genesis
-        self.signatures_unchecked = 0
-        self._seals = {key_id.encode(): seal for key_id, seal in seals.items()}
-        self._fold = fold
-        self._last_hex = genesis.hex()
+        self._shard = shard
+        self._low = low
+        self._next_seq = low
+        self._fold = RangeFold(low, refunded_ids)
+        self._prev_hash = self._last_hash = b""
+        self._last_hex = ""
+        self._first: tuple[int, int] | None = None
         self._generation = 0
-        self._at_us = -(2**63)
+        self._at_us = TIME_MIN_US
         self._at_text = ""
         self._leaf = hashlib.sha256(LEAF_PREFIX + ENTRY_PREFIX)
-        self._rest, self._header_bytes = b"", 0
-
-    def begin(self) -> None:
-        """Expect the header of a COPY next."""
-        self._rest, self._header_bytes = b"", len(COPY_HEADER)
-
-    def end(self) -> None:
-        """Note that the COPY is over: a row that began must have ended."""
-        if self.bad is None and len(self._rest) > _TRAILER_BYTES:
-            self.fail(UNREADABLE)
-
-    def fail(self, reason: str) -> None:
-        """Declare the next entry bad."""
-        self.bad = Bad(self.next_seq, reason)
+        self._seals: list[bytes] = []
+        self._key_ids: list[tuple[int, bytes]] = []
+        self._key_id = b"\n"  # no key has this id, so the first row starts a new run
+        self._rest = b""
+        self._header_bytes = len(COPY_HEADER)
 
     def feed(self, chunk: bytes) -> None:
         """Prove the rows of the next piece of a binary COPY; without effect once a row was bad."""
@@ -115,7 +132,7 @@ class Chain:
             if row_end > size:
                 break
             if row_end < entry_at or names_end < names_at:
-                self.fail(UNREADABLE)
+                self._fail(UNREADABLE)
                 return
             self._prove(fixed, data[names_at:names_end], data[entry_at:row_end])
             if self.bad is not None:
@@ -123,13 +140,35 @@ class Chain:
             at = row_end
         self._rest = data[at:]
         if len(self._rest) > ROW_BYTES_MAX:
-            self.fail(UNREADABLE)
+            self._fail(UNREADABLE)
+
+    def finish(self, high: int) -> Proof:
+        """Return the proof, once the COPY is over. The rows should have led to before `high`."""
+        if self.bad is None and len(self._rest) > _TRAILER_BYTES:
+            self._fail(UNREADABLE)
+        if self.bad is None and self._next_seq < high:
+            self._fail("the entry is missing")
+        first_at_us, first_generation = self._first or (TIME_MIN_US, 0)
+        fold = self._fold
+        return Proof(
+            shard=self._shard, low=self._low, next_seq=self._next_seq, bad=self.bad, prev_hash=self._prev_hash,
+            last_hash=self._last_hash, first_at_us=first_at_us, last_at_us=self._at_us,
+            first_generation=first_generation, last_generation=self._generation, seals=b"".join(self._seals),
+            key_ids=self._key_ids, spans=fold.spans, holds=fold.holds, consumed=fold.consumed,
+            deferred=fold.deferred, transfer=fold.transfer, moved=fold.moved,
+        )  # fmt: skip
+
+    def _fail(self, reason: str) -> None:
+        self.bad = Bad(self._next_seq, reason)
 
     def _prove(self, fixed: tuple[Any, ...], names: bytes, entry: bytes) -> None:
         """Check one row and move on; `bad` is set when it is not what follows the row before."""
-        (shard, seq, at_us, amount, balance, reserved, version, hash_size, digest, prev_size, prev_hash, seal_size,
-         signature, _) = fixed  # fmt: skip
+        shard, seq, at_us, amount, balance, reserved, version = fixed[:7]
+        hash_size, digest, prev_size, prev_hash, seal_size, signature, _ = fixed[7:]
         text = entry[_PREFIX_BYTES:]
+        if self._first is None:
+            self._prev_hash = self._last_hash = prev_hash
+            self._last_hex = prev_hash.hex()
         try:
             record = _decode(text)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
@@ -137,55 +176,56 @@ class Chain:
             return
         leaf = self._leaf.copy()
         leaf.update(text)
-        if at_us != self._at_us:
-            if at_us < self._at_us:
-                self.fail(f"its time is before that of the entry before it, {self._at_text}")
-                return
-            self._at_us, self._at_text = at_us, _time_text(at_us)
+        at_text = self._at_text if at_us == self._at_us else _time_text(at_us)
         head = f"{record.tenant_id}\n{record.type}\n{record.transaction_id}\n".encode()
         if (
-            seq != self.next_seq or record.seq != seq or shard != self.shard or record.shard != shard
-            or leaf.digest() != digest or prev_hash != self.last_hash or record.prev_hash != self._last_hex
+            seq != self._next_seq or record.seq != seq or shard != self._shard or record.shard != shard
+            or leaf.digest() != digest or prev_hash != self._last_hash or record.prev_hash != self._last_hex
             or _encode(record) != text or not entry.startswith(ENTRY_PREFIX) or not names.startswith(head)
             or record.amount != amount or record.balance != balance or record.reserved != reserved
-            or record.version != version or record.at != self._at_text or record.schema != SCHEMA
+            or record.version != version or record.at != at_text or record.schema != SCHEMA
             or hash_size != HASH_BYTES or prev_size != HASH_BYTES or seal_size != HASH_BYTES
         ):  # fmt: skip
             self._blame(Row._make((*fixed[:7], digest, prev_hash, names, entry)), record)
             return
-        seal = self._seals.get(names[len(head) :])
-        if seal is None:
-            self.signatures_unchecked += 1
-        elif seal.sign(digest) != signature:
-            self.fail("the signature is not that of its hash")
-            return
-        if record.generation < self._generation:
-            self.fail(f"generation {record.generation} comes after generation {self._generation}")
+        if at_us < self._at_us or record.generation < self._generation:
+            self._fail(order_fault(record.generation, self._generation))
             return
         reason = self._fold.apply(record)
         if reason is not None:
-            self.fail(reason)
+            self._fail(reason)
             return
-        self._generation = record.generation
-        self.last_hash = digest
-        self._last_hex = digest.hex()
-        self.next_seq = seq + 1
+        if self._first is None:
+            self._first = at_us, record.generation
+        if not names.endswith(self._key_id) or len(names) != len(head) + len(self._key_id):
+            self._key_id = names[len(head) :]
+            self._key_ids.append((seq, self._key_id))
+        self._seals.append(digest + signature)
+        self._generation, self._at_us, self._at_text = record.generation, at_us, at_text
+        self._last_hash, self._last_hex, self._next_seq = digest, digest.hex(), seq + 1
 
     def _blame(self, row: Row, record: Record | None) -> None:
         """Say what is wrong with a row that failed a comparison: the first of the checks in their order."""
-        if row.seq < self.next_seq:
-            self.bad = Bad(row.seq, f"seq {row.seq} stands twice")
-        elif row.seq > self.next_seq:
-            self.fail(f"the entry is missing, the next one is seq {row.seq}")
+        if row.seq > self._next_seq:
+            self._fail(f"the entry is missing, the next one is seq {row.seq}")
+        elif row.seq < self._next_seq:
+            self.bad = Bad(row.seq, "the seq is below 0" if row.seq < self._low else "the seq stands twice")
         else:
-            self.fail(_entry_fault(row, record, self.shard) or self._link_fault(row) or UNREADABLE)
+            self._fail(_entry_fault(row, record, self._shard) or link_fault(row.seq))
 
-    def _link_fault(self, row: Row) -> str | None:
-        if row.prev_hash == self.last_hash:
-            return None
-        if self.next_seq == 0:
-            return "prev_hash is not the genesis hash of this ledger and shard"
-        return f"prev_hash is not the hash of entry {self.next_seq - 1}"
+
+def order_fault(generation: int, generation_before: int) -> str:
+    """Say what goes back in a row that stands after one of a later time or generation."""
+    if generation < generation_before:
+        return f"generation {generation} comes after generation {generation_before}"
+    return "its time is before that of the entry before it"
+
+
+def link_fault(seq: int) -> str:
+    """Say that the row's prev_hash leads to nothing."""
+    if seq == 0:
+        return "prev_hash is not the genesis hash of this ledger and shard"
+    return f"prev_hash is not the hash of entry {seq - 1}"
 
 
 def _time_text(at_us: int) -> str:
@@ -198,24 +238,27 @@ def _time_text(at_us: int) -> str:
 
 
 def _entry_fault(row: Row, record: Record | None, shard: int) -> str | None:
-    """Return what is wrong with a row by itself: place, hash, form, then columns against the record."""
-    if record is None or not row.entry.startswith(ENTRY_PREFIX):
-        return "the entry is not a shieldx-audit/v1 record"
+    """Return what is wrong with a row by itself: form, place, hash, then columns against the record."""
+    columns = _columns(row)
+    if record is None or not row.entry.startswith(ENTRY_PREFIX) or record.schema != SCHEMA:
+        return "the entry is not a record of shieldx-audit/v1"
     if (record.shard, record.seq) != (shard, row.seq):
-        return f"the entry says shard {record.shard}, seq {record.seq}"
+        return f"the entry says that it is seq {record.seq} of shard {record.shard}"
     if hashlib.sha256(LEAF_PREFIX + row.entry).digest() != row.digest:
         return "the hash is not that of the entry"
     if _encode(record) != row.entry[_PREFIX_BYTES:]:
         return "the entry is not in canonical form"
-    if record.schema != SCHEMA:
-        return f"the entry has schema {record.schema}"
-    tenant_id, kind, transaction_id, *_ = [*row.names.decode(errors="replace").split("\n"), "", "", ""]
-    columns = {
-        "shard": row.shard, "at": _time_text(row.at_us), "tenant_id": tenant_id, "type": kind,
-        "transaction_id": transaction_id, "amount": row.amount, "balance": row.balance, "reserved": row.reserved,
-        "version": row.version, "prev_hash": row.prev_hash.hex(),
-    }  # fmt: skip
-    for name, value in columns.items():
-        if getattr(record, name) != value:
-            return f"column {name} is {value}, the entry says {getattr(record, name)}"
+    wrong = [name for name, value in columns.items() if getattr(record, name) != value]
+    if wrong:
+        return f"column {wrong[0]} is {columns[wrong[0]]}, the entry says {getattr(record, wrong[0])}"
     return None
+
+
+def _columns(row: Row) -> dict[str, int | str]:
+    """Return the columns of a row under the names of the record's fields."""
+    tenant_id, kind, transaction_id, *_ = [*row.names.decode(errors="replace").split("\n"), "", "", ""]
+    return {
+        "shard": row.shard, "at": _time_text(row.at_us), "tenant_id": tenant_id, "type": kind,
+        "transaction_id": transaction_id, "amount": row.amount, "balance": row.balance,
+        "reserved": row.reserved, "version": row.version, "prev_hash": row.prev_hash.hex(),
+    }  # fmt: skip

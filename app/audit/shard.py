@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 State = Literal["opening", "open", "refused"]
 
@@ -19,6 +19,13 @@ class ShardRow(NamedTuple):
     run_id: str
     head_seq: int
     head_hash: bytes
+
+
+def shard_row(record: Sequence[Any] | None) -> ShardRow:
+    """Return a row of ledger_shards from a record with its columns in order. Raises LookupError without one."""
+    if record is None:
+        raise LookupError("the shard has no row in ledger_shards")
+    return ShardRow(*record)
 
 
 class Shard:

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from app.audit.fold import Account, Fold, Hold
+    from app.audit.fold import Hold
+    from app.audit.totals import Account, Totals
 
 PREFETCH_ROWS: Final = 10_000  # per round trip of a cursor: about 2 MB
 
@@ -47,13 +48,13 @@ class Findings:
             self.first[shard] = Bad(seq, reason)
 
 
-async def compare_accounts(connection: asyncpg.Connection[Any], fold: Fold, findings: Findings) -> AccountsSeen:
-    """Hold credit_accounts against the fold, in both directions. The fold's accounts are used up by it."""
+async def compare_accounts(connection: asyncpg.Connection[Any], totals: Totals, findings: Findings) -> AccountsSeen:
+    """Hold credit_accounts against the totals, in both directions. Uses the totals' accounts up."""
     compared = total = 0
     async for row in connection.cursor(ACCOUNTS_SQL, prefetch=PREFETCH_ROWS):
         tenant_id, shard, balance, reserved, incoming, version = row
         total += balance
-        account = fold.accounts.pop(tenant_id, None)
+        account = totals.accounts.pop(tenant_id, None)
         if (shard if account is None else account.shard) in findings.broken:
             continue
         compared += 1
@@ -63,22 +64,24 @@ async def compare_accounts(connection: asyncpg.Connection[Any], fold: Fold, find
             balance, reserved, incoming, version, shard,
         ):  # fmt: skip
             findings.note(account.shard, account.seq, _account_fault(tenant_id, account, row))
-    for tenant_id, account in fold.accounts.items():
+    for tenant_id, account in totals.accounts.items():
         if account.shard not in findings.broken:
             findings.note(account.shard, account.seq, f"credit_accounts has no row for tenant {tenant_id}")
     return AccountsSeen(compared, total)
 
 
 def _account_fault(tenant_id: str, account: Account, row: asyncpg.Record) -> str:
-    name = next(name for name in ("balance", "reserved", "incoming", "version", "shard") if row[name] != getattr(account, name))
+    name = next(
+        name for name in ("balance", "reserved", "incoming", "version", "shard") if row[name] != getattr(account, name)
+    )
     return f"credit_accounts has {name} {row[name]} for tenant {tenant_id}, the chain gives {getattr(account, name)}"
 
 
-async def compare_holds(connection: asyncpg.Connection[Any], fold: Fold, findings: Findings) -> None:
-    """Hold the open reservations against credit_reservations, in both directions. Uses the fold's holds up."""
+async def compare_holds(connection: asyncpg.Connection[Any], totals: Totals, findings: Findings) -> None:
+    """Hold the open reservations against credit_reservations, in both directions. Uses the totals' up."""
     surplus: dict[int, str] = {}
     async for reservation_id, shard, tenant_id, amount, purpose in connection.cursor(HOLDS_SQL, prefetch=PREFETCH_ROWS):
-        hold = fold.holds.pop(reservation_id, None)
+        hold = totals.holds.pop(reservation_id, None)
         if (shard if hold is None else hold.shard) in findings.broken:
             continue
         if hold is None:
@@ -93,7 +96,7 @@ async def compare_holds(connection: asyncpg.Connection[Any], fold: Fold, finding
         seq = await connection.fetchval(ENTRY_OF_SQL, shard, reservation_id)
         findings.note(shard, seq, f"credit_reservations has reservation {reservation_id} as held, the chain has not")
     missing = min(
-        ((hold.seq, key, hold) for key, hold in fold.holds.items() if hold.shard not in findings.broken), default=None
+        ((hold.seq, key, hold) for key, hold in totals.holds.items() if hold.shard not in findings.broken), default=None
     )
     if missing is not None:
         await _note_missing_hold(connection, missing[1], missing[2], findings)
@@ -108,11 +111,11 @@ async def _note_missing_hold(
     findings.note(hold.shard, hold.seq, reason)
 
 
-def compare_refunds(rows: Sequence[asyncpg.Record], fold: Fold, findings: Findings) -> None:
+def compare_refunds(rows: Sequence[asyncpg.Record], totals: Totals, findings: Findings) -> None:
     """Hold rows of credit_refunds against what the chains consumed and refunded."""
     for transaction_id, consumed, refunded in rows:
-        refund = fold.refunds[transaction_id]
-        if refund.seq is None:
+        refund = totals.refunds.get(transaction_id)
+        if refund is None:
             if not findings.broken:
                 findings.note(None, None, f"credit_refunds names transaction {transaction_id}, which consumed nothing")
         elif refund.shard not in findings.broken and (refund.consumed, refund.refunded) != (consumed, refunded):

@@ -1,55 +1,80 @@
 """The offline verifier: proves every entry of every chain, and that the tables hold what the chains add up to.
 
-Everything is read in one snapshot, so a live server may go on writing. Memory grows with the number of tenants, open
-reservations and refunds, not with the length of the chains.
+Everything is read in one snapshot, so a live server may go on writing. A chain is proved range by range, in several
+processes when it is long. Memory grows with the number of tenants, open reservations and refunds, not with the
+length of the chains.
 """
 
 from __future__ import annotations
 
+import asyncio
+import multiprocessing
+import os
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 import uvloop
 
 from app.audit.entry import genesis_hash
-from app.audit.fold import Fold
+from app.audit.ranges import Range, prove, prove_in_process
 from app.audit.report import Bad, Finding, Report, ShardReport, report_json, report_text
-from app.audit.rows import ROWS_SQL, Chain
 from app.audit.state import REFUNDS_SQL, Findings, compare_accounts, compare_holds, compare_refunds
+from app.audit.totals import Position, Totals
 from app.clock import now_ms, time_text
 from app.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from app.audit.entry import RowSeal
+    from app.audit.rows import Proof
 
 CONNECT_TIMEOUT_S: Final = 10.0  # a server that does not answer by then will not answer
-WINDOW_ENTRIES: Final = 250_000  # per COPY: about 200 MB to read on after a bad row, and 2 s between two windows
-SEQ_MIN: Final = -(2**63)  # the lowest bigint: a row below seq 0 must not stay unseen
+RANGE_ENTRIES: Final = 50_000  # about half a second of work, and 40 MB to read on after a bad row
+INLINE_RANGES: Final = 3  # up to here one process is done before others have started
 EXIT_INTACT: Final = 0
 EXIT_TAMPERED: Final = 1
 EXIT_UNCHECKED: Final = 2
 
 
-class CannotCheck(Exception):
+class CannotCheckError(Exception):
     """There is nothing here that could be checked. The message says why, and what to do."""
 
 
 async def verify_ledger(
-    database_url: str, *, seals: Mapping[str, RowSeal], progress: Callable[[int, int], None]
+    database_url: str,
+    *,
+    seals: Mapping[str, RowSeal],
+    progress: Callable[[int, int], None],
+    processes: int | None = None,
+    range_entries: int = RANGE_ENTRIES,
 ) -> Report:
     """Check the ledger in the database at `database_url` and return what was found.
 
-    seals     the known keys by key id; entries under other keys count as `signatures_unchecked`
-    progress  called with entries done and entries in all
-    faults    CannotCheck; OSError, TimeoutError, asyncpg errors when the database cannot be read
+    seals      the known keys by key id; entries under other keys count as `signatures_unchecked`
+    progress   called with entries done and entries in all
+    processes  how many prove ranges; by default one for each processor, and only this one for a short chain
+    faults     CannotCheckError; OSError, TimeoutError, asyncpg errors when the database cannot be read
     """
-    connection = await asyncpg.connect(database_url, timeout=CONNECT_TIMEOUT_S, command_timeout=None)
+    connection = await asyncpg.connect(database_url, timeout=CONNECT_TIMEOUT_S)
     try:
-        return await verify_connection(connection, seals=seals, progress=progress)
+        verification = Verification(connection, seals, progress, range_entries)
+        if processes is None:
+            total = await connection.fetchval("SELECT coalesce(sum(head_seq + 1), 0)::bigint FROM ledger_shards")
+            processes = 1 if total <= INLINE_RANGES * range_entries else len(os.sched_getaffinity(0))
+        if processes == 1:
+            return await verification.run()
+        # A fresh interpreter inherits no event loop and no socket.
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(processes, mp_context=context)
+        try:
+            return await verification.run(pool, processes, database_url)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
     finally:
         await connection.close()
 
@@ -57,18 +82,8 @@ async def verify_ledger(
 async def verify_connection(
     connection: asyncpg.Connection[Any], *, seals: Mapping[str, RowSeal], progress: Callable[[int, int], None]
 ) -> Report:
-    """Check the ledger behind an idle connection; otherwise as `verify_ledger`."""
-    started_s = time.monotonic()
-    async with connection.transaction(isolation="repeatable_read", readonly=True):
-        # The primary key gives the order; a sort would write the whole chain to disk first.
-        await connection.execute(
-            "SET LOCAL enable_sort = off; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; "
-            "SET LOCAL jit = off; SET LOCAL statement_timeout = 0; SET LOCAL search_path = public"
-        )
-        verification = Verification(connection, seals, progress)
-        report = await verification.run()
-    report.seconds = round(time.monotonic() - started_s, 3)
-    return report
+    """Check the ledger behind an idle connection, in this process alone; otherwise as `verify_ledger`."""
+    return await Verification(connection, seals, progress, RANGE_ENTRIES).run()
 
 
 class Verification:
@@ -79,77 +94,123 @@ class Verification:
         connection: asyncpg.Connection[Any],
         seals: Mapping[str, RowSeal],
         progress: Callable[[int, int], None],
+        range_entries: int,
     ) -> None:
-        """`connection` stands inside a transaction whose snapshot does not move."""
+        """`connection` is idle, and stays in use until `run` is over."""
         self._connection = connection
         self._seals = seals
         self._progress = progress
+        self._range_entries = range_entries
+        self._pool: ProcessPoolExecutor | None = None
+        self._ahead = 1
+        self._database_url = ""
+        self._snapshot = ""
         self._entries_before = 0
         self._entries_total = 0
         self._signatures_unchecked = 0
 
-    async def run(self) -> Report:
-        """Check everything and return the report, its seconds still 0. Raises CannotCheck."""
+    async def run(self, pool: ProcessPoolExecutor | None = None, processes: int = 1, database_url: str = "") -> Report:
+        """Check everything and return the report. Raises CannotCheckError.
+
+        With a `pool`, ranges are proved by its processes, which connect to `database_url` by themselves.
+        """
+        started_s = time.monotonic()
+        self._pool, self._ahead, self._database_url = pool, processes + 1, database_url
+        async with self._connection.transaction(isolation="repeatable_read", readonly=True):
+            await self._connection.execute("SET LOCAL search_path = public; SET LOCAL statement_timeout = 0")
+            if pool is not None:
+                self._snapshot = await self._connection.fetchval("SELECT pg_export_snapshot()")
+            report = await self._check_ledger()
+        report.seconds = round(time.monotonic() - started_s, 3)
+        return report
+
+    async def _check_ledger(self) -> Report:
         checked_at = time_text(now_ms())
-        refunds = await self._connection.fetch(REFUNDS_SQL)
-        fold = Fold([row["transaction_id"] for row in refunds])
         origin, shard_count = await self._ledger()
-        heads = {row["shard"]: row for row in await self._connection.fetch("SELECT shard, head_seq, head_hash FROM ledger_shards")}
+        refunds = await self._connection.fetch(REFUNDS_SQL)
+        totals = Totals(self._seals, (row["transaction_id"] for row in refunds))
+        rows = await self._connection.fetch("SELECT shard, head_seq, head_hash FROM ledger_shards")
+        heads = {row["shard"]: row for row in rows}
         self._entries_total = sum(head["head_seq"] + 1 for head in heads.values())
-        shards = [await self._check_shard(number, origin, heads.pop(number, None), fold) for number in range(shard_count)]
+        shards = []
+        for number in range(shard_count):
+            position = Position(number, genesis_hash(f"{origin}/s{number:02d}"))
+            shards.append(await self._check_shard(position, heads.pop(number, None), totals))
         findings = Findings(frozenset(shard.shard for shard in shards if shard.first_bad is not None))
         await self._find_strays(shard_count, heads, findings)
-        seen = await compare_accounts(self._connection, fold, findings)
-        await compare_holds(self._connection, fold, findings)
-        compare_refunds(refunds, fold, findings)
-        trial_balance = None if findings.broken else sum(fold.system_balances().values()) + seen.balance
+        seen = await compare_accounts(self._connection, totals, findings)
+        await compare_holds(self._connection, totals, findings)
+        compare_refunds(refunds, totals, findings)
+        trial_balance = None if findings.broken else sum(totals.system_balances().values()) + seen.balance
         if trial_balance:
             findings.note(None, None, f"the trial balance is {trial_balance}, not 0")
         for shard in shards:
             shard.first_bad = shard.first_bad or findings.first.pop(shard.shard, None)
         first_bad = _first_finding(shards, findings)
         return Report(
-            ok=first_bad is None, checked_at=checked_at, shards=shards, signatures_unchecked=self._signatures_unchecked,
-            accounts=seen.compared, seconds=0.0, first_bad=first_bad, trial_balance=trial_balance,
-        )  # fmt: skip
+            ok=first_bad is None,
+            checked_at=checked_at,
+            shards=shards,
+            signatures_unchecked=self._signatures_unchecked,
+            accounts=seen.compared,
+            seconds=0.0,
+            first_bad=first_bad,
+            trial_balance=trial_balance,
+        )
 
     async def _ledger(self) -> tuple[str, int]:
         row = await self._connection.fetchrow("SELECT origin, shard_count FROM ledger")
         if row is not None:
             return row["origin"], row["shard_count"]
         if await self._connection.fetchval("SELECT EXISTS (SELECT FROM audit_entries)"):
-            raise CannotCheck("the table ledger is empty, so the origin of the chains in audit_entries is not known")
-        raise CannotCheck("the database holds no ledger yet; start `shieldx serve` on it once, or name another one")
+            raise CannotCheckError("the table ledger is empty: the origin of the chains is not known")
+        raise CannotCheckError("the database holds no ledger yet: start `shieldx serve` on it, or name another")
 
-    async def _check_shard(self, number: int, origin: str, head: asyncpg.Record | None, fold: Fold) -> ShardReport:
-        chain = Chain(number, genesis_hash(f"{origin}/s{number:02d}"), self._seals, fold)
+    async def _check_shard(self, position: Position, head: asyncpg.Record | None, totals: Totals) -> ShardReport:
         last_seq = await self._connection.fetchval(
-            "SELECT seq FROM audit_entries WHERE shard = $1 ORDER BY seq DESC LIMIT 1", number
+            "SELECT seq FROM audit_entries WHERE shard = $1 ORDER BY seq DESC LIMIT 1", position.shard
         )
-        low, high = SEQ_MIN, WINDOW_ENTRIES
-        while last_seq is not None and low <= last_seq and chain.bad is None:
-            await self._check_window(chain, low, high)
-            if chain.bad is None and chain.next_seq <= min(high - 1, last_seq):
-                chain.fail("the entry is missing")
-            low, high = high, high + WINDOW_ENTRIES
-        unfinished = fold.end_chain()
-        bad = chain.bad or _head_fault(chain, head)
-        if bad is None and unfinished is not None:
-            bad = Bad(chain.next_seq - 1, unfinished)
-        self._entries_before += chain.next_seq
-        self._signatures_unchecked += chain.signatures_unchecked
-        return ShardReport(number, chain.next_seq, -1 if head is None else head["head_seq"], bad)
+        bad = None
+        if last_seq is not None:
+            async for proof in self._proofs(position.shard, last_seq, totals.refunded_ids):
+                bad = totals.join(position, proof)
+                self._progress(self._entries_before + position.next_seq, self._entries_total)
+                if bad is not None:
+                    break
+        bad = bad or _head_fault(position, head)
+        if bad is None and position.transfer is not None:
+            bad = Bad(position.next_seq - 1, position.transfer.cut)
+        entries = position.next_seq if bad is None or bad.seq is None else min(bad.seq, position.next_seq)
+        self._entries_before += position.next_seq
+        self._signatures_unchecked += position.signatures_unchecked
+        return ShardReport(position.shard, entries, -1 if head is None else head["head_seq"], bad)
 
-    async def _check_window(self, chain: Chain, low: int, high: int) -> None:
-        async def take(chunk: bytes) -> None:
-            chain.feed(chunk)
-            self._progress(self._entries_before + chain.next_seq, self._entries_total)
-
-        chain.begin()
-        await self._connection.copy_from_query(ROWS_SQL, chain.shard, low, high, output=take, format="binary")
-        chain.end()
+    async def _proofs(self, shard: int, last_seq: int, refunded_ids: frozenset[str]) -> AsyncIterator[Proof]:
+        """Yield the proofs of all ranges of a shard, in order; with a pool a few are being made ahead."""
+        ranges = (
+            Range(shard, low, min(low + self._range_entries, last_seq + 1), refunded_ids)
+            for low in range(0, max(last_seq, 0) + 1, self._range_entries)
+        )
+        if self._pool is None:
+            for one in ranges:
+                yield await prove(self._connection, one)
+            return
+        loop = asyncio.get_running_loop()
+        ahead: list[asyncio.Future[Proof]] = []
+        try:
+            for one in ranges:
+                work = partial(prove_in_process, self._database_url, self._snapshot, one)
+                ahead.append(loop.run_in_executor(self._pool, work))
+                if len(ahead) > self._ahead:
+                    yield await ahead.pop(0)
+            while ahead:
+                yield await ahead.pop(0)
+        finally:
+            for future in ahead:
+                future.cancel()
 
     async def _find_strays(self, shard_count: int, heads: Mapping[int, asyncpg.Record], findings: Findings) -> None:
+        """Look for what belongs to no shard of the ledger. `heads` are those that no shard has claimed."""
         for number in heads:
             findings.note(None, None, f"ledger_shards has shard {number}, the ledger has {shard_count} shards")
         stray = await self._connection.fetchrow(
@@ -158,19 +219,19 @@ class Verification:
             shard_count,
         )
         if stray is not None:
-            findings.note(None, stray["seq"], f"an entry stands in shard {stray['shard']}, the ledger has {shard_count}")
+            where = f"an entry stands in shard {stray['shard']}"
+            findings.note(None, stray["seq"], f"{where}, the ledger has {shard_count} shards")
 
 
-def _head_fault(chain: Chain, head: asyncpg.Record | None) -> Bad | None:
+def _head_fault(position: Position, head: asyncpg.Record | None) -> Bad | None:
     """Compare where the chain ends with where ledger_shards says that it does."""
-    last_seq = chain.next_seq - 1
+    last_seq = position.next_seq - 1
     if head is None:
         return Bad(None, "ledger_shards has no row for this shard")
-    if head["head_seq"] > last_seq:
-        return Bad(chain.next_seq, f"the tail is cut: head says {head['head_seq']}, chain ends at {last_seq}")
-    if head["head_seq"] < last_seq:
-        return Bad(head["head_seq"] + 1, f"head says {head['head_seq']}, chain ends at {last_seq}")
-    if last_seq >= 0 and head["head_hash"] != chain.last_hash:
+    if head["head_seq"] != last_seq:
+        ends = f"head says {head['head_seq']}, chain ends at {last_seq}"
+        return Bad(min(head["head_seq"], last_seq) + 1, ends)
+    if last_seq >= 0 and head["head_hash"] != position.last_hash:
         return Bad(last_seq, "head_hash of ledger_shards is not the hash of the last entry")
     return None
 
@@ -184,12 +245,12 @@ def _first_finding(shards: list[ShardReport], findings: Findings) -> Finding | N
     return None
 
 
-def run_verify(database_url: str, seals: Mapping[str, RowSeal], as_json: bool) -> int:  # noqa: FBT001 - the command's own flag
+def run_verify(database_url: str, seals: Mapping[str, RowSeal], as_json: bool) -> int:  # noqa: FBT001 - --json
     """Verify, print the result on stdout, and return the exit code: 0 intact, 1 tampered, 2 could not check."""
     bar = Progress(0, "verify")
     try:
         report = uvloop.run(verify_ledger(database_url, seals=seals, progress=bar.update))
-    except (CannotCheck, OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (CannotCheckError, OSError, BrokenProcessPool, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         bar.close()
         sys.stderr.write(f"could not check: {_advice(error)}\n")
         return EXIT_UNCHECKED
@@ -200,12 +261,13 @@ def run_verify(database_url: str, seals: Mapping[str, RowSeal], as_json: bool) -
 
 def _advice(error: Exception) -> str:
     match error:
-        case CannotCheck():
+        case CannotCheckError():
             return str(error)
         case asyncpg.UndefinedTableError() | asyncpg.UndefinedColumnError():
-            return f"the database has no shieldx schema of this version ({error}); run `shieldx migrate`, or name another one"
+            return f"no shieldx schema of this version ({error}); run `shieldx migrate`, or name another database"
         case asyncpg.InsufficientPrivilegeError():
-            return f"{error}; the role needs SELECT on the ledger's tables"
-        case OSError() | TimeoutError():
-            return f"no connection to the database ({type(error).__name__}: {error}); is it running, is --database-url right?"
+            return f"{error}; the role needs SELECT on the tables of the ledger"
+        case OSError():
+            kind = type(error).__name__
+            return f"no connection to the database ({kind}: {error}); does it run, is --database-url right?"
     return f"{type(error).__name__}: {error}"

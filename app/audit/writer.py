@@ -94,6 +94,7 @@ class Writer(Actor[Handover]):
         self._lease: Lease | None = None
         self._head_seq = -1
         self._head_hash = b""
+        self._ticked_seq = -1
         self._beat_s = 0.0
         self.commits = 0
         self.events_committed = 0
@@ -122,9 +123,15 @@ class Writer(Actor[Handover]):
             self._tell(Handover(generation, first, last, events))
 
     def poke(self) -> None:
-        """Ask for a look at the outbox: another replica has applied something, or it is time for a beat."""
+        """Ask for a look at the outbox: another replica has applied something."""
         if self._lease is not None and self.waiting == 0:
             self._tell(Handover(0, 0, -1, ()))
+
+    def tick(self) -> None:
+        """Look at the outbox, unless the chain has grown since the last tick and so is alive anyway."""
+        if self._head_seq == self._ticked_seq:
+            self.poke()
+        self._ticked_seq = self._head_seq
 
     async def receive(self, batch: list[Handover]) -> None:
         """Append what is next in order; lose the lease at any doubt."""
@@ -220,9 +227,7 @@ class Writer(Actor[Handover]):
         self.events_committed += len(events)
         self._shard.advance(last)
 
-    async def _append(
-        self, lease: Lease, rows: bytes, events: Sequence[Event], last: int, head_hash: bytes
-    ) -> None:
+    async def _append(self, lease: Lease, rows: bytes, events: Sequence[Event], last: int, head_hash: bytes) -> None:
         number, connection = self._shard.number, lease.connection
         # BEGIN and the fence travel together. A COMMIT whose answer is lost leaves head_seq moved, so a second
         # try fails here; a writer that lost its epoch fails here too.

@@ -71,7 +71,6 @@ _NAMES: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-
 def unavailable(reason: str) -> Problem:
     """Return the 503 for a store that is out of reach or a ledger that is full."""
     return Problem(

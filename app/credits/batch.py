@@ -33,9 +33,7 @@ def _result(op: str, outcome: Settled) -> str:
     if not isinstance(outcome, Refused | Reused):
         raise AssertionError(f"{op} has the outcome {type(outcome).__name__}")
     problem = refusal(outcome)
-    return orjson.dumps(
-        {"status": problem.status, "code": problem.code, "detail": problem.detail, **problem.extra}
-    ).decode()
+    return orjson.dumps({"status": problem.status, "code": problem.code, "detail": problem.detail, **problem.extra}).decode()
 
 
 @guarded

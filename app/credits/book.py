@@ -89,9 +89,7 @@ class Book:
     async def _decide_in(self, shard: int, operations: list[dict[str, Any]]) -> list[Settled]:
         return await self._finish(shard, operations, await self.ledgers[shard].submit(operations))
 
-    async def _finish(
-        self, shard: int, operations: Sequence[dict[str, Any]], outcomes: Sequence[Outcome]
-    ) -> list[Settled]:
+    async def _finish(self, shard: int, operations: Sequence[dict[str, Any]], outcomes: Sequence[Outcome]) -> list[Settled]:
         """Give evidence where Lua asked for it, and turn what was remembered into its events."""
         current = list(outcomes)
         for _ in range(EVIDENCE_TRIES_MAX):
@@ -108,7 +106,7 @@ class Book:
         remembered = [o for o in outcomes if isinstance(o, Remembered)]
         events: dict[int, Event] = {}
         if remembered:
-            seqs = [seq for o in remembered for seq in range(o.seq, o.seq + o.count)]
+            seqs = [seq for o in remembered for seq in range(o.seq, o.seq + o.events)]
             events = await self.records.events_at(shard, seqs)
         final: list[Settled] = []
         for outcome in outcomes:

@@ -99,7 +99,8 @@ class Ledger(Actor[Order]):
 
         Raises InboxFull, ActorStopped or AskTimeout; after a time-out the operations may still be applied.
         """
-        return await self.ask(Order(fields))  # type: ignore[return-value]
+        outcomes: list[Outcome] = await self.ask(Order(fields))
+        return outcomes
 
     def doubt(self) -> None:
         """Have the shard rebuilt before the next operation: Postgres knows something that Redis has forgotten."""
@@ -142,12 +143,9 @@ class Ledger(Actor[Order]):
             await self._link.evaluate(load_script("ledger_restore"), self._keys, [0, "doubt", self._proved_generation])
         generation = self._proved_generation
         channel = "" if self._shard.leading else applied_channel(self._shard.number)
-        reply = await self._link.evaluate(
-            self._script,
-            self._keys,
-            [generation, self._shard.durable, channel, self._shard.number, self._mask.high, self._mask.low]
-            + [order.raws[i] for order, i in chunk],
-        )
+        words: list[str | int | bytes] = [generation, self._shard.durable, channel, self._shard.number, *self._mask]
+        words += [order.raws[i] for order, i in chunk]
+        reply = await self._link.evaluate(self._script, self._keys, words)
         if reply[0] != b"OK":
             log.warning("redis refused", extra={"shard": self._shard.number, "answer": repr(reply)})
             self._proved_generation = 0
@@ -246,7 +244,7 @@ class Ledger(Actor[Order]):
             if self._shard.leading and self._shard.state == "open":
                 try:
                     outcomes = await self.submit([{"op": "sweep", "limit": limit}])
-                    expired = outcomes[0].count if isinstance(outcomes[0], Done) else 0
+                    expired = outcomes[0].holds if isinstance(outcomes[0], Done) else 0
                 except (InboxFull, ActorStopped, AskTimeout):
                     expired = 0
             await asyncio.sleep(0 if expired == limit else SWEEP_INTERVAL_S)

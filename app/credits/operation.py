@@ -54,7 +54,7 @@ class Remembered(NamedTuple):
 
     shard: int
     seq: int
-    count: int
+    events: int
 
 
 class Reused(NamedTuple):
@@ -66,9 +66,9 @@ class NeedsEvidence(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A step without an event: a sweep or a claim."""
+    """A step without an event: a sweep (of so many holds) or a claim."""
 
-    count: int
+    holds: int
 
 
 Outcome = Applied | Refused | Remembered | Reused | NeedsEvidence | Done

@@ -72,8 +72,10 @@ class CreditProjection:
                 incoming[event.tenant_id] = incoming.get(event.tenant_id, 0) + change
         if settings:
             rows = [settings[tenant] for tenant in sorted(settings)]
-            await connection.execute(query("fold_settings"), *_columns(
-                [(tenant, orjson.dumps(change).decode(), created) for tenant, change, created in rows]))
+            await connection.execute(
+                query("fold_settings"),
+                *_columns([(tenant, orjson.dumps(change).decode(), created) for tenant, change, created in rows]),
+            )
         if incoming:
             await connection.execute(query("fold_incoming"), *_columns([(t, incoming[t]) for t in sorted(incoming)]))
 

@@ -163,5 +163,5 @@ class Records:
 
 
 def _account(row: asyncpg.Record) -> Account:
-    *values, settings = row
-    return Account(*values, orjson.loads(settings))
+    tenant, balance, reserved, version, created_at, updated_at, settings = row
+    return Account(tenant, balance, reserved, version, created_at, updated_at, orjson.loads(settings))

@@ -15,7 +15,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from app.audit.keeper import ServiceRefused
-from app.audit.shard import Shard, ShardRow
+from app.audit.shard import Shard, ShardRow, shard_row
 from app.audit.writer import Fenced, Lease, RedisForgot, Writer
 from app.clock import ms_of, now_ms
 from app.db.keys import shard_keys, shard_tag
@@ -76,7 +76,7 @@ class LedgerRecovery:
             "SELECT epoch, generation, run_id, head_seq, head_hash FROM ledger_shards WHERE shard = $1",
             self._shard.number,
         )
-        return ShardRow(*final)
+        return shard_row(final)
 
     def _plan(self, row: ShardRow, run_id: str, known: Sequence[bytes | None]) -> Plan:
         generation, seq, durable = (int(value) if value is not None else -1 for value in known[:3])

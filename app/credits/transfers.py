@@ -29,7 +29,6 @@ from app.db.retry import TRANSIENT
 from app.db.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
 
     from app.credits.book import Book
 
@@ -81,7 +80,9 @@ class Transfers:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    async def run(self, identifier: str, legs: list[dict[str, Any]], stamp: dict[str, Any]) -> tuple[Transfer, bool] | Reused:
+    async def run(
+        self, identifier: str, legs: list[dict[str, Any]], stamp: dict[str, Any]
+    ) -> tuple[Transfer, bool] | Reused:
         """Carry a transaction through and return it, committed or aborted, and whether it is a replay.
 
         `stamp` holds key, fp and rid. Raises what a shard raises when it is away: a retry with the same key goes on.
@@ -89,7 +90,7 @@ class Transfers:
         rows = await self._records.rows(
             query("begin_transfer"), UUID(identifier), raw16(stamp["key"]), raw16(stamp["fp"]), orjson.dumps(legs).decode()
         )
-        transfer = _transfer(rows[0][:6])
+        transfer = _transfer(rows[0])
         if transfer.fingerprint != raw16(stamp["fp"]):
             return Reused()
         replayed = transfer.state in {"committed", "aborted"}
@@ -110,15 +111,16 @@ class Transfers:
             }
             operations.append(self._book.fingerprints.stamp(fields, f"transfer {transfer.transaction_id} {i}", request_id))
         outcomes = await self._book.decide_all(operations)
-        refusals = [
-            [o.code, *o.values[:1], i, request_id] for i, o in enumerate(outcomes) if isinstance(o, Refused)
-        ]
+        refusals = [[o.code, *o.values[:1], i, request_id] for i, o in enumerate(outcomes) if isinstance(o, Refused)]
         return await self._decide(transfer, "aborting" if refusals else "committing", refusals[0] if refusals else None)
 
     async def _decide(self, transfer: Transfer, state: State, refusal: list[Any] | None) -> Transfer:
         """Move a transaction from preparing to `state`, unless somebody has decided already."""
         rows = await self._records.rows(
-            query("decide_transfer"), UUID(transfer.transaction_id), state, orjson.dumps(refusal).decode() if refusal else None
+            query("decide_transfer"),
+            UUID(transfer.transaction_id),
+            state,
+            orjson.dumps(refusal).decode() if refusal else None,
         )
         return _transfer(rows[0])
 
@@ -133,7 +135,9 @@ class Transfers:
             for row in rows
         ]
         for outcome in await self._book.decide_all(operations):
-            if not isinstance(outcome, Applied) and not (isinstance(outcome, Refused) and outcome.code.startswith("reservation_")):
+            if not isinstance(outcome, Applied) and not (
+                isinstance(outcome, Refused) and outcome.code.startswith("reservation_")
+            ):
                 raise AssertionError(f"a held leg met {outcome}")
         done = await self._records.rows(query("close_transfer"), UUID(transfer.transaction_id))
         return _transfer(done[0])
@@ -149,7 +153,14 @@ class Transfers:
                         transfer = await self._decide(transfer, "aborting", ["transaction_stalled"])
                     if transfer.state in {"committing", "aborting", "committed", "aborted"}:
                         await self._finish(_reopened(transfer))
-            except (InboxFull, ActorStopped, AskTimeout, redis.exceptions.RedisError, asyncpg.PostgresError, *TRANSIENT) as error:
+            except (
+                InboxFull,
+                ActorStopped,
+                AskTimeout,
+                redis.exceptions.RedisError,
+                asyncpg.PostgresError,
+                *TRANSIENT,
+            ) as error:
                 log.warning("stalled transactions wait", extra={"reason": type(error).__name__})
 
     async def view(self, identifier: str) -> bytes | None:
@@ -166,10 +177,12 @@ def _reopened(transfer: Transfer) -> Transfer:
 
 def transfer_body(transfer: Transfer) -> bytes:
     """Return the JSON of a transaction over several shards."""
-    return orjson.dumps({
-        "transaction_id": transfer.transaction_id,
-        "type": "transfer",
-        "status": transfer.state,
-        "created_at": time_text(transfer.created_at_ms),
-        "legs": transfer.legs,
-    })
+    return orjson.dumps(
+        {
+            "transaction_id": transfer.transaction_id,
+            "type": "transfer",
+            "status": transfer.state,
+            "created_at": time_text(transfer.created_at_ms),
+            "legs": transfer.legs,
+        }
+    )

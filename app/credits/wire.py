@@ -41,21 +41,21 @@ TransactionType = Literal[
 ]  # fmt: skip
 
 
-class Quota(Input):
+class Quota(Input, frozen=True):
     """How much a tenant may spend in a period."""
 
     limit: Amount
     period: Literal["hour", "day", "month"]
 
 
-class RateLimit(Input):
+class RateLimit(Input, frozen=True):
     """How many requests a second a tenant may make, and how many at once."""
 
     rate: Annotated[float, Meta(gt=0, le=1_000_000)]
     burst: Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
-class NewAccount(Input):
+class NewAccount(Input, frozen=True):
     """Body of POST /v1/accounts."""
 
     tenant_id: Name
@@ -65,16 +65,16 @@ class NewAccount(Input):
     metadata: Metadata | None = None
 
 
-class AccountChange(Input):
+class AccountChange(Input, frozen=True):
     """Body of PATCH /v1/accounts/{tenant_id}: what is named changes, null takes it away, the rest stays."""
 
-    low_balance_threshold: Annotated[int, Meta(ge=0, le=AMOUNT_MAX)] | None | msgspec.UnsetType = msgspec.UNSET
-    quota: Quota | None | msgspec.UnsetType = msgspec.UNSET
-    rate_limit: RateLimit | None | msgspec.UnsetType = msgspec.UNSET
-    metadata: Metadata | None | msgspec.UnsetType = msgspec.UNSET
+    low_balance_threshold: Annotated[int, Meta(ge=0, le=AMOUNT_MAX)] | msgspec.UnsetType | None = msgspec.UNSET
+    quota: Quota | msgspec.UnsetType | None = msgspec.UNSET
+    rate_limit: RateLimit | msgspec.UnsetType | None = msgspec.UNSET
+    metadata: Metadata | msgspec.UnsetType | None = msgspec.UNSET
 
 
-class TopUp(Input):
+class TopUp(Input, frozen=True):
     """Body of POST /v1/credits/topup."""
 
     tenant_id: Name
@@ -84,7 +84,7 @@ class TopUp(Input):
     expected_version: Version | None = None
 
 
-class Consume(Input):
+class Consume(Input, frozen=True):
     """Body of POST /v1/credits/consume."""
 
     tenant_id: Name
@@ -94,7 +94,7 @@ class Consume(Input):
     expected_version: Version | None = None
 
 
-class Refund(Input):
+class Refund(Input, frozen=True):
     """Body of POST /v1/credits/refund: without an amount, all that is left of the transaction."""
 
     transaction_id: Id
@@ -103,7 +103,7 @@ class Refund(Input):
     metadata: Metadata | None = None
 
 
-class Reserve(Input):
+class Reserve(Input, frozen=True):
     """Body of POST /v1/credits/reserve."""
 
     tenant_id: Name
@@ -114,49 +114,49 @@ class Reserve(Input):
     expected_version: Version | None = None
 
 
-class Commit(Input):
+class Commit(Input, frozen=True):
     """Body of POST /v1/credits/reservations/{id}/commit: without an amount, all that is held."""
 
     amount: Amount | None = None
 
 
-class Abort(Input):
+class Abort(Input, frozen=True):
     """Body of POST /v1/credits/reservations/{id}/abort."""
 
 
-class BatchConsume(Consume, tag="consume", tag_field="op"):
+class BatchConsume(Consume, tag="consume", tag_field="op", frozen=True):
     """A consume operation of a batch."""
 
     idempotency_key: Key | None = None
 
 
-class BatchTopUp(TopUp, tag="topup", tag_field="op"):
+class BatchTopUp(TopUp, tag="topup", tag_field="op", frozen=True):
     """A top-up operation of a batch."""
 
     idempotency_key: Key | None = None
 
 
-class BatchReserve(Reserve, tag="reserve", tag_field="op"):
+class BatchReserve(Reserve, tag="reserve", tag_field="op", frozen=True):
     """A reserve operation of a batch."""
 
     idempotency_key: Key | None = None
 
 
-class BatchCommit(Commit, tag="commit", tag_field="op", kw_only=True):
+class BatchCommit(Commit, tag="commit", tag_field="op", frozen=True, kw_only=True):
     """A commit operation of a batch."""
 
     reservation_id: Id
     idempotency_key: Key | None = None
 
 
-class BatchAbort(Abort, tag="abort", tag_field="op", kw_only=True):
+class BatchAbort(Abort, tag="abort", tag_field="op", frozen=True, kw_only=True):
     """An abort operation of a batch."""
 
     reservation_id: Id
     idempotency_key: Key | None = None
 
 
-class BatchRefund(Refund, tag="refund", tag_field="op"):
+class BatchRefund(Refund, tag="refund", tag_field="op", frozen=True):
     """A refund operation of a batch."""
 
     idempotency_key: Key | None = None
@@ -165,20 +165,20 @@ class BatchRefund(Refund, tag="refund", tag_field="op"):
 BatchOperation = BatchConsume | BatchTopUp | BatchReserve | BatchCommit | BatchAbort | BatchRefund
 
 
-class Batch(Input):
+class Batch(Input, frozen=True):
     """Body of POST /v1/credits/batch: each operation stands alone."""
 
     operations: Annotated[list[BatchOperation], Meta(min_length=1, max_length=OPERATIONS_MAX)]
 
 
-class Leg(Input):
+class Leg(Input, frozen=True):
     """What one tenant gains (positive) or gives (negative)."""
 
     tenant_id: Name
     amount: Annotated[int, Meta(ge=-AMOUNT_MAX, le=AMOUNT_MAX, description="Not zero.")]
 
 
-class Legs(Input):
+class Legs(Input, frozen=True):
     """Body of POST /v1/transactions: signed amounts that sum to zero, all or none."""
 
     legs: Annotated[list[Leg], Meta(min_length=2, max_length=LEGS_MAX)]

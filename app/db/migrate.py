@@ -95,6 +95,8 @@ async def found_ledger(connection: asyncpg.Connection[Any], shard_count: int, ge
                 )  # fmt: skip
         await connection.execute("SELECT ensure_partitions(now(), now(), $1)", QUARTERS_AHEAD)
     row = await connection.fetchrow("SELECT ledger_id, origin, shard_count, idempotency_salt FROM ledger")
+    if row is None:
+        raise MigrationRefused("the table ledger is empty although its row has just been written")
     if row["shard_count"] != shard_count:
         raise MigrationRefused(
             f"the ledger was created with {row['shard_count']} shards, but SHIELDX_LEDGER_SHARDS says {shard_count}: "

@@ -21,7 +21,7 @@ CONNECT_TIMEOUT_S: Final = 1.0
 ANSWER_TIMEOUT_S: Final = 1.5
 
 
-def make_pool(redis_url: str) -> ConnectionPool[Any]:
+def make_pool(redis_url: str) -> ConnectionPool:
     """Return the settings of every Redis connection: no client-side retries, bounded waits, bytes in and out.
 
     redis_url: redis://, rediss:// or unix://. Raises ValueError for anything else.
@@ -40,7 +40,7 @@ def make_pool(redis_url: str) -> ConnectionPool[Any]:
 class RedisLink:
     """One connection, used by one task at a time. After any error it is closed: nothing is sent twice."""
 
-    def __init__(self, pool: ConnectionPool[Any]) -> None:
+    def __init__(self, pool: ConnectionPool) -> None:
         """The connection is opened by `open`, not here."""
         self._pool = pool
         self._connection: AbstractConnection | None = None
@@ -53,9 +53,9 @@ class RedisLink:
     async def open(self) -> str:
         """Connect and return the server's run_id: which incarnation of Redis this is."""
         await self.close()
-        connection = self._pool.make_connection()
+        connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
-            await connection.connect()
+            await connection.connect()  # type: ignore[no-untyped-call]
             self._connection = connection
             info: bytes = await self.command("INFO", "server")
         except BaseException:

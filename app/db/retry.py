@@ -44,13 +44,11 @@ TRANSIENT: Final = (
 
 def delay_ms(attempt: int, draw: Callable[[], float] = random.random) -> float:
     """Return how long to wait before retry number `attempt`, counted from 0. `draw` gives [0, 1)."""
-    delay = min(FIRST_DELAY_MS * 2**attempt, DELAY_MAX_MS)
-    return min(delay * (1 + JITTER * (2 * draw() - 1)), DELAY_MAX_MS)
+    delay: int = min(FIRST_DELAY_MS * 2**attempt, DELAY_MAX_MS)
+    return min(float(delay) * (1 + JITTER * (2 * draw() - 1)), float(DELAY_MAX_MS))
 
 
-async def retry(
-    work: Callable[[], Awaitable[T]], *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-) -> T:
+async def retry(work: Callable[[], Awaitable[T]], *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> T:
     """Run `work` until it answers, at most 1 + RETRIES_MAX times. Only for work that may safely run twice.
 
     Raises the last transient error, or at once whatever is not transient.

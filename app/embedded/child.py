@@ -211,9 +211,7 @@ def start_failure(command: Command, code: int, log_start: int) -> ServerStartFai
     with contextlib.suppress(OSError), command.log.open("rb") as log:
         log.seek(max(log_start, log_size(command.log) - LOG_TAIL_BYTES))
         tail = log.read(LOG_TAIL_BYTES).decode(errors="replace").strip()
-    return ServerStartFailed(
-        f"{command.name} ended with code {code} before it was ready; {command.log} says:\n{tail}"
-    )
+    return ServerStartFailed(f"{command.name} ended with code {code} before it was ready; {command.log} says:\n{tail}")
 
 
 def log_size(log: Path) -> int:

@@ -162,9 +162,7 @@ def read_endpoints(data_dir: Path) -> Endpoints:
     refusal  ServersNotRunning: no server holds the directory, or it is still starting
     """
     directory = DataDirectory(data_dir.resolve())
-    missing = ServersNotRunning(
-        f"no server runs on the data directory {directory.root}. Start one: shieldx serve"
-    )
+    missing = ServersNotRunning(f"no server runs on the data directory {directory.root}. Start one: shieldx serve")
     try:
         with directory.lock.open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -10,7 +10,7 @@ what is wrong and what to do.
 """
 
 
-class EmbeddedFault(Exception):  # noqa: N818 - faults of this house are named for what happened
+class EmbeddedFault(Exception):
     """Anything that keeps the embedded servers from working."""
 
 

@@ -85,9 +85,7 @@ class PostgresServer:
         )
 
 
-async def prepare_postgres(
-    directory: DataDirectory, sockets: Path, account: Account | None
-) -> PostgresServer:
+async def prepare_postgres(directory: DataDirectory, sockets: Path, account: Account | None) -> PostgresServer:
     """Choose the installation that can open the data, and make the data at the first start.
 
     refusal  DataDirectoryRefused: the data was written by a major version that is not here

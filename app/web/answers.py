@@ -145,9 +145,7 @@ class Answer(web.Response):
             lines += "Connection: keep-alive\r\n"
         if self.status not in EMPTY_STATUSES:
             lines += f"Content-Length: {len(content)}\r\n"
-        head = (
-            f"{self.answer_head}Date: {_date.now()}\r\nX-Request-ID: {self.request_id}\r\n{lines}\r\n"
-        ).encode("latin-1")
+        head = (f"{self.answer_head}Date: {_date.now()}\r\nX-Request-ID: {self.request_id}\r\n{lines}\r\n").encode("latin-1")
         if request is not None and request.method == "HEAD":
             return head
         return head + content
@@ -165,9 +163,7 @@ def own_fields(items: Iterable[tuple[str, str]]) -> str:
     return "".join(lines)
 
 
-def json_answer(
-    body: bytes, *, status: int = 200, etag: int | None = None, replayed: bool = False
-) -> web.Response:
+def json_answer(body: bytes, *, status: int = 200, etag: int | None = None, replayed: bool = False) -> web.Response:
     """An answer of encoded JSON.
 
     body      JSON text, UTF-8; from status 400 on it is a problem

@@ -41,9 +41,7 @@ _path = re.compile(r" - at `(?:key in )?\$(.*)`\Z", re.DOTALL)
 _step = re.compile(r"\.([A-Za-z0-9_]+)|\[(\d+)\]")
 _field = re.compile(r"Object (missing required|contains unknown) field `(.*)`\Z", re.DOTALL)
 _plain_key = re.compile(r"(?!.*\d{7})[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
-_safe_detail = re.compile(
-    r"Expected [^'\"]*(?:matching regex '.*')?\Z|(?:Integer value|Number) out of range\Z"
-)
+_safe_detail = re.compile(r"Expected [^'\"]*(?:matching regex '.*')?\Z|(?:Integer value|Number) out of range\Z")
 _charset = re.compile(r'\s*charset\s*=\s*"?utf-?8"?\s*\Z', re.IGNORECASE)
 
 
@@ -61,9 +59,7 @@ def _unique(pairs: list[tuple[str, object]]) -> None:
 
 
 # Values are not built: `len` takes the text of a number in place of int(), which is quadratic in its digits.
-_pairs = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_int=len, parse_float=len, parse_constant=_refuse_constant
-)
+_pairs = json.JSONDecoder(object_pairs_hook=_unique, parse_int=len, parse_float=len, parse_constant=_refuse_constant)
 
 
 def check_json(data: bytes) -> None:
@@ -187,9 +183,7 @@ class Body(Generic[T]):
             value = self.decoder.decode(data)
         except msgspec.ValidationError as error:
             check_json(data)
-            raise Problem(
-                422, "invalid_request", "The body has invalid fields.", errors=field_errors(error)
-            ) from None
+            raise Problem(422, "invalid_request", "The body has invalid fields.", errors=field_errors(error)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             check_json(data)
             raise _malformed("The body is not one JSON text in UTF-8.") from None
@@ -198,9 +192,7 @@ class Body(Generic[T]):
         return value
 
     def _too_large(self) -> Problem:
-        return Problem(
-            413, "payload_too_large", f"The body is larger than {self.limit_bytes} bytes.", close=True
-        )
+        return Problem(413, "payload_too_large", f"The body is larger than {self.limit_bytes} bytes.", close=True)
 
     async def _gather(self, request: web.Request, content: StreamReader) -> bytes:
         """The body of a request that has not arrived completely, chunk by chunk, within the limits."""

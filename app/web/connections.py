@@ -56,12 +56,8 @@ def problem_of(error: BaseException | None, limits: ConnectionLimits) -> Problem
     """
     if isinstance(error, LineTooLong):
         if error.args[1] == limits.line_max_bytes:
-            return Problem(
-                414, "uri_too_long", f"The request line is above {limits.line_max_bytes} bytes.", close=True
-            )
-        return Problem(
-            431, "headers_too_large", f"A header field is above {limits.field_max_bytes} bytes.", close=True
-        )
+            return Problem(414, "uri_too_long", f"The request line is above {limits.line_max_bytes} bytes.", close=True)
+        return Problem(431, "headers_too_large", f"A header field is above {limits.field_max_bytes} bytes.", close=True)
     if "Too many headers" in str(error):
         return Problem(
             431,

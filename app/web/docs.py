@@ -72,9 +72,7 @@ def _limits(schema: Json, document: Json) -> str:
     parts = [_prose(schema["description"])] if "description" in schema else []
     parts += [_limits(choice, document) for choice in schema.get("anyOf", [])]
     bounds = [
-        words.format(f"<code>{escape(str(schema[word]))}</code>")
-        for word, words in _LIMITS
-        if schema.get(word) is not None
+        words.format(f"<code>{escape(str(schema[word]))}</code>") for word, words in _LIMITS if schema.get(word) is not None
     ]
     if bounds:
         text = ", ".join(bounds)
@@ -157,8 +155,7 @@ def _answers(operation: Json, document: Json) -> tuple[str, str]:
         kinds = ", ".join(map(escape, content))
         answers.append(f"<p><code>{status}</code> {escape(response['description'])} {kinds}</p>")
         answers += [
-            _table(("Field", "Type", "Meaning and limits"), _rows(media["schema"], document))
-            for media in content.values()
+            _table(("Field", "Type", "Meaning and limits"), _rows(media["schema"], document)) for media in content.values()
         ]
     return "".join(answers), _table(("Status", "Codes"), problems)
 
@@ -231,15 +228,10 @@ def stylesheet() -> str:
 def policy() -> str:
     """Content-Security-Policy of the page: nothing but its own style, by hash."""
     digest = base64.b64encode(hashlib.sha256(stylesheet().encode()).digest()).decode()
-    return (
-        f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    )
+    return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
-def reference_routes(
-    routes: Sequence[Route], *, title: str, version: str, description: str = ""
-) -> list[Route]:
+def reference_routes(routes: Sequence[Route], *, title: str, version: str, description: str = "") -> list[Route]:
     """The open routes `/openapi.json` and `/docs`, which describe `routes` and themselves. Rendered once,
     here.
     """
@@ -274,7 +266,5 @@ def reference_routes(
     document = openapi([*routes, *own], title=title, version=version, description=description)
     text = msgspec.json.encode(document)
     page = render(document).encode()
-    fields = (
-        f"Content-Security-Policy: {policy()}\r\nReferrer-Policy: no-referrer\r\nX-Frame-Options: DENY\r\n"
-    )
+    fields = f"Content-Security-Policy: {policy()}\r\nReferrer-Policy: no-referrer\r\nX-Frame-Options: DENY\r\n"
     return own

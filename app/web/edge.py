@@ -137,9 +137,7 @@ def _check_shape(request: web.Request, route: "Route") -> None:
     if not route.any_query and request.rel_url.raw_query_string:
         wrong = [name for name in request.query if name not in route.query]
         if wrong:
-            error = FieldError(
-                "?", "Unknown query parameter; known are: " + (", ".join(route.query) or "none")
-            )
+            error = FieldError("?", "Unknown query parameter; known are: " + (", ".join(route.query) or "none"))
             raise Problem(422, "invalid_request", "The request has invalid fields.", errors=(error,))
 
 
@@ -179,8 +177,11 @@ def _answer_to(error: Exception, request: web.Request, template: str) -> Answer:
     )
 
 
-def _stamp(response: web.StreamResponse, request_id: str) -> None:
-    """Fields of the edge on a response of aiohttp's own classes; one that has begun carries its own."""
+def stamp(response: web.StreamResponse, request_id: str) -> None:
+    """Put the fields of the edge on a response of aiohttp's own classes.
+
+    The edge does it for what a route returns; a route that streams calls it before `prepare`.
+    """
     if not response.prepared:
         response.headers[X_REQUEST_ID] = request_id
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
@@ -243,12 +244,12 @@ def _finished(response: "Handled", request_id: str) -> web.StreamResponse:
         return response
     if isinstance(response, Problem):
         return problem_answer(response, request_id)
-    _stamp(response, request_id)
+    stamp(response, request_id)
     return response
 
 
 def enclose(app: web.Application, route: "Route") -> Enclosed:
-    """The coroutine that aiohttp runs for `route`: admission, the route, its answer or problem, the record."""
+    """The coroutine that aiohttp runs for `route`: admission, the route, its answer, the record."""
     handler = route.handler
     template = route.path
     admit = _admission(app, route)

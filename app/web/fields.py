@@ -20,30 +20,22 @@ INT64_MAX: Final = 2**63 - 1
 NAME_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}\Z"  # `$` would let a final newline through.
 
 Amount = Annotated[int, Meta(ge=1, le=AMOUNT_MAX, description="Credits, a JSON integer.")]
-Name = Annotated[
-    str, Meta(pattern=NAME_PATTERN, description="1 to 64 characters; starts with a letter or digit.")
-]
+Name = Annotated[str, Meta(pattern=NAME_PATTERN, description="1 to 64 characters; starts with a letter or digit.")]
 # Postgres text cannot hold U+0000.
 Description = Annotated[str, Meta(max_length=DESCRIPTION_MAX, pattern=r"^[^\x00]*\Z")]
 LIMIT_MAX: Final = 1000  # entries on one page; at 1 KiB each, an answer of 1 MiB.
 LIMIT_DEFAULT: Final = 100
 Limit = Annotated[
     int,
-    Meta(
-        ge=1, le=LIMIT_MAX, description="Entries on one page.", extra_json_schema={"default": LIMIT_DEFAULT}
-    ),
+    Meta(ge=1, le=LIMIT_MAX, description="Entries on one page.", extra_json_schema={"default": LIMIT_DEFAULT}),
 ]
-Cursor = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9._~=-]{1,512}\Z", description="`next_cursor` of the page before.")
-]
+Cursor = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._~=-]{1,512}\Z", description="`next_cursor` of the page before.")]
 Time = Annotated[
     datetime,
     Meta(
         tz=True,
         description="RFC 3339, UTC, with a `Z`.",
-        extra_json_schema={
-            "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?Z$"
-        },
+        extra_json_schema={"pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?Z$"},
     ),
 ]
 

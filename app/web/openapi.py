@@ -261,9 +261,7 @@ def openapi(routes: Sequence[Route], *, title: str, version: str, description: s
     faults  ValueError if two routes share method and path; TypeError for a type without a schema
     """
     kinds = _kinds(routes)
-    found, components = msgspec.json.schema_components(
-        kinds, schema_hook=_schema_hook, ref_template=REF + "{name}"
-    )
+    found, components = msgspec.json.schema_components(kinds, schema_hook=_schema_hook, ref_template=REF + "{name}")
     schemas = {id(kind): portable(schema) for kind, schema in zip(kinds, found, strict=True)}
     paths: Json = {}
     for route in routes:

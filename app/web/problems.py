@@ -72,7 +72,7 @@ class FieldError(msgspec.Struct, frozen=True):
     detail: str
 
 
-class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem; it is returned as often as raised.
+class Problem(Exception):
     """One refusal or fault, ready to become an answer.
 
     status   HTTP status, 400-599
@@ -136,6 +136,4 @@ def problem_body(problem: Problem, request_id: str) -> bytes:
 
 def invalid(pointer: str, detail: str) -> Problem:
     """422 `invalid_request` with one wrong place."""
-    return Problem(
-        422, "invalid_request", "The request has invalid fields.", errors=(FieldError(pointer, detail),)
-    )
+    return Problem(422, "invalid_request", "The request has invalid fields.", errors=(FieldError(pointer, detail),))

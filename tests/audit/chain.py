@@ -85,9 +85,7 @@ class Book:
 
     def release(self, kind: str, hold: Event) -> Event:
         """Abort or expire a hold."""
-        return self._event(
-            kind, hold.tenant_id, hold.amount, "held:", "tenant:", (0, -1, 0), reference=hold.transaction_id
-        )
+        return self._event(kind, hold.tenant_id, hold.amount, "held:", "tenant:", (0, -1, 0), reference=hold.transaction_id)
 
     def update(self, tenant: str) -> Event:
         """Change an account's settings."""
@@ -116,9 +114,7 @@ class Book:
         """Finish a prepared leg."""
         tenant, amount, reference = prepared.tenant_id, prepared.amount, prepared.transaction_id
         if prepared.type == "prepare_in":
-            return self._event(
-                "settle_in", tenant, amount, "system:clearing", "tenant:", (1, 0, -1), reference=reference
-            )
+            return self._event("settle_in", tenant, amount, "system:clearing", "tenant:", (1, 0, -1), reference=reference)
         return self._event("settle_out", tenant, amount, "held:", "system:clearing", (-1, -1, 0), reference=reference)
 
     def cancel(self, prepared: Event) -> Event:

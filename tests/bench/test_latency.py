@@ -14,9 +14,7 @@ from bench.latency import SAMPLES_MIN, Samples, percentile
     st.lists(st.floats(min_value=0, max_value=1e6), min_size=1, max_size=300),
     st.sampled_from([0.5, 0.95, 0.99, 0.999, 1.0]),
 )
-def test_percentile_is_the_smallest_sample_that_enough_samples_do_not_exceed(
-    values: list[float], share: float
-) -> None:
+def test_percentile_is_the_smallest_sample_that_enough_samples_do_not_exceed(values: list[float], share: float) -> None:
     found = percentile(np.sort(np.array(values)), share)
 
     enough = math.ceil(share * len(values))

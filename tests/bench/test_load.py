@@ -43,7 +43,7 @@ class Stalling:
         self._open = asyncio.Event()
         self._open.set()
 
-    async def __call__(self, request: web.BaseRequest) -> web.Response:
+    async def __call__(self, _request: web.BaseRequest) -> web.Response:
         """Answer, after the stall if there is one."""
         self._seen += 1
         if self._seen == self._at:
@@ -53,9 +53,7 @@ class Stalling:
         return web.json_response({})
 
 
-def spec_for(
-    origin: Origin, *, seconds: float, rate_per_s: float | None = None, connections: int = 4
-) -> LoadSpec:
+def spec_for(origin: Origin, *, seconds: float, rate_per_s: float | None = None, connections: int = 4) -> LoadSpec:
     """A short run of consume without warm-up."""
     return LoadSpec(
         label="test",
@@ -78,7 +76,8 @@ async def test_open_loop_shows_a_stall_in_its_percentiles() -> None:
     assert result.tasks.p99_ms > 0.9 * STALL_SECONDS * 1000
     assert result.tasks.p95_ms > 0.7 * STALL_SECONDS * 1000
     assert result.backlog_max > 0.7 * 200 * STALL_SECONDS
-    assert result.send_lag.max_ms > 0.7 * STALL_SECONDS * 1000
+    # The delay is the server's: the generator was there in time.
+    assert result.send_lag.p99_ms < 0.25 * STALL_SECONDS * 1000
 
 
 async def test_closed_loop_hides_the_same_stall_from_its_percentiles() -> None:

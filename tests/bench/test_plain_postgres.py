@@ -43,9 +43,7 @@ async def entries(database_url: str, tenant_id: str) -> list[asyncpg.Record]:
     """The chain of one account in its order."""
     connection = await asyncpg.connect(database_url)
     try:
-        return await connection.fetch(
-            "SELECT * FROM entries WHERE tenant_id = $1 ORDER BY version", tenant_id
-        )
+        return await connection.fetch("SELECT * FROM entries WHERE tenant_id = $1 ORDER BY version", tenant_id)
     finally:
         await connection.close()
 
@@ -99,17 +97,13 @@ async def test_unknown_account_is_refused(peer: Postgres) -> None:
 
 async def test_concurrent_debits_form_one_chain_per_account(peer: Postgres, database_url: str) -> None:
     tenants = ["t0000000", "t0000001"]
-    await asyncio.gather(
-        *(peer.consume(ConsumeBody(tenants[number % 2], 1), f"key-{number}") for number in range(40))
-    )
+    await asyncio.gather(*(peer.consume(ConsumeBody(tenants[number % 2], 1), f"key-{number}") for number in range(40)))
 
     for tenant in tenants:
         previous = b""
         rows = await entries(database_url, tenant)
         for version, row in enumerate(rows, start=1):
-            microseconds = round(
-                (row["created_at"].timestamp() - 946_684_800) * 1_000_000
-            )  # Since 2000-01-01.
+            microseconds = round((row["created_at"].timestamp() - 946_684_800) * 1_000_000)  # Since 2000-01-01.
             numbers = (version, row["amount"], row["balance"])
             record = b"".join(number.to_bytes(8, "big") for number in numbers)
             record += row["transaction_id"].bytes + microseconds.to_bytes(8, "big") + tenant.encode()
@@ -125,9 +119,7 @@ async def test_http_answers_as_the_contract_says(peer: Postgres, database_url: s
     async with TestClient(TestServer(make_app(database_url, 2))) as client:
         done = await client.post(path, json=body, headers={"Idempotency-Key": "http"})
         keyless = await client.post(path, json=body)
-        wrong = await client.post(
-            path, json={"tenant_id": "t", "amount": "7"}, headers={"Idempotency-Key": "k"}
-        )
+        wrong = await client.post(path, json={"tenant_id": "t", "amount": "7"}, headers={"Idempotency-Key": "k"})
         broken = await client.post(path, data=b"{", headers={"Idempotency-Key": "k"})
 
         transaction = await done.json()

@@ -36,18 +36,12 @@ def measured(operations_per_s: float, *, errors: int = 0, p95_ms: float = 1.0) -
         generator_rss_bytes=1,
     )
     usage = Usage(0.5, 100 << 20)
-    return Measured(
-        load=load, server=usage, databases={}, stolen_share=0.0, outside_share=0.0, memory_samples=[1, 2]
-    )
+    return Measured(load=load, server=usage, databases={}, stolen_share=0.0, outside_share=0.0, memory_samples=[1, 2])
 
 
-def series(
-    contestant: str, rounds: list[Measured], *, scenario: str = "consume", connections: int = 64
-) -> Series:
+def series(contestant: str, rounds: list[Measured], *, scenario: str = "consume", connections: int = 64) -> Series:
     """Rounds of one contestant."""
-    return Series(
-        scenario=scenario, contestant=contestant, server="shieldx", connections=connections, rounds=rounds
-    )
+    return Series(scenario=scenario, contestant=contestant, server="shieldx", connections=connections, rounds=rounds)
 
 
 def verdict(found: list[Verdict], target: str) -> Verdict:

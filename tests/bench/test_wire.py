@@ -90,9 +90,7 @@ def test_request_head_carries_key_and_length() -> None:
     lines = (head % (b"key-1", 12)).split(b"\r\n")
 
     assert lines[0] == b"POST /v1/x HTTP/1.1"
-    assert {b"Host: h", b"Authorization: Bearer t", b"Idempotency-Key: key-1", b"Content-Length: 12"} < {
-        *lines
-    }
+    assert {b"Host: h", b"Authorization: Bearer t", b"Idempotency-Key: key-1", b"Content-Length: 12"} < {*lines}
     assert lines[-2:] == [b"", b""]
 
 

@@ -99,9 +99,7 @@ def test_mixed_keeps_its_shares() -> None:
     kinds = Counter(workload.kinds[first(workload).kind] for _ in range(20_000))
 
     shares = {kind: count / 20_000 for kind, count in kinds.items()}
-    assert shares == pytest.approx(
-        {"consume": 0.60, "reserve": 0.15, "balance": 0.20, "topup": 0.05}, abs=0.02
-    )
+    assert shares == pytest.approx({"consume": 0.60, "reserve": 0.15, "balance": 0.20, "topup": 0.05}, abs=0.02)
 
 
 def test_balance_read_has_neither_body_nor_key() -> None:

@@ -16,7 +16,7 @@ from embedded_probe import SERVE, Serve, Serving, server_processes
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Iterator[Path]:
     """A data directory yet to be made; at the end nothing may run in it."""
-    path = tmp_path / "data"
+    path = tmp_path.resolve() / "data"
     yield path
     left = server_processes(path)
     for process in left:

@@ -7,6 +7,7 @@ import pytest
 
 from app.embedded import DataDirectoryRefused, EmbeddedServers
 from app.embedded.binaries import find_postgres, find_redis
+from app.embedded.directory import DataDirectory
 
 
 def ignore_exit(_name: str, _code: int) -> None:
@@ -50,11 +51,9 @@ async def test_existing_data_decides_the_major_version() -> None:
         {"kind": "keydb", "version": [6, 0, 0]},
     ],
 )
-async def test_redis_data_of_a_later_version_or_another_kind_is_refused(
-    data_dir: Path, mark: dict[str, object]
-) -> None:
-    data_dir.mkdir()
-    (data_dir / "redis.json").write_text(json.dumps(mark))
+async def test_redis_data_of_a_later_version_or_another_kind_is_refused(data_dir: Path, mark: dict[str, object]) -> None:
+    data = DataDirectory.at(data_dir)
+    data.redis_mark.write_text(json.dumps(mark))
 
     with pytest.raises(DataDirectoryRefused, match=rf"written by {mark['kind']} "):
         await EmbeddedServers(data_dir, on_exit=ignore_exit).__aenter__()

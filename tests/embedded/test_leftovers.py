@@ -37,9 +37,7 @@ async def orphans(data_dir: Path) -> AsyncIterator[list[asyncio.subprocess.Proce
     postgres, redis = await find_postgres(None), await find_redis(None)
     sockets = data_dir / "postgres"
     processes = [
-        await run_unsupervised(
-            data_dir / "postgres", postgres.postgres, "-D", ".", "-k", ".", "-c", "listen_addresses="
-        ),
+        await run_unsupervised(data_dir / "postgres", postgres.postgres, "-D", ".", "-k", ".", "-c", "listen_addresses="),
         await run_unsupervised(data_dir / "redis", redis.server, "--port", "0", "--unixsocket", "redis.sock"),
     ]
     await eventually((sockets / ".s.PGSQL.5432").is_socket)
@@ -52,9 +50,14 @@ async def orphans(data_dir: Path) -> AsyncIterator[list[asyncio.subprocess.Proce
         await process.wait()
 
 
+def owner_of(path: Path) -> os.stat_result:
+    """Who a directory belongs to."""
+    return path.stat()
+
+
 async def run_unsupervised(cwd: Path, *argv: object) -> asyncio.subprocess.Process:
     """Run a server in its directory, as that directory's owner."""
-    owner = cwd.stat()
+    owner = owner_of(cwd)
     order = {
         "parent_pid": os.getpid(),
         "death_signal": NO_SIGNAL,
@@ -95,9 +98,7 @@ async def test_servers_that_hang_are_killed_with_their_workers(
     assert not server_processes(data_dir)
 
 
-async def test_killed_orphan_is_recovered_from(
-    data_dir: Path, orphans: list[asyncio.subprocess.Process]
-) -> None:
+async def test_killed_orphan_is_recovered_from(data_dir: Path, orphans: list[asyncio.subprocess.Process]) -> None:
     for process in orphans:
         process.kill()
 
@@ -113,9 +114,7 @@ async def test_recycled_pid_is_not_killed_and_does_not_stop_the_start(data_dir: 
     postgres = data_dir / "postgres"
     # PostgreSQL respects the pid of any process that its own user runs.
     stranger = await asyncio.create_subprocess_exec("sleep", "60", cwd=data_dir, user=postgres.stat().st_uid)
-    (postgres / "postmaster.pid").write_text(
-        f"{stranger.pid}\n{postgres}\n1\n5432\n{data_dir}\n\n 1 1\nready\n"
-    )
+    (postgres / "postmaster.pid").write_text(f"{stranger.pid}\n{postgres}\n1\n5432\n{data_dir}\n\n 1 1\nready\n")
     mark_as_crashed(data_dir)
 
     async with EmbeddedServers(data_dir, on_exit=ignore_exit) as endpoints:
@@ -147,7 +146,7 @@ async def test_only_database_servers_in_the_directory_are_found(data_dir: Path, 
     async with EmbeddedServers(data_dir, on_exit=ignore_exit):
         stranger = await asyncio.create_subprocess_exec("sleep", "60", cwd=data_dir / "postgres")
 
-        found = find_leftovers((data_dir.resolve() / "postgres",))
+        found = find_leftovers((data_dir / "postgres",))
         elsewhere = find_leftovers((tmp_path,))
 
         stranger.kill()
