@@ -21,6 +21,7 @@ def _second_text(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
 
 
+@lru_cache(maxsize=1024)
 def time_text(at_ms: int) -> str:
     """Return Unix milliseconds as RFC 3339 UTC text, always with three decimals and a `Z`."""
     second, rest_ms = divmod(at_ms, 1000)
@@ -35,8 +36,3 @@ def time_of(at_ms: int) -> datetime:
 def ms_of(at: datetime) -> int:
     """Return an aware datetime as whole Unix milliseconds."""
     return round(at.timestamp() * 1000)
-
-
-def postgres_us(at_ms: int) -> int:
-    """Return Unix milliseconds as PostgreSQL's binary timestamptz: microseconds since 2000-01-01."""
-    return at_ms * 1000 - POSTGRES_EPOCH_US

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import gc
 import hmac
 import logging
 import signal
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import asyncpg
 from aiohttp import web
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+GC_ALLOCATIONS: Final = 50_000  # container objects between two collections: about 10 MB of garbage at most
+
 
 class RootPrincipal(NamedTuple):
     """Whoever holds the root key."""
@@ -43,15 +45,13 @@ class RootPrincipal(NamedTuple):
 
 def root_authenticator(key: str) -> Authenticator:
     """Return a check of the Authorization header against the root key, in constant time."""
-    expected = hashlib.sha256(f"Bearer {key}".encode()).digest()
+    expected = key.encode()
     principal = RootPrincipal()
 
     def authenticate(header: str | None) -> RootPrincipal | None:
-        if header is None:
+        if header is None or header[:7].lower() != "bearer ":
             return None
-        given = header if header[:7] == "Bearer " else f"Bearer {header[7:]}" if header[:7].lower() == "bearer " else ""
-        digest = hashlib.sha256(given.encode("utf-8", "surrogateescape")).digest()
-        return principal if hmac.compare_digest(digest, expected) else None
+        return principal if hmac.compare_digest(header[7:].encode("utf-8", "surrogateescape"), expected) else None
 
     return authenticate
 
@@ -103,6 +103,17 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
     return app
 
 
+def calm_collector() -> None:
+    """Take what the start made out of the cyclic collector, and let it run rarely.
+
+    Nothing on the hot path makes cycles; with the default threshold the collector walks young objects after
+    every 700 allocations, about 20 requests.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_ALLOCATIONS, 20, 50)
+
+
 async def serve(settings: Settings) -> int:
     """Run the server until SIGTERM, SIGINT or a crash; return the exit code."""
     stopping = asyncio.Event()
@@ -126,6 +137,7 @@ async def serve(settings: Settings) -> int:
         await asyncio.wait({opened, stop}, return_when=asyncio.FIRST_COMPLETED)
         if opened.done() and not opened.cancelled():
             print(f"shieldx ready at http://{settings.host}:{ports[0]} and http://{settings.host}:{ports[1]}", flush=True)
+            calm_collector()
         opened.cancel()
         await stop
     finally:

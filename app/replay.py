@@ -22,8 +22,8 @@ from app.replay_plan import (
     TraceError,
     account_key,
     make_plan,
+    name_run,
     read_trace,
-    run_name,
     step_key,
     top_up_key,
 )
@@ -55,9 +55,9 @@ class ReplayOptions(msgspec.Struct, frozen=True):
     speed: float = 0.0
     tenants: int = 50
     connections: int = 32
-    run: str | None = None
+    run_name: str | None = None
     patience_seconds: float = 60.0
-    as_json: bool = False
+    json: bool = False
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -247,7 +247,7 @@ async def replay(options: ReplayOptions) -> Summary:
     """
     if options.connections < 1 or options.speed < 0 or options.patience_seconds < 0:
         raise TraceError("--connections must be at least 1, --speed and --patience-seconds at least 0")
-    plan = make_plan(run_name(options.file, options.run), read_trace(options.file), options.tenants)
+    plan = make_plan(name_run(options.file, options.run_name), read_trace(options.file), options.tenants)
     bar = Progress(len(plan.steps), "replay")
     started_s = time.monotonic()
     try:
@@ -290,10 +290,10 @@ def summary_text(summary: Summary) -> str:
     """Return the summary as lines for people."""
     s = summary
     refusals = ", ".join(f"{code} {count}" for code, count in s.refusals.items()) or "none"
+    spent = f"{s.credits_consumed:,} of {s.credits_expected:,} credits in {s.committed:,} commits"
     lines = [
         f"run {s.run}: {s.requests:,} requests in {s.seconds:.1f} s, {s.requests_per_second:,.0f}/s",
-        f"consumed  {s.credits_consumed:,} of {s.credits_expected:,} credits in {s.committed:,} commits; "
-        f"{s.aborted:,} aborted, {s.refused:,} refused",
+        f"consumed  {spent}; {s.aborted:,} aborted, {s.refused:,} refused",
         f"top-ups   {s.top_ups:,} with {s.credits_topped_up:,} credits",
         f"refusals  {refusals}; {s.retries:,} retries; {s.replayed:,} of {s.calls:,} answers were replayed",
         f"reserve   p50 {s.reserve_ms.p50:.1f} ms, p95 {s.reserve_ms.p95:.1f} ms, p99 {s.reserve_ms.p99:.1f} ms",
@@ -315,5 +315,5 @@ def run_replay(options: ReplayOptions) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("replay: interrupted; the same command again goes on where it stopped\n")
         return EXIT_INTERRUPTED
-    sys.stdout.write((msgspec.json.encode(summary).decode() if options.as_json else summary_text(summary)) + "\n")
+    sys.stdout.write((msgspec.json.encode(summary).decode() if options.json else summary_text(summary)) + "\n")
     return EXIT_DONE if summary.complete else EXIT_INCOMPLETE

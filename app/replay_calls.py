@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import aiohttp
 import orjson
@@ -85,7 +85,7 @@ class Caller:
         self._patience_s = patience_s
         self._session: aiohttp.ClientSession | None = None
 
-    async def __aenter__(self) -> Caller:
+    async def __aenter__(self) -> Self:
         """Open the session."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._connections),
@@ -130,7 +130,8 @@ class Caller:
 
     async def _try(self, path: str, data: bytes, key: str) -> tuple[str, float | None, Answer | None]:
         """Call once: an answer that stands, or what failed and how long the server asks to wait."""
-        assert self._session is not None
+        if self._session is None:
+            raise AssertionError("open the caller first: async with")
         headers = {**self._headers, "Idempotency-Key": key}
         try:
             async with self._session.post(self._url + path, data=data, headers=headers) as response:

@@ -137,7 +137,7 @@ def _tokens(path: Path, line: int, name: str, text: str) -> int:
     return int(digits)
 
 
-def run_name(path: Path, given: str | None) -> str:
+def name_run(path: Path, given: str | None) -> str:
     """Return the name that all keys of a run begin with: the given one, or the start of the file's SHA-256.
 
     Raises TraceError when the given name has other characters than letters, digits, dot, underscore and hyphen.

@@ -7,9 +7,9 @@
 -- KEYS[2] {s00}:outbox   stream  as in ledger_apply
 -- KEYS[3] {s00}:expiry   zset    as in ledger_apply
 -- ARGV[1] epoch of the writer, integer > 0
--- ARGV[2] what to do: doubt | close | adopt | clear | accounts | holds | answers | open
+-- ARGV[2] what to do: doubt | close | hold | adopt | clear | accounts | holds | answers | open
 -- ARGV[3] ... doubt: generation, whose head goes, so that its writer rebuilds it (any replica may; epoch 0);
---         close: nothing;  adopt: generation, seq that is durable;  clear: keys of this shard;
+--         close, hold: nothing;  adopt: generation, seq that is durable;  clear: keys of this shard;
 --         accounts: tenant, balance, reserved, incoming, version, created_at ms, settings;
 --         holds: id, tenant, amount, purpose, expires_at ms or 0, status;  answers: hash, value, seconds to live;
 --         open: generation, seq, at ms
@@ -24,7 +24,7 @@ if verb == 'doubt' then
   return {'OK'}
 end
 local other = tonumber(call('HGET', KEYS[1], 'restoring') or 0)
-if other > epoch or (verb ~= 'close' and verb ~= 'adopt' and other ~= epoch) then return {'FENCED', other} end
+if other > epoch or (verb ~= 'close' and verb ~= 'hold' and other ~= epoch) then return {'FENCED', other} end
 
 local steps = {}
 
@@ -33,9 +33,15 @@ function steps.close()
   call('HSET', KEYS[1], 'restoring', epoch)
 end
 
+-- Keep what Redis holds; no script is accepted meanwhile, because Postgres has a newer generation already.
+function steps.hold()
+  call('HSET', KEYS[1], 'restoring', epoch)
+end
+
 -- What Redis holds is a prefix of what happened, and all of it is durable now: only the generation is new.
 function steps.adopt()
   call('HSET', KEYS[1], 'generation', ARGV[3], 'durable', ARGV[4])
+  call('HDEL', KEYS[1], 'restoring')
   call('DEL', KEYS[2])
 end
 

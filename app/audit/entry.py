@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import struct
 from typing import Final
 
 import msgspec
 import orjson
 
-from app.clock import postgres_us, time_text
+from app.clock import time_text
 
 ENTRY_PREFIX: Final = b"shieldx-audit/v1\n"
 GENESIS_PREFIX: Final = b"shieldx-audit/v1/genesis\n"
@@ -117,34 +116,3 @@ class RowSeal:
     def matches(self, digest: bytes, signature: bytes) -> bool:
         """Return whether `signature` is that of `digest`, in constant time."""
         return hmac.compare_digest(self.sign(digest), signature)
-
-
-# PostgreSQL's binary COPY: a signature, then per row a field count and length-prefixed fields, then -1.
-COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
-COPY_TRAILER: Final = b"\xff\xff"
-COPY_COLUMNS: Final = (
-    "shard", "seq", "at", "transaction_id", "amount", "balance", "reserved", "version",
-    "hash", "prev_hash", "signature", "tenant_id", "type", "key_id", "entry",
-)  # fmt: skip
-_FIXED: Final = struct.Struct("!h ih iq iq i16s iq iq iq iq i32s i32s i32s")
-_LENGTH: Final = struct.Struct("!i")
-_FIELDS: Final = len(COPY_COLUMNS)
-
-
-def copy_row(event: Event, entry: bytes, digest: bytes, prev_hash: bytes, signature: bytes, key_id: bytes) -> bytes:
-    """Return one row of a binary COPY into audit_entries, its columns in the order of COPY_COLUMNS.
-
-    Packed by hand because this runs once per money operation: one struct call instead of fifteen encoders.
-    Source: PostgreSQL manual, COPY, "Binary Format".
-    """
-    e = event
-    tenant = e.tenant_id.encode()
-    kind = e.type.encode()
-    size = _LENGTH.pack
-    return b"".join((
-        _FIXED.pack(
-            _FIELDS, 2, e.shard, 8, e.seq, 8, postgres_us(e.at_ms), 16, bytes.fromhex(e.transaction_id.replace("-", "")),
-            8, e.amount, 8, e.balance, 8, e.reserved, 8, e.version, 32, digest, 32, prev_hash, 32, signature,
-        ),
-        size(len(tenant)), tenant, size(len(kind)), kind, size(len(key_id)), key_id, size(len(entry)), entry,
-    ))  # fmt: skip

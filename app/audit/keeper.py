@@ -36,7 +36,10 @@ POLL_INTERVAL_S: Final = 0.25  # how often a follower tries the lock and a leade
 STALE_WRITER_S: Final = 3.0  # a writer beats every second; silent for this long it is paused or cut off
 REFUSED_RETRY_S: Final = 2.0  # how often a refused shard is looked at again: a person may have mended it
 
-_ROW: Final = "SELECT epoch, generation, run_id, head_seq, head_hash FROM ledger_shards WHERE shard = $1"
+_ROW: Final = """
+SELECT epoch, generation, run_id, head_seq, head_hash, beat_at < now() - make_interval(secs => $2) AS stale
+FROM ledger_shards WHERE shard = $1
+"""
 _RAISE_EPOCH: Final = """
 UPDATE ledger_shards SET epoch = epoch + 1, writer = $2, beat_at = now() WHERE shard = $1
 RETURNING epoch, generation, run_id, head_seq, head_hash
@@ -137,13 +140,22 @@ class Keeper:
                 if await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, number):
                     await connection.remove_listener(f"shieldx_s{number:02d}", self._heard)
                     return True
-                await connection.fetch(_END_STALE, LOCK_CLASS, number, STALE_WRITER_S)
-                row = shard_row(await connection.fetchrow(_ROW, number))
+                record = await connection.fetchrow(_ROW, number, STALE_WRITER_S)
+                if record is not None and record["stale"]:
+                    await self._end_stale(connection)
+                row = shard_row(record and tuple(record)[:5])
             self._shard.learn(row.generation, row.run_id, row.head_seq)
             if self._shard.state != "open" and row.generation > 0:
                 self._shard.open()
             await self._pause(POLL_INTERVAL_S)
         return False
+
+    async def _end_stale(self, connection: asyncpg.Connection[Any]) -> None:
+        """End the session of a writer that is silent, as whoever logged in: the server's role may not end others'."""
+        log.warning("ending a silent writer", extra={"shard": self._shard.number})
+        async with connection.transaction():
+            await connection.execute("SET LOCAL ROLE NONE")
+            await connection.fetch(_END_STALE, LOCK_CLASS, self._shard.number, STALE_WRITER_S)
 
     def _heard(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         generation, _, seq = str(payload).partition(":")

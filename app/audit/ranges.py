@@ -1,17 +1,22 @@
-"""Fetches the rows of one range and proves them, in this process or in another one that sees the same snapshot."""
+"""Fetches the rows of one range and proves them, in this process or in others that see the same snapshot."""
 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import asyncpg
+import msgspec
 import uvloop
 
-from app.audit.rows import ROWS_SQL, RangeCheck
+from app.audit.rows import ROWS_SQL, Proof, RangeCheck
 
 if TYPE_CHECKING:
-    from app.audit.rows import Proof
+    from collections.abc import AsyncIterator, Iterable
 
 CONNECT_TIMEOUT_S: Final = 10.0  # as for the first connection: the server was there a moment ago
 SEQ_MIN: Final = -(2**63)  # the lowest bigint: a row below seq 0 must not stay unseen
@@ -23,17 +28,19 @@ PLAN_SQL: Final = (
 
 
 class Range(NamedTuple):
-    """The entries `low` to before `high` of a shard, and the transactions that credit_refunds lists."""
+    """The entries `low` to before `high` of a shard."""
 
     shard: int
     low: int
     high: int
-    refunded_ids: frozenset[str]
 
 
-async def prove(connection: asyncpg.Connection[Any], of: Range) -> Proof:
-    """Prove a range over a connection that stands in a transaction."""
-    check = RangeCheck(of.shard, of.low, of.refunded_ids)
+async def prove(connection: asyncpg.Connection[Any], of: Range, refunded_ids: frozenset[str]) -> Proof:
+    """Prove a range over a connection that stands in a transaction.
+
+    refunded_ids  the transactions that credit_refunds lists
+    """
+    check = RangeCheck(of.shard, of.low, refunded_ids)
 
     async def take(chunk: bytes) -> None:
         check.feed(chunk)
@@ -44,17 +51,61 @@ async def prove(connection: asyncpg.Connection[Any], of: Range) -> Proof:
     return check.finish(of.high)
 
 
-def prove_in_process(database_url: str, snapshot: str, of: Range) -> Proof:
-    """Prove a range over a connection of its own, in an exported snapshot. Made to run in another process."""
-    return uvloop.run(_prove_apart(database_url, snapshot, of))
+class Crew:
+    """Processes that prove ranges side by side, each over connections of its own, all in one exported snapshot."""
+
+    def __init__(self, processes: int, database_url: str, snapshot: str, refunded_ids: frozenset[str]) -> None:
+        """`snapshot` is the name that pg_export_snapshot() gave, and lives as long as its transaction."""
+        # A fresh interpreter inherits no event loop and no socket.
+        self._pool = ProcessPoolExecutor(
+            processes,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_remember_task,
+            initargs=(database_url, snapshot, refunded_ids),
+        )
+        self._ahead_max = processes + 1
+
+    async def proofs(self, ranges: Iterable[Range]) -> AsyncIterator[Proof]:
+        """Yield the proofs of all ranges in their order, while the next ones are being made."""
+        loop = asyncio.get_running_loop()
+        ahead: deque[asyncio.Future[bytes]] = deque()
+        try:
+            for one in ranges:
+                ahead.append(loop.run_in_executor(self._pool, partial(_prove_apart, one)))
+                if len(ahead) > self._ahead_max:
+                    yield _unpack(await ahead.popleft())
+            while ahead:
+                yield _unpack(await ahead.popleft())
+        finally:
+            for future in ahead:
+                future.cancel()
+
+    def close(self) -> None:
+        """Stop the processes, each after the range that it is at."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-async def _prove_apart(database_url: str, snapshot: str, of: Range) -> Proof:
+_pack: Final = msgspec.msgpack.Encoder().encode
+_unpack: Final = msgspec.msgpack.Decoder(Proof).decode
+_task: list[tuple[str, str, frozenset[str]]] = []
+
+
+def _remember_task(database_url: str, snapshot: str, refunded_ids: frozenset[str]) -> None:
+    """Keep in a crew's process what all of its ranges have in common: it may be large."""
+    _task[:] = [(database_url, snapshot, refunded_ids)]
+
+
+def _prove_apart(of: Range) -> bytes:
+    database_url, snapshot, refunded_ids = _task[0]
+    return _pack(uvloop.run(_prove_in_snapshot(database_url, snapshot, of, refunded_ids)))
+
+
+async def _prove_in_snapshot(database_url: str, snapshot: str, of: Range, refunded_ids: frozenset[str]) -> Proof:
     connection = await asyncpg.connect(database_url, timeout=CONNECT_TIMEOUT_S)
     try:
         quoted = await connection.fetchval("SELECT quote_literal($1::text)", snapshot)
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             await connection.execute(f"SET TRANSACTION SNAPSHOT {quoted}")
-            return await prove(connection, of)
+            return await prove(connection, of, refunded_ids)
     finally:
-        await asyncio.shield(connection.close())
+        await connection.close()

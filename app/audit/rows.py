@@ -12,13 +12,12 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from app.audit.entry import COPY_HEADER, ENTRY_PREFIX, HASH_BYTES, LEAF_PREFIX, SCHEMA
+from app.audit.entry import ENTRY_PREFIX, HASH_BYTES, LEAF_PREFIX, SCHEMA
 from app.audit.fold import Hold, RangeFold, Record, Span, Transfer
 from app.audit.report import Bad
 from app.clock import POSTGRES_EPOCH_US, time_text
 
-# The text columns come as one field, a line each. Only a column that holds a line break itself makes more lines,
-# and then it is not what the record says.
+# The text columns come as one field, a line each. None of them may hold a line break, so there is one way to read it.
 ROWS_SQL: Final = r"""
     SELECT shard, seq, at, amount, balance, reserved, version, hash, prev_hash, signature,
            tenant_id || E'\n' || type || E'\n' || transaction_id || E'\n' || key_id, entry
@@ -35,11 +34,13 @@ _TRAILER_BYTES: Final = 2  # a field count of -1 ends the copy
 US_PER_MS: Final = 1000
 TIME_MIN_US: Final = -(2**63)  # the lowest time of PostgreSQL
 ROW_BYTES_MAX: Final = 1 << 20  # the server keeps entries far below; a longer row is a length misread
+COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)  # signature, flags, length of the extension
 UNREADABLE: Final = "the row cannot be read: a column is missing or has a wrong length"
 
 _decode: Final = msgspec.json.Decoder(Record).decode
 # Structs keep their order, details are sorted: RFC 8785 for records of ascii keys, integers and text.
 _encode: Final = msgspec.json.Encoder(order="deterministic").encode
+_encode_into: Final = msgspec.json.Encoder(order="deterministic").encode_into
 
 
 class Proof(msgspec.Struct):
@@ -105,6 +106,7 @@ class RangeCheck:
         self._at_us = TIME_MIN_US
         self._at_text = ""
         self._leaf = hashlib.sha256(LEAF_PREFIX + ENTRY_PREFIX)
+        self._canonical = bytearray()
         self._seals: list[bytes] = []
         self._key_ids: list[tuple[int, bytes]] = []
         self._key_id = b"\n"  # no key has this id, so the first row starts a new run
@@ -176,12 +178,13 @@ class RangeCheck:
             return
         leaf = self._leaf.copy()
         leaf.update(text)
+        _encode_into(record, self._canonical)
         at_text = self._at_text if at_us == self._at_us else _time_text(at_us)
         head = f"{record.tenant_id}\n{record.type}\n{record.transaction_id}\n".encode()
         if (
             seq != self._next_seq or record.seq != seq or shard != self._shard or record.shard != shard
             or leaf.digest() != digest or prev_hash != self._last_hash or record.prev_hash != self._last_hex
-            or _encode(record) != text or not entry.startswith(ENTRY_PREFIX) or not names.startswith(head)
+            or self._canonical != text or not entry.startswith(ENTRY_PREFIX) or not names.startswith(head)
             or record.amount != amount or record.balance != balance or record.reserved != reserved
             or record.version != version or record.at != at_text or record.schema != SCHEMA
             or hash_size != HASH_BYTES or prev_size != HASH_BYTES or seal_size != HASH_BYTES
@@ -199,6 +202,9 @@ class RangeCheck:
             self._first = at_us, record.generation
         if not names.endswith(self._key_id) or len(names) != len(head) + len(self._key_id):
             self._key_id = names[len(head) :]
+            if b"\n" in self._key_id:
+                self._fail("a text column holds a line break")
+                return
             self._key_ids.append((seq, self._key_id))
         self._seals.append(digest + signature)
         self._generation, self._at_us, self._at_text = record.generation, at_us, at_text

@@ -59,12 +59,12 @@ class Position:
 class Totals:
     """The state of all tenants of all shards. A tenant belongs to the shard that opened its account."""
 
-    def __init__(self, seals: Mapping[str, RowSeal], refunded_ids: Iterable[str]) -> None:
+    def __init__(self, seals: Mapping[str, RowSeal], refunded_ids: frozenset[str]) -> None:
         """`seals` are the known keys by key id; `refunded_ids` the transactions that credit_refunds lists."""
         self.accounts: dict[str, Account] = {}
         self.holds: dict[str, Hold] = {}
         self.refunds: dict[str, Refund] = {}
-        self.refunded_ids = frozenset(refunded_ids)
+        self.refunded_ids = refunded_ids
         self._seals = {key_id.encode(): seal for key_id, seal in seals.items()}
         self._moved = [0] * len(ALL_RULES)
 

@@ -7,20 +7,17 @@ length of the chains.
 
 from __future__ import annotations
 
-import asyncio
-import multiprocessing
 import os
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
-from functools import partial
+from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 import uvloop
 
 from app.audit.entry import genesis_hash
-from app.audit.ranges import Range, prove, prove_in_process
+from app.audit.ranges import Crew, Range, prove
 from app.audit.report import Bad, Finding, Report, ShardReport, report_json, report_text
 from app.audit.state import REFUNDS_SQL, Findings, compare_accounts, compare_holds, compare_refunds
 from app.audit.totals import Position, Totals
@@ -28,7 +25,7 @@ from app.clock import now_ms, time_text
 from app.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from app.audit.entry import RowSeal
     from app.audit.rows import Proof
@@ -66,15 +63,7 @@ async def verify_ledger(
         if processes is None:
             total = await connection.fetchval("SELECT coalesce(sum(head_seq + 1), 0)::bigint FROM ledger_shards")
             processes = 1 if total <= INLINE_RANGES * range_entries else len(os.sched_getaffinity(0))
-        if processes == 1:
-            return await verification.run()
-        # A fresh interpreter inherits no event loop and no socket.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(processes, mp_context=context)
-        try:
-            return await verification.run(pool, processes, database_url)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        return await verification.run(processes, database_url)
     finally:
         await connection.close()
 
@@ -101,34 +90,36 @@ class Verification:
         self._seals = seals
         self._progress = progress
         self._range_entries = range_entries
-        self._pool: ProcessPoolExecutor | None = None
-        self._ahead = 1
-        self._database_url = ""
-        self._snapshot = ""
+        self._crew: Crew | None = None
         self._entries_before = 0
         self._entries_total = 0
         self._signatures_unchecked = 0
 
-    async def run(self, pool: ProcessPoolExecutor | None = None, processes: int = 1, database_url: str = "") -> Report:
+    async def run(self, processes: int = 1, database_url: str = "") -> Report:
         """Check everything and return the report. Raises CannotCheckError.
 
-        With a `pool`, ranges are proved by its processes, which connect to `database_url` by themselves.
+        More than one process needs the `database_url`, because each connects by itself.
         """
         started_s = time.monotonic()
-        self._pool, self._ahead, self._database_url = pool, processes + 1, database_url
         async with self._connection.transaction(isolation="repeatable_read", readonly=True):
             await self._connection.execute("SET LOCAL search_path = public; SET LOCAL statement_timeout = 0")
-            if pool is not None:
-                self._snapshot = await self._connection.fetchval("SELECT pg_export_snapshot()")
-            report = await self._check_ledger()
+            refunds = await self._connection.fetch(REFUNDS_SQL)
+            refunded_ids = frozenset(row["transaction_id"] for row in refunds)
+            if processes > 1:
+                snapshot = await self._connection.fetchval("SELECT pg_export_snapshot()")
+                self._crew = Crew(processes, database_url, snapshot, refunded_ids)
+            try:
+                report = await self._check_ledger(refunds, refunded_ids)
+            finally:
+                if self._crew is not None:
+                    self._crew.close()
         report.seconds = round(time.monotonic() - started_s, 3)
         return report
 
-    async def _check_ledger(self) -> Report:
+    async def _check_ledger(self, refunds: Sequence[asyncpg.Record], refunded_ids: frozenset[str]) -> Report:
         checked_at = time_text(now_ms())
         origin, shard_count = await self._ledger()
-        refunds = await self._connection.fetch(REFUNDS_SQL)
-        totals = Totals(self._seals, (row["transaction_id"] for row in refunds))
+        totals = Totals(self._seals, refunded_ids)
         rows = await self._connection.fetch("SELECT shard, head_seq, head_hash FROM ledger_shards")
         heads = {row["shard"]: row for row in rows}
         self._entries_total = sum(head["head_seq"] + 1 for head in heads.values())
@@ -186,28 +177,17 @@ class Verification:
         return ShardReport(position.shard, entries, -1 if head is None else head["head_seq"], bad)
 
     async def _proofs(self, shard: int, last_seq: int, refunded_ids: frozenset[str]) -> AsyncIterator[Proof]:
-        """Yield the proofs of all ranges of a shard, in order; with a pool a few are being made ahead."""
+        """Yield the proofs of all ranges of a shard, in order."""
         ranges = (
-            Range(shard, low, min(low + self._range_entries, last_seq + 1), refunded_ids)
+            Range(shard, low, min(low + self._range_entries, last_seq + 1))
             for low in range(0, max(last_seq, 0) + 1, self._range_entries)
         )
-        if self._pool is None:
-            for one in ranges:
-                yield await prove(self._connection, one)
+        if self._crew is not None:
+            async for proof in self._crew.proofs(ranges):
+                yield proof
             return
-        loop = asyncio.get_running_loop()
-        ahead: list[asyncio.Future[Proof]] = []
-        try:
-            for one in ranges:
-                work = partial(prove_in_process, self._database_url, self._snapshot, one)
-                ahead.append(loop.run_in_executor(self._pool, work))
-                if len(ahead) > self._ahead:
-                    yield await ahead.pop(0)
-            while ahead:
-                yield await ahead.pop(0)
-        finally:
-            for future in ahead:
-                future.cancel()
+        for one in ranges:
+            yield await prove(self._connection, one, refunded_ids)
 
     async def _find_strays(self, shard_count: int, heads: Mapping[int, asyncpg.Record], findings: Findings) -> None:
         """Look for what belongs to no shard of the ledger. `heads` are those that no shard has claimed."""

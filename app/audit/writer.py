@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 import asyncpg
 
 from app.actor import Actor, Ask
-from app.audit.entry import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, RowSeal, copy_row, entry_bytes, entry_hash
+from app.audit.entry import RowSeal, entry_bytes, entry_hash
 from app.db.keys import shard_keys
 from app.db.retry import TRANSIENT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from app.audit.entry import Event
     from app.audit.shard import Shard
@@ -29,6 +29,7 @@ COMMIT_EVENTS_MAX: Final = 1_024  # per transaction: about 12 ms of hashing, so 
 INBOX_EVENTS_MAX: Final = 100_000  # the ledger stops long before, at its own bound on what is not durable
 OUTBOX_READ_MAX: Final = 1_024  # items per XRANGE: at most a few hundred KiB of answer
 BEAT_INTERVAL_S: Final = 1.0  # an idle writer proves this often that it lives
+APPEND: Final = "SELECT ledger_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
 POSTGRES_ANSWER_TIMEOUT_S: Final = 5.0  # a commit takes about 3 ms; beyond this the connection is taken for dead
 
 
@@ -56,7 +57,10 @@ class Handover(Ask[None]):
 
 
 class Projection(Protocol):
-    """Writes what events fold to, inside the transaction that appends them."""
+    """Writes what events fold to besides accounts, inside the transaction that appends them."""
+
+    def beyond_accounts(self, events: Sequence[Event]) -> Sequence[Event]:
+        """Return the events that change more than balances."""
 
     async def apply(self, connection: asyncpg.Connection[Any], events: Sequence[Event]) -> None:
         """Upsert the rows that `events` changed. A violated CHECK fails the transaction."""
@@ -87,7 +91,6 @@ class Writer(Actor[Handover]):
         )
         self._shard = shard
         self._seal = seal
-        self._key_id = seal.key_id.encode()
         self._projection = projection
         self._link = link
         self._decode = decode
@@ -208,39 +211,44 @@ class Writer(Actor[Handover]):
 
         Raises Fenced when the chain is not where this writer left it, and whatever Postgres raises.
         """
-        head_hash = self._head_hash
-        rows = [COPY_HEADER]
-        for event in events:
-            entry = entry_bytes(event, head_hash)
-            digest = entry_hash(entry)
-            rows.append(copy_row(event, entry, digest, head_hash, self._seal.sign(digest), self._key_id))
-            head_hash = digest
-        rows.append(COPY_TRAILER)
         last = events[-1].seq
         if last - self._head_seq != len(events):
             raise Fenced(f"{len(events)} events do not lead from seq {self._head_seq} to {last}")
+        prev_hash, sign = self._head_hash, self._seal.sign
+        entries, hashes, prev_hashes, signatures = [], [], [], []
+        for event in events:
+            entry = entry_bytes(event, prev_hash)
+            prev_hashes.append(prev_hash)
+            prev_hash = entry_hash(entry)
+            entries.append(entry)
+            hashes.append(prev_hash)
+            signatures.append(sign(prev_hash))
+        rows = (
+            [e.at_ms for e in events], [e.transaction_id for e in events], [e.tenant_id for e in events],
+            [e.type for e in events], [e.amount for e in events], [e.balance for e in events],
+            [e.reserved for e in events], [e.version for e in events], entries, hashes, prev_hashes, signatures,
+        )  # fmt: skip
         async with asyncio.timeout(POSTGRES_ANSWER_TIMEOUT_S):
-            await self._append(lease, b"".join(rows), events, last, head_hash)
-        self._head_seq, self._head_hash = last, head_hash
+            await self._append(lease, events, rows)
+        self._head_seq, self._head_hash = last, prev_hash
         self._beat_s = time.monotonic()
         self.commits += 1
         self.events_committed += len(events)
         self._shard.advance(last)
 
-    async def _append(self, lease: Lease, rows: bytes, events: Sequence[Event], last: int, head_hash: bytes) -> None:
-        number, connection = self._shard.number, lease.connection
-        # BEGIN and the fence travel together. A COMMIT whose answer is lost leaves head_seq moved, so a second
-        # try fails here; a writer that lost its epoch fails here too.
-        status = await connection.execute(
-            f"BEGIN; UPDATE ledger_shards SET head_seq = {last}, head_hash = '\\x{head_hash.hex()}', beat_at = now() "  # noqa: S608 - integers and hex only
-            f"WHERE shard = {number} AND epoch = {lease.epoch} AND head_seq = {self._head_seq}"
+    async def _append(self, lease: Lease, events: Sequence[Event], rows: Sequence[Sequence[Any]]) -> None:
+        """Run one statement, or one transaction where the events fold to more than accounts."""
+        note = f"{self._shard.generation}:{events[-1].seq}"
+        append = lease.connection.execute(
+            APPEND, self._shard.number, lease.epoch, self._head_seq, self._head_hash, self._seal.key_id, note, *rows
         )
-        if status != "UPDATE 1":
-            await connection.execute("ROLLBACK")
-            raise Fenced(f"shard {number} is not at epoch {lease.epoch}, seq {self._head_seq} any more")
-        await connection.copy_to_table("audit_entries", source=_once(rows), columns=COPY_COLUMNS, format="binary")
-        await self._projection.apply(connection, events)
-        await connection.execute(f"NOTIFY shieldx_s{number:02d}, '{self._shard.generation}:{last}'; COMMIT")
+        folded = self._projection.beyond_accounts(events)
+        if not folded:
+            await append
+            return
+        async with lease.connection.transaction():
+            await append
+            await self._projection.apply(lease.connection, folded)
 
     async def _beat(self, lease: Lease) -> None:
         async with asyncio.timeout(POSTGRES_ANSWER_TIMEOUT_S):
@@ -251,7 +259,3 @@ class Writer(Actor[Handover]):
         if status != "UPDATE 1":
             raise Fenced(f"shard {self._shard.number} has another writer")
         self._beat_s = time.monotonic()
-
-
-async def _once(chunk: bytes) -> AsyncIterator[bytes]:
-    yield chunk

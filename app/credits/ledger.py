@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import redis.exceptions
 
 from app.actor import Actor, ActorStopped, AskTimeout, InboxFull
-from app.credits.operation import Done, IdMask, Order, Outcome, Refused, outcome_of
+from app.credits.operation import Done, IdMask, Order, Outcome, Refused, first_answer, outcome_of
 from app.db.keys import applied_channel, shard_keys, shard_tag
 from app.db.lua import load_script
 from app.db.retry import TRANSIENT, delay_ms
@@ -39,6 +39,10 @@ ASK_TIMEOUT_S: Final = 1.6  # callers hear of an outage within 2 s
 SWEEP_INTERVAL_S: Final = 0.5  # how late an expired hold may still be shown as held
 SWEEP_HOLDS_MAX: Final = 256  # holds that one sweep expires: about 5 ms of Redis
 OUTAGE_PAUSE_S: Final = 0.05  # between looks at a shard that is closed
+
+
+class ScriptBroke(Exception):
+    """The money script raised an error of its own, so it may have written only a part."""
 
 
 class _Chunk(NamedTuple):
@@ -111,27 +115,41 @@ class Ledger(Actor[Order]):
         for order in batch:
             order.outcomes.clear()
         work = [(order, i) for order in batch for i in range(len(order.fields))]
-        start = 0
-        attempt = 0
+        start = attempt = 0
+        size = SCRIPT_OPERATIONS_MAX
         while start < len(work):
             await self._wait_for_room()
-            chunk = [(order, i) for order, i in work[start : start + SCRIPT_OPERATIONS_MAX] if order.open]
-            if not chunk:
-                start += SCRIPT_OPERATIONS_MAX
-                continue
+            chunk = [(order, i) for order, i in work[start : start + size] if order.open]
             try:
-                decided = await self._decide(chunk)
+                decided = not chunk or await self._decide(chunk)
+            except ScriptBroke as error:
+                size = self._isolate(chunk, error)
+                continue
             except (*TRANSIENT, redis.exceptions.RedisError) as error:
-                log.warning("redis away", extra={"shard": self._shard.number, "reason": f"{type(error).__name__}: {error}"})
+                log.warning("store away", extra={"shard": self._shard.number, "reason": f"{type(error).__name__}: {error}"})
                 await self._link.close()
                 await asyncio.sleep(delay_ms(attempt) / 1000)
                 attempt += 1
                 continue
             if decided:
-                start += SCRIPT_OPERATIONS_MAX
+                start += size
                 attempt = 0
             else:
                 await self._shard.wait_change(OUTAGE_PAUSE_S)
+
+    def _isolate(self, chunk: Sequence[tuple[Order, int]], error: ScriptBroke) -> int:
+        """Have the shard rebuilt after a script broke half-way, and find the operation that breaks it.
+
+        Scripts cannot roll back, so what this one wrote must go. From here on the batch is decided one operation
+        at a time, the size that is returned; the one that breaks the script alone fails its order.
+        """
+        log.critical(
+            "ledger script broke", extra={"shard": self._shard.number, "operations": len(chunk), "reason": str(error)}
+        )
+        self.doubt()
+        if len(chunk) == 1:
+            chunk[0][0].fail(error)
+        return 1
 
     async def _decide(self, chunk: Sequence[tuple[Order, int]]) -> bool:
         """Run one script over a chunk. False: the shard is closed or Redis is another one, so nothing was done."""
@@ -145,7 +163,12 @@ class Ledger(Actor[Order]):
         channel = "" if self._shard.leading else applied_channel(self._shard.number)
         words: list[str | int | bytes] = [generation, self._shard.durable, channel, self._shard.number, *self._mask]
         words += [order.raws[i] for order, i in chunk]
-        reply = await self._link.evaluate(self._script, self._keys, words)
+        try:
+            reply = await self._link.evaluate(self._script, self._keys, words)
+        except redis.exceptions.ResponseError as error:
+            if "script" in str(error) and not isinstance(error, redis.exceptions.NoScriptError):
+                raise ScriptBroke(str(error)) from error
+            raise
         if reply[0] != b"OK":
             log.warning("redis refused", extra={"shard": self._shard.number, "answer": repr(reply)})
             self._proved_generation = 0
@@ -155,28 +178,45 @@ class Ledger(Actor[Order]):
         return True
 
     async def _take(self, chunk: Sequence[tuple[Order, int]], generation: int, reply: list[Any]) -> None:
+        """Hand the events on, have the refusals remembered, and let the orders wait until all of it is durable.
+
+        When Postgres is away this raises before an order has got an outcome, and the chunk is decided again: what
+        it applied is then found by its idempotency record.
+        """
         first, head = int(reply[1]), int(reply[2])
         number, mask = self._shard.number, self._mask
         events: list[Event] = []
-        refusals: list[tuple[dict[str, Any], bytes]] = []
-        orders: list[Order] = []
+        kept: list[tuple[dict[str, Any], bytes]] = []
+        missing: list[dict[str, Any]] = []
+        outcomes: list[Outcome] = []
         for (order, i), answer in zip(chunk, reply[4:], strict=True):
             outcome, made = outcome_of(number, generation, mask, order.fields[i], answer)
+            outcomes.append(outcome)
             events.extend(made)
-            if isinstance(outcome, Refused) and not outcome.replayed:
-                refusals.append((order.fields[i], answer))
+            if isinstance(outcome, Refused | Done):
+                kept.append((order.fields[i], first_answer(answer)))
+                if isinstance(outcome, Refused) and outcome.code == "no_account" and not outcome.replayed:
+                    missing.append(order.fields[i])
+        if head >= first:
+            self._writer.offer(generation, first, head, events)
+        if kept:
+            await self._records.remember(number, kept)
+        if missing:
+            await self._doubt_missing(missing)
+        self._wait_for_durability(chunk, generation, head, outcomes)
+
+    def _wait_for_durability(
+        self, chunk: Sequence[tuple[Order, int]], generation: int, head: int, outcomes: Sequence[Outcome]
+    ) -> None:
+        orders: list[Order] = []
+        for (order, i), outcome in zip(chunk, outcomes, strict=True):
             if not order.outcomes:
                 order.generation = generation
             order.outcomes.append(outcome)
             if i == len(order.fields) - 1:
                 orders.append(order)
-        if head >= first:
-            self._writer.offer(generation, first, head, events)
         self.batches += 1
         self.operations += len(chunk)
-        if refusals:
-            await self._records.remember(number, refusals)
-            await self._doubt_missing([fields for fields, answer in refusals if answer.startswith(b'["no_account"')])
         self._applied.append(_Chunk(generation, head, len(chunk), orders))
         self._applied_operations += len(chunk)
         self._settle()

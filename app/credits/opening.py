@@ -159,7 +159,7 @@ class Credits:
         self.waiting_for = "shards"
         ledgers = [parts.ledger for parts in self._parts]
         self.book = Book(ledgers, self.shards, records, Fingerprints(row.salt), mask)
-        self.book.transfers.start()
+        self.book.transfers.start(self._on_crash)
 
     def _watch(self, parts: _Parts) -> None:
         number, ledger, writer, shard = parts.shard.number, parts.ledger, parts.writer, parts.shard

@@ -17,6 +17,7 @@ refuse   the refusal that Postgres has already established, as Lua would write i
 from __future__ import annotations
 
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -101,14 +102,19 @@ class IdMask(NamedTuple):
         return cls(int.from_bytes(ledger_id[:2], "big") & 0x3FFF, int.from_bytes(ledger_id[-6:], "big"))
 
 
+@lru_cache(maxsize=256)
+def _id_head(at_ms: int, shard: int, generation: int, mask: IdMask) -> str:
+    """Return what the ids of all events of one script call begin with."""
+    high = 0x8000 + (generation + mask.high) % 0x4000
+    return f"{at_ms >> 16:08x}-{at_ms & 0xFFFF:04x}-7{shard:03x}-{high:04x}-"
+
+
 def transaction_id(at_ms: int, shard: int, generation: int, seq: int, mask: IdMask) -> str:
     """Return the UUIDv7 (RFC 9562) of an event: its time, its shard in rand_a, generation and seq in rand_b.
 
     Unique because a shard gives a seq once in a generation; invertible, so a transaction is found by primary key.
     """
-    high = 0x8000 + (generation + mask.high) % 0x4000
-    low = (seq + mask.low) % (1 << LOW_BITS)
-    return f"{at_ms >> 16:08x}-{at_ms & 0xFFFF:04x}-7{shard:03x}-{high:04x}-{low:012x}"
+    return f"{_id_head(at_ms, shard, generation, mask)}{(seq + mask.low) % (1 << LOW_BITS):012x}"
 
 
 def position_of(identifier: str, mask: IdMask) -> tuple[int, int] | None:
@@ -210,6 +216,12 @@ def outcome_of(
         events = tuple(event_of(shard, generation, mask, fields, part) for part in result[1:])
         return Applied(events), events
     return _other_outcome(shard, code, result), ()
+
+
+def first_answer(answer: bytes) -> bytes:
+    """Return the answer that is remembered under a key: what Lua says now, or what it says it said then."""
+    result = orjson.loads(answer)
+    return orjson.dumps(result[1]) if result[0] == "replay" else answer
 
 
 def _other_outcome(shard: int, code: str, result: list[Any]) -> Outcome:

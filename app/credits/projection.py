@@ -39,24 +39,16 @@ class CreditProjection:
         """`shard` is what new rows are labelled with."""
         self._shard = shard
 
+    def beyond_accounts(self, events: Sequence[Event]) -> Sequence[Event]:
+        """Return the events that change more than balances, which the append itself folds."""
+        return [event for event in events if event.type not in _PLAIN and event.tenant_id]
+
     async def apply(self, connection: asyncpg.Connection[Any], events: Sequence[Event]) -> None:
-        """Fold `events`, which are in seq order, into the tables. Raises when a CHECK is violated."""
-        money = [event for event in events if event.tenant_id]
-        if not money:
-            return
-        last = {event.tenant_id: event for event in money}
-        # Rows are locked in one order everywhere.
-        states = [last[tenant] for tenant in sorted(last)]
-        await connection.execute(
-            query("fold_accounts"), self._shard, [e.tenant_id for e in states], [e.balance for e in states],
-            [e.reserved for e in states], [e.version for e in states], time_of(money[-1].at_ms),
-        )  # fmt: skip
-        rest = [event for event in money if event.type not in _PLAIN]
-        if rest:
-            await self._apply_settings(connection, rest)
-            await self._apply_holds(connection, rest)
-            await self._apply_closings(connection, rest)
-            await self._apply_refunds(connection, rest)
+        """Fold events that change more than balances; they are in seq order. Raises when a CHECK is violated."""
+        await self._apply_settings(connection, events)
+        await self._apply_holds(connection, events)
+        await self._apply_closings(connection, events)
+        await self._apply_refunds(connection, events)
 
     async def _apply_settings(self, connection: asyncpg.Connection[Any], events: Sequence[Event]) -> None:
         settings: dict[str, list[Any]] = {}

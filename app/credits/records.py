@@ -9,6 +9,7 @@ import asyncio
 import base64
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import asyncpg
 import orjson
 
 from app.credits.operation import event_of_entry
@@ -18,8 +19,6 @@ from app.db.sql import query
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
-
-    import asyncpg
 
     from app.audit.entry import Event
 
@@ -76,7 +75,19 @@ class Records:
     async def rows(self, sql: str, *values: Any) -> list[asyncpg.Record]:
         """Return all rows of one statement, within READ_TIMEOUT_S; transient errors are tried again meanwhile."""
         async with asyncio.timeout(READ_TIMEOUT_S):
-            return await retry(lambda: self._pool.fetch(sql, *values))
+            return await retry(lambda: self._rows(sql, values))
+
+    async def _rows(self, sql: str, values: Sequence[Any]) -> list[asyncpg.Record]:
+        connection = await self._pool.acquire(timeout=READ_TIMEOUT_S)
+        try:
+            return await connection.fetch(sql, *values)
+        except BaseException as error:
+            if not isinstance(error, asyncpg.PostgresError):
+                # Cancelled or cut off: giving it back would wait for the server, which may be what does not answer.
+                connection.terminate()
+            raise
+        finally:
+            await self._pool.release(connection, timeout=READ_TIMEOUT_S)
 
     async def remember(self, shard: int, refusals: Sequence[tuple[dict[str, Any], bytes]]) -> None:
         """Keep refusals, so that they are the answer to a retry even if Redis forgets. Params: fields and answer."""

@@ -20,6 +20,7 @@ from app.audit.writer import Fenced, Lease, RedisForgot, Writer
 from app.clock import ms_of, now_ms
 from app.db.keys import shard_keys, shard_tag
 from app.db.lua import load_script
+from app.db.sql import query
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,6 +68,8 @@ class LedgerRecovery:
         generation = row.generation
         if plan == "adopt":
             generation += 1
+            await self._restore(lease.epoch, "hold")
+            await self._lay_refusals(lease.connection, lease.epoch)
             await self._restore(lease.epoch, "adopt", generation, self._writer.head_seq)
         elif plan == "rebuild":
             generation += 1
@@ -110,6 +113,7 @@ class LedgerRecovery:
             await self._lay_accounts(lease)
             await self._lay_holds(lease)
             last_at_ms = await self._lay_answers(lease)
+            await self._lay_refusals(lease.connection, lease.epoch)
         await self._restore(lease.epoch, "open", generation, self._writer.head_seq, last_at_ms)
 
     async def _clear(self, epoch: int) -> None:
@@ -158,18 +162,16 @@ class LedgerRecovery:
         )
         while rows := await cursor.fetch(ROWS_PER_CALL):
             await self._lay(lease, "answers", [word for seq, at, entry in rows if (word := _answer(seq, at, entry, now))])
-        cursor = await connection.cursor(
-            "SELECT rtrim(translate(encode(idempotency, 'base64'), '+/', '-_'), '='), "
-            "rtrim(translate(encode(fingerprint, 'base64'), '+/', '-_'), '='), answer, at FROM credit_answers "
-            "WHERE shard = $1 AND at > now() - interval '24 hours'",
-            self._shard.number,
-        )
-        while rows := await cursor.fetch(ROWS_PER_CALL):
-            await self._lay(lease, "answers", [[r[0], r[1] + r[2], _seconds_left(ms_of(r[3]), now)] for r in rows])
         last = await connection.fetchval(
             "SELECT at FROM audit_entries WHERE shard = $1 AND seq = $2", self._shard.number, self._writer.head_seq
         )
         return ms_of(last) if last is not None else 0
+
+    async def _lay_refusals(self, connection: asyncpg.Connection[Any], epoch: int) -> None:
+        """Lay the refusals and batch keys of the last day: they have no seq, so Redis may have lost the newest."""
+        now = now_ms()
+        for row in await connection.fetch(query("remembered_answers"), self._shard.number):
+            await self._restore(epoch, "answers", row[0], row[1] + row[2], _seconds_left(ms_of(row[3]), now))
 
 
 def _seconds_left(at_ms: int, now: int) -> int:

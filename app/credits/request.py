@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import hashlib
 import secrets
 from typing import TYPE_CHECKING, Any, Final
@@ -27,7 +27,13 @@ from app.credits.wire import (
 if TYPE_CHECKING:
     from app.web.fields import Metadata
 
+_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 DIGEST_BYTES: Final = 16  # 128 bits: no two keys of a ledger's lifetime collide
+
+
+def _text22(digest: bytes) -> str:
+    """Return 16 bytes as 22 characters of base64url (RFC 4648 section 5), unpadded."""
+    return binascii.b2a_base64(digest, newline=False)[:22].translate(_URL_SAFE).decode()
 
 
 class Fingerprints:
@@ -45,13 +51,13 @@ class Fingerprints:
         """Return the hash of an idempotency key: 22 characters of base64url."""
         digest = self._key.copy()
         digest.update(text.encode())
-        return base64.urlsafe_b64encode(digest.digest())[:22].decode()
+        return _text22(digest.digest())
 
     def request(self, content: bytes) -> str:
         """Return the fingerprint of what is asked: 22 characters of base64url."""
         digest = self._request.copy()
         digest.update(content)
-        return base64.urlsafe_b64encode(digest.digest())[:22].decode()
+        return _text22(digest.digest())
 
     def stamp(self, fields: dict[str, Any], key: str | None, request_id: str) -> dict[str, Any]:
         """Add key, fp and rid to fields that say nothing yet but what is asked; without a key, a random one."""

@@ -29,6 +29,7 @@ from app.db.retry import TRANSIENT
 from app.db.sql import query
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
 
     from app.credits.book import Book
 
@@ -69,9 +70,9 @@ class Transfers:
         self._records = book.records
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Start to look for stalled transactions."""
-        self._task = asyncio.create_task(self._sweep(), name="transfer sweeper")
+    def start(self, on_crash: Callable[[BaseException], None]) -> None:
+        """Start to look for stalled transactions; a fault that is not an outage is a crash."""
+        self._task = asyncio.create_task(self._sweep(on_crash), name="transfer sweeper")
 
     async def stop(self) -> None:
         """Stop looking; what is unfinished stays for another replica or the next start."""
@@ -142,7 +143,7 @@ class Transfers:
         done = await self._records.rows(query("close_transfer"), UUID(transfer.transaction_id))
         return _transfer(done[0])
 
-    async def _sweep(self) -> None:
+    async def _sweep(self, on_crash: Callable[[BaseException], None]) -> None:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             try:
@@ -150,7 +151,7 @@ class Transfers:
                     transfer = _transfer(row)
                     log.warning("finishing a stalled transaction", extra={"transaction_id": transfer.transaction_id})
                     if transfer.state == "preparing":
-                        transfer = await self._decide(transfer, "aborting", ["transaction_stalled"])
+                        transfer = await self._decide(transfer, "aborting", ["transaction_stalled", transfer.transaction_id])
                     if transfer.state in {"committing", "aborting", "committed", "aborted"}:
                         await self._finish(_reopened(transfer))
             except (
@@ -162,6 +163,9 @@ class Transfers:
                 *TRANSIENT,
             ) as error:
                 log.warning("stalled transactions wait", extra={"reason": type(error).__name__})
+            except Exception as error:  # noqa: BLE001 - a contradiction between the stores: stop, do not limp on
+                on_crash(error)
+                return
 
     async def view(self, identifier: str) -> bytes | None:
         """Return the JSON of a transaction over several shards, or None."""

@@ -20,6 +20,7 @@ from app.embedded.leftovers import StopPlan, stop_leftovers
 LAUNCHER: Final = Path(__file__).with_name("launch.py")
 BACKOFF_MIN_S: Final = 0.01
 BACKOFF_MAX_S: Final = 2.0
+BACKOFF_DOUBLINGS_MAX: Final = 8  # 10 ms doubled 8 times exceeds the maximum; far more would overflow a float
 BACKOFF_RESET_S: Final = 10.0  # a server that lived this long starts again without delay
 READY_POLL_MIN_S: Final = 0.005
 READY_POLL_MAX_S: Final = 0.1
@@ -127,9 +128,13 @@ class Child:
         log_start = log_size(self._command.log)
         self._task = asyncio.create_task(self._supervise(), name=f"embedded-{self._command.name}")
         pause_s = READY_POLL_MIN_S
-        while not (self._process is not None and await is_ready()):
+        while True:
+            ready = self._process is not None and await is_ready()
+            # From here to the end there is no await, so a death is either seen here or leads to a restart.
             if self._task.done():
                 raise start_failure(self._command, self._task.result(), log_start)
+            if ready:
+                break
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, READY_POLL_MAX_S)
         self._ready = True
@@ -165,7 +170,7 @@ class Child:
             loop.call_soon(self._on_exit, self._command.name, code)
             if loop.time() - started_s > BACKOFF_RESET_S:
                 deaths = 0
-            delay_s = min(BACKOFF_MIN_S * 2**deaths, BACKOFF_MAX_S)
+            delay_s = backoff_s(deaths)
             deaths += 1
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop_asked.wait(), delay_s)
@@ -203,6 +208,11 @@ class Child:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
+
+
+def backoff_s(deaths: int) -> float:
+    """Seconds to wait before a restart, after `deaths` earlier deaths in a row."""
+    return min(BACKOFF_MIN_S * 2.0 ** min(deaths, BACKOFF_DOUBLINGS_MAX), BACKOFF_MAX_S)
 
 
 def start_failure(command: Command, code: int, log_start: int) -> ServerStartFailed:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
@@ -87,9 +87,9 @@ class EdgeConnection(web.RequestHandler):
         server = self.server
         if server.open_connections >= server.limits.connections_max:
             self.force_close()
-            if isinstance(transport, asyncio.Transport):
-                transport.write(server.refusal())
-            transport.close()
+            socket = cast("asyncio.Transport", transport)  # uvloop's transports inherit no class of asyncio.
+            socket.write(server.refusal())
+            socket.close()
             return
         self.admitted = True
         super().connection_made(transport)

@@ -45,8 +45,8 @@ function verbs.reserve(op, raw)
 end
 
 function verbs.commit(op, raw)
-  local held, a, refusal = open_hold(op)
-  if refusal then return refusal end
+  local held, a, no = open_hold(op)
+  if no then return no end
   local amount = op.amount or held
   if amount > held then return refusal(op, '["amount_exceeds_reservation",' .. held .. ']') end
   a.balance = a.balance - amount
@@ -57,8 +57,8 @@ function verbs.commit(op, raw)
 end
 
 function verbs.abort(op, raw)
-  local held, a, refusal = open_hold(op)
-  if refusal then return refusal end
+  local held, a, no = open_hold(op)
+  if no then return no end
   a.reserved = a.reserved - held
   save(a)
   close(op, a, 'aborted', 0)

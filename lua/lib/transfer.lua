@@ -31,9 +31,9 @@ local function check_legs(op, of)
 end
 
 function verbs.transfer(op, raw)
-  local of, refusal = load_legs(op)
-  refusal = refusal or check_legs(op, of)
-  if refusal then return refuse(op, refusal) end
+  local of, no = load_legs(op)
+  no = no or check_legs(op, of)
+  if no then return refuse(op, no) end
   local parts, n = {}, #op.legs
   for i, leg in ipairs(op.legs) do
     local a = of[leg.tenant_id]
@@ -68,8 +68,8 @@ end
 
 -- Settle (the transfer was decided) or cancel (it was given up) one prepared leg.
 local function finish(op, raw, status, balance_sign)
-  local held, a, refusal = open_hold(op, true)
-  if refusal then return refusal end
+  local held, a, no = open_hold(op, true)
+  if no then return no end
   if op.purpose == 'transfer_out' then
     a.reserved = a.reserved - held
     a.balance = a.balance - held * balance_sign

@@ -7,22 +7,20 @@ every table that follows from them. Both count by themselves: nothing of the ver
 from __future__ import annotations
 
 import random
+import struct
 from collections import defaultdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from app.audit.entry import (
-    COPY_COLUMNS,
-    COPY_HEADER,
-    COPY_TRAILER,
     Event,
     RowSeal,
-    copy_row,
     entry_bytes,
     entry_hash,
     genesis_hash,
 )
-from app.clock import time_of
+from app.audit.rows import COPY_HEADER
+from app.clock import POSTGRES_EPOCH_US, time_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -33,6 +31,36 @@ ORIGIN: Final = "shieldx/00000000-0000-4000-8000-000000000001"
 SEAL: Final = RowSeal(b"a key that only the tests know..")
 STARTED_MS: Final = 1_763_000_000_000  # 2025-11-13T02:13:20Z, so that chains are the same in every run
 ROWS_PER_CHUNK: Final = 2_000  # about 1.5 MB a write
+
+
+# PostgreSQL's binary COPY: a signature, then per row a field count and length-prefixed fields, then -1.
+COPY_TRAILER: Final = b"\xff\xff"
+COPY_COLUMNS: Final = (
+    "shard", "seq", "at", "transaction_id", "amount", "balance", "reserved", "version",
+    "hash", "prev_hash", "signature", "tenant_id", "type", "key_id", "entry",
+)  # fmt: skip
+_FIXED: Final = struct.Struct("!h ih iq iq i16s iq iq iq iq i32s i32s i32s")
+_LENGTH: Final = struct.Struct("!i")
+_FIELDS: Final = len(COPY_COLUMNS)
+
+
+def copy_row(event: Event, entry: bytes, digest: bytes, prev_hash: bytes, signature: bytes, key_id: bytes) -> bytes:
+    """Return one row of a binary COPY into audit_entries, its columns in the order of COPY_COLUMNS.
+
+    Packed by hand because this runs once per money operation: one struct call instead of fifteen encoders.
+    Source: PostgreSQL manual, COPY, "Binary Format".
+    """
+    e = event
+    tenant = e.tenant_id.encode()
+    kind = e.type.encode()
+    size = _LENGTH.pack
+    return b"".join((
+        _FIXED.pack(
+            _FIELDS, 2, e.shard, 8, e.seq, 8, e.at_ms * 1000 - POSTGRES_EPOCH_US, 16, bytes.fromhex(e.transaction_id.replace("-", "")),
+            8, e.amount, 8, e.balance, 8, e.reserved, 8, e.version, 32, digest, 32, prev_hash, 32, signature,
+        ),
+        size(len(tenant)), tenant, size(len(kind)), kind, size(len(key_id)), key_id, size(len(entry)), entry,
+    ))  # fmt: skip
 
 
 class Book:
@@ -153,7 +181,7 @@ class Book:
 
 def mixed_events(count: int, tenants: int, seed: int = 1) -> list[Event]:
     """Return at least `count` events of a shard with every kind of event, spread over the tenants at random."""
-    book, chance = Book(), random.Random(seed)  # noqa: S311 - a test's own sequence, not a secret
+    book, chance = Book(), random.Random(seed)
     names = [f"tenant-{number}" for number in range(tenants)]
     for name in names:
         book.account(name)

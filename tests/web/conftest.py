@@ -1,12 +1,20 @@
 """Fixtures of the web floor: real servers on free ports."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
+import uvloop
 from web_sample import Server, start
 
 from app.web.connections import ConnectionLimits
+
+
+@pytest.fixture(scope="session", params=["asyncio", "uvloop"])
+def event_loop_policy(request: pytest.FixtureRequest) -> asyncio.AbstractEventLoopPolicy:
+    """Every test with a server runs on both event loops: their transports differ."""
+    return uvloop.EventLoopPolicy() if request.param == "uvloop" else asyncio.DefaultEventLoopPolicy()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import multiprocessing
 import statistics
 import time
 from multiprocessing.connection import Connection
+from typing import cast
 
 import uvloop
 from aiohttp import web
@@ -92,9 +93,8 @@ class Caller(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the first."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.write(REQUEST)
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.write(REQUEST)
 
     def data_received(self, data: bytes) -> None:
         """Count one answer: each is one small write."""

@@ -1,0 +1,165 @@
+"""A shieldx server process for tests: start, wait until it is ready, pause, stop, SIGKILL, start again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import orjson
+
+import app
+
+REPOSITORY: Final = Path(app.__file__).resolve().parents[1]
+ROOT_KEY: Final = "shx_root_of-the-tests-and-nothing-else"
+READY_TIMEOUT_S: Final = 30.0
+STOP_TIMEOUT_S: Final = 30.0
+POLL_S: Final = 0.02
+LOG_TAIL_CHARACTERS: Final = 6_000
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class ShieldxServer:
+    """One server process on fixed ports, so that a restarted one is found at the same address.
+
+    paused   stopped by SIGSTOP now; `pauses` counts how often it was
+    leaving  told to end, so that an unanswered request is no fault of it
+    """
+
+    def __init__(
+        self, directory: Path, redis_url: str = "", database_url: str = "", *, shards: int = 1, name: str = "replica",
+        **settings: str,
+    ) -> None:
+        """`directory` gets the log; without URLs also the embedded servers. `settings` are further SHIELDX_ variables."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self.name: Final = name
+        self.port: Final = free_port()
+        self.shadow_port: Final = free_port()
+        self.log: Final = directory / f"{name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.paused = False
+        self.pauses = 0
+        self.leaving = False
+        self._directory = directory
+        self._environment = {
+            name: value for name, value in os.environ.items()
+            if not name.startswith(("SHIELDX_", "PG")) and name not in {"REDIS_URL", "DATABASE_URL"}
+        } | {
+            "SHIELDX_ROOT_KEY": ROOT_KEY,
+            "SHIELDX_LEDGER_SHARDS": str(shards),
+            "SHIELDX_REPLICA_NAME": name,
+            "PYTHONPATH": str(REPOSITORY),
+        } | {f"SHIELDX_{key.upper()}": value for key, value in settings.items()}  # fmt: skip
+        if redis_url:
+            self._environment |= {"REDIS_URL": redis_url, "DATABASE_URL": database_url}
+
+    @property
+    def url(self) -> str:
+        """Base URL of the API."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs, paused or not."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def log_tail(self) -> str:
+        """What the server wrote last."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.log.read_text(errors="replace")[-LOG_TAIL_CHARACTERS:]
+        return ""
+
+    def launch(self) -> None:
+        """Start the process and return at once."""
+        self.leaving = False
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "app", "serve", "--port", str(self.port), "--shadow-port", str(self.shadow_port),
+                    "--data-dir", str(self._directory / "data"),
+                ],
+                cwd=self._directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment,
+            )  # fmt: skip
+        self.paused = False
+
+    async def start(self) -> None:
+        """Start the process and wait until it is ready."""
+        self.launch()
+        await self.wait_ready()
+
+    async def readiness(self) -> tuple[int, dict[str, Any]]:
+        """Return status and body of GET /ready; status 0 when nobody answers."""
+        timeout = aiohttp.ClientTimeout(total=5)
+        try:
+            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(f"{self.url}/ready") as answer:
+                return answer.status, orjson.loads(await answer.read())
+        except (aiohttp.ClientError, TimeoutError, ConnectionError):
+            return 0, {}
+
+    async def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> float:
+        """Wait until GET /ready is 200 and return the seconds; AssertionError with the log when it takes too long."""
+        started_s = time.monotonic()
+        while True:
+            status, body = await self.readiness()
+            if status == 200:
+                return time.monotonic() - started_s
+            assert self.alive, f"{self.name} ended with code {self.exit_code}:\n{self.log_tail}"
+            waited_s = time.monotonic() - started_s
+            assert waited_s < timeout_s, f"{self.name} is not ready after {waited_s:.1f} s: {body}\n{self.log_tail}"
+            await asyncio.sleep(POLL_S)
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of the process, None while it runs or before its start."""
+        return None if self.process is None else self.process.poll()
+
+    def kill(self) -> None:
+        """SIGKILL the process and wait for its end."""
+        self.leaving = True
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(STOP_TIMEOUT_S)
+        self.paused = False
+
+    def pause(self) -> None:
+        """Stop the process in its tracks."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        self.paused = True
+        self.pauses += 1
+
+    def resume(self) -> None:
+        """Let a paused process go on."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+        self.paused = False
+
+    def stop(self) -> int:
+        """Send SIGTERM, wait for the end and return the exit code."""
+        assert self.process is not None
+        self.leaving = True
+        self.process.terminate()
+        return self.process.wait(STOP_TIMEOUT_S)
+
+    def run_command(self, *arguments: str, database_url: str = "") -> subprocess.CompletedProcess[str]:
+        """Run another `shieldx` command with this server's settings and return how it ended."""
+        environment = self._environment | ({"DATABASE_URL": database_url} if database_url else {})
+        return subprocess.run(
+            [sys.executable, "-m", "app", *arguments],
+            cwd=self._directory, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip

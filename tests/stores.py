@@ -1,0 +1,275 @@
+"""A private real Redis and a private real PostgreSQL for tests: start, stop, SIGKILL, start again on the same data.
+
+Both listen on unix sockets in a directory of their own. As root they run as an unprivileged account, which the
+launcher of `app.embedded` arranges. They die with the thread that started them, so nothing outlives a test run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+import asyncpg
+import psutil
+
+from app.embedded.account import server_account
+from app.embedded.child import LAUNCHER, Command
+from app.embedded.directory import (
+    POSTGRES_PORT,
+    POSTGRES_SOCKET,
+    DataDirectory,
+    make_sockets_directory,
+    remove_sockets_directory,
+)
+from app.embedded.leftovers import find_leftovers
+from app.embedded.postgres_server import PostgresServer, prepare_postgres
+from app.embedded.redis_server import RedisServer, prepare_redis
+
+START_TIMEOUT_S: Final = 30.0  # crash recovery of a test's database takes below 2 s
+STOP_TIMEOUT_S: Final = 20.0
+POLL_S: Final = 0.01
+
+
+class StoreProcess:
+    """One server process that this process starts and ends; a subclass knows its data and its address."""
+
+    def __init__(self, directory: DataDirectory, command: Command) -> None:
+        """`command` is how `app.embedded` runs this server on `directory`."""
+        self.directory: Final = directory
+        self.command: Final = command
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log_text(self) -> str:
+        """The last lines that the server wrote."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.command.log.read_text(errors="replace")[-4000:]
+        return ""
+
+    async def is_ready(self) -> bool:
+        """Whether the server answers."""
+        raise AssertionError(f"{type(self).__name__} must say when it is ready")
+
+    def launch(self) -> None:
+        """Start the process and return at once."""
+        account = self.command.account
+        order = {
+            "parent_pid": os.getpid(),
+            "death_signal": int(signal.SIGKILL),
+            "account": [account.uid, account.gid] if account else None,
+            "cwd": str(self.command.cwd),
+            "reach": [str(path) for path in self.command.reach],
+            "argv": self.command.argv,
+        }
+        with self.command.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(LAUNCHER), json.dumps(order)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
+                start_new_session=True,
+            )
+
+    async def start(self) -> None:
+        """Start the process and wait until it answers."""
+        self.launch()
+        await self.wait_ready()
+
+    async def wait_ready(self) -> None:
+        """Wait until the server answers; AssertionError with its log when it ends or takes too long."""
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while not await self.is_ready():
+            alive = self.process is not None and self.process.poll() is None
+            assert alive, f"{self.command.name} ended:\n{self.log_text}"
+            assert time.monotonic() < deadline_s, f"{self.command.name} does not answer:\n{self.log_text}"
+            await asyncio.sleep(POLL_S)
+
+    def stop(self) -> None:
+        """Stop the server as an operator would, and wait for its end."""
+        number, _ = self.command.stop_plan[0]
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+            try:
+                self.process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self.process = None
+
+    def kill(self) -> None:
+        """SIGKILL the server and everything that it forked, and wait until all are gone."""
+        if self.process is None:
+            return
+        family = [self.process.pid]
+        with contextlib.suppress(psutil.Error):
+            family += [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(STOP_TIMEOUT_S)
+        self.process = None
+        deadline_s = time.monotonic() + STOP_TIMEOUT_S
+        while left := find_leftovers((self.command.cwd,)):
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            assert time.monotonic() < deadline_s, f"{self.command.name} does not die"
+
+
+class PrivateRedis(StoreProcess):
+    """A Redis-compatible server with the settings of the embedded one: AOF, everysec, no eviction."""
+
+    def __init__(self, directory: DataDirectory, server: RedisServer) -> None:
+        """Use `make` instead: it prepares the directory."""
+        super().__init__(directory, server.command)
+        self.socket: Final = server.socket
+        self._server = server
+
+    @classmethod
+    async def make(cls, root: Path) -> PrivateRedis:
+        """Prepare a server on `root`, which is made if it is missing. It does not run yet."""
+        directory = DataDirectory.at(root)
+        directory.log.mkdir(mode=0o700, exist_ok=True)
+        account = server_account((directory.postgres, directory.redis))
+        sockets = make_sockets_directory(directory, account)
+        return cls(directory, await prepare_redis(directory, sockets, account))
+
+    @property
+    def url(self) -> str:
+        """REDIS_URL of the server, over its unix socket."""
+        return f"unix://{quote(str(self.socket))}?db=0"
+
+    async def is_ready(self) -> bool:
+        """Whether the server answers PING, its data loaded."""
+        return await self._server.is_ready()
+
+    @property
+    def aof(self) -> Path:
+        """The part of the append-only file that is being written: the last `incr` file of the manifest."""
+        folder = self.directory.redis / "appendonlydir"
+        manifest = next(folder.glob("*.manifest")).read_text()
+        names = re.findall(r"^file (\S+) seq \d+ type i", manifest, re.MULTILINE)
+        return folder / names[-1]
+
+    def aof_size(self) -> int:
+        """Bytes in that file; 0 while there is none."""
+        try:
+            return self.aof.stat().st_size
+        except (FileNotFoundError, StopIteration, IndexError):
+            return 0
+
+    def cut_aof(self, keep_bytes: int) -> None:
+        """Cut the file of a server that does not run."""
+        assert self.process is None, "cut the file of a server that does not run"
+        os.truncate(self.aof, keep_bytes)
+
+    def erase(self) -> None:
+        """Remove all data of a server that does not run, as after the loss of its disk."""
+        assert self.process is None, "erase the data of a server that does not run"
+        for path in self.directory.redis.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+class PrivatePostgres(StoreProcess):
+    """A PostgreSQL cluster with the settings of the embedded one: fsync on, data checksums, unix socket only."""
+
+    def __init__(self, directory: DataDirectory, server: PostgresServer) -> None:
+        """Use `make` instead: it runs initdb."""
+        super().__init__(directory, server.command)
+        self.sockets: Final = server.sockets
+        self._server = server
+
+    @classmethod
+    async def make(cls, root: Path) -> PrivatePostgres:
+        """Prepare a cluster in `root`, which is made if it is missing. It does not run yet."""
+        directory = DataDirectory.at(root)
+        directory.log.mkdir(mode=0o700, exist_ok=True)
+        account = server_account((directory.postgres, directory.redis))
+        sockets = make_sockets_directory(directory, account)
+        return cls(directory, await prepare_postgres(directory, sockets, account))
+
+    @property
+    def socket(self) -> Path:
+        """The unix socket file, for a proxy in front of it."""
+        return self.sockets / POSTGRES_SOCKET
+
+    async def is_ready(self) -> bool:
+        """Whether the server accepts sessions."""
+        return await self._server.is_ready()
+
+    def kill(self) -> None:
+        """SIGKILL the postmaster and all backends; its pid may belong to somebody else at the next start."""
+        super().kill()
+        (self.directory.postgres / "postmaster.pid").unlink(missing_ok=True)
+
+    def url(self, database: str, user: str = "postgres") -> str:
+        """DATABASE_URL of a database, over the unix socket."""
+        return f"postgresql://{user}@/{database}?host={quote(str(self.sockets))}&port={POSTGRES_PORT}"
+
+    async def make_database(self, name: str) -> str:
+        """Make an empty database and return its URL for the superuser `postgres`."""
+        session = await asyncpg.connect(self.url("postgres"))
+        try:
+            await session.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
+        finally:
+            await session.close()
+        return self.url(name)
+
+    async def make_login(self, name: str) -> None:
+        """Make an ordinary login that may act as the server's role and own databases, if it is missing."""
+        session = await asyncpg.connect(self.url("postgres"))
+        try:
+            if not await session.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", name):
+                await session.execute(f'CREATE ROLE "{name}" LOGIN CREATEROLE NOSUPERUSER')
+        finally:
+            await session.close()
+
+
+@contextlib.contextmanager
+def store_directory(kind: str) -> Iterator[Path]:
+    """A short-named directory that every account may pass through; removed at the end."""
+    with tempfile.TemporaryDirectory(prefix=f"shieldx-{kind}-", ignore_cleanup_errors=True) as name:
+        Path(name).chmod(0o711)
+        yield Path(name) / "data"
+
+
+@contextlib.contextmanager
+def running_postgres() -> Iterator[PrivatePostgres]:
+    """A running cluster for as long as the context is open. For use outside an event loop."""
+    with store_directory("postgres") as root:
+        postgres = asyncio.run(PrivatePostgres.make(root))
+        try:
+            asyncio.run(postgres.start())
+            yield postgres
+        finally:
+            postgres.kill()
+            remove_sockets_directory(postgres.sockets)
+
+
+@contextlib.contextmanager
+def running_redis() -> Iterator[PrivateRedis]:
+    """A running Redis for as long as the context is open. For use outside an event loop."""
+    with store_directory("redis") as root:
+        redis = asyncio.run(PrivateRedis.make(root))
+        try:
+            asyncio.run(redis.start())
+            yield redis
+        finally:
+            redis.kill()
+            remove_sockets_directory(redis.socket.parent)
