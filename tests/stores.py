@@ -11,19 +11,22 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import asyncpg
 import psutil
+from redis.asyncio import Redis
 
 from app.embedded.account import server_account
 from app.embedded.child import LAUNCHER, Command
@@ -41,6 +44,8 @@ from app.embedded.redis_server import RedisServer, prepare_redis
 START_TIMEOUT_S: Final = 30.0  # crash recovery of a test's database takes below 2 s
 STOP_TIMEOUT_S: Final = 20.0
 POLL_S: Final = 0.01
+
+T = TypeVar("T")
 
 
 class StoreProcess:
@@ -156,6 +161,14 @@ class PrivateRedis(StoreProcess):
         """Whether the server answers PING, its data loaded."""
         return await self._server.is_ready()
 
+    async def flush(self) -> None:
+        """Empty the server: FLUSHALL."""
+        redis = Redis.from_url(self.url)
+        try:
+            await redis.flushall()
+        finally:
+            await redis.aclose()
+
     @property
     def aof(self) -> Path:
         """The part of the append-only file that is being written: the last `incr` file of the manifest."""
@@ -231,6 +244,10 @@ class PrivatePostgres(StoreProcess):
             await session.close()
         return self.url(name)
 
+    async def make_own_database(self) -> str:
+        """Make an empty database under a name that nobody has, and return its URL."""
+        return await self.make_database(f"t_{secrets.token_hex(6)}")
+
     async def make_login(self, name: str) -> None:
         """Make an ordinary login that may act as the server's role and own databases, if it is missing."""
         session = await asyncpg.connect(self.url("postgres"))
@@ -239,6 +256,12 @@ class PrivatePostgres(StoreProcess):
                 await session.execute(f'CREATE ROLE "{name}" LOGIN CREATEROLE NOSUPERUSER')
         finally:
             await session.close()
+
+
+def run_apart(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end in an event loop of its own, from code that may stand beside another loop."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 @contextlib.contextmanager
@@ -251,11 +274,12 @@ def store_directory(kind: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def running_postgres() -> Iterator[PrivatePostgres]:
-    """A running cluster for as long as the context is open. For use outside an event loop."""
+    """A running cluster for as long as the context is open. Use it in the main thread."""
     with store_directory("postgres") as root:
-        postgres = asyncio.run(PrivatePostgres.make(root))
+        postgres = run_apart(PrivatePostgres.make(root))
         try:
-            asyncio.run(postgres.start())
+            postgres.launch()
+            run_apart(postgres.wait_ready())
             yield postgres
         finally:
             postgres.kill()
@@ -264,11 +288,12 @@ def running_postgres() -> Iterator[PrivatePostgres]:
 
 @contextlib.contextmanager
 def running_redis() -> Iterator[PrivateRedis]:
-    """A running Redis for as long as the context is open. For use outside an event loop."""
+    """A running Redis for as long as the context is open. Use it in the main thread."""
     with store_directory("redis") as root:
-        redis = asyncio.run(PrivateRedis.make(root))
+        redis = run_apart(PrivateRedis.make(root))
         try:
-            asyncio.run(redis.start())
+            redis.launch()
+            run_apart(redis.wait_ready())
             yield redis
         finally:
             redis.kill()

@@ -313,7 +313,7 @@ async def _write_refunds(connection: asyncpg.Connection[Any], events: Sequence[E
             refunded[event.reference] += event.amount
     await connection.copy_records_to_table(
         "credit_refunds",
-        records=[(key, spent[key], amount) for key, amount in refunded.items()],
+        records=[(key, spent.get(key, amount), amount) for key, amount in refunded.items()],
         columns=["transaction_id", "consumed", "refunded"],
     )
 

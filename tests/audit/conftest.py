@@ -33,14 +33,20 @@ class LedgerDatabase:
             processes=processes, range_entries=range_entries,
         )  # fmt: skip
 
-    async def first_bad(self, *, known: bool = True, shard: int = 0) -> tuple[int | None, str]:
-        """Return seq and reason of the first fault of a shard; fails when the ledger is found intact."""
+    async def first_bad(self, *, known: bool = True) -> tuple[int | None, str]:
+        """Return seq and reason of the first fault of shard 0, which is the first of the ledger."""
         report = await self.verify(known=known)
-        bad = report.shards[shard].first_bad
+        bad = report.shards[0].first_bad
         assert not report.ok
         assert bad is not None
         assert report.first_bad is not None
-        assert report.first_bad.reason == bad.reason
+        assert (report.first_bad.shard, report.first_bad.seq, report.first_bad.reason) == (0, bad.seq, bad.reason)
+        return bad.seq, bad.reason
+
+    async def first_bad_of(self, shard: int) -> tuple[int | None, str]:
+        """Return seq and reason of the first fault of a shard."""
+        bad = (await self.verify()).shards[shard].first_bad
+        assert bad is not None
         return bad.seq, bad.reason
 
 

@@ -199,10 +199,8 @@ async def test_a_removed_first_row_is_found(ledger: LedgerDatabase) -> None:
 
 
 async def test_swapped_rows_are_found(ledger: LedgerDatabase) -> None:
-    await ledger.session.execute(
-        "UPDATE audit_entries SET seq = -1 - seq WHERE seq IN (4, 5)".replace("-1 - seq", "1000 + seq")
-    )
-    await ledger.session.execute("UPDATE audit_entries SET seq = 9 - (seq - 1000) WHERE seq >= 1000")
+    await ledger.session.execute("UPDATE audit_entries SET seq = 1009 - seq WHERE seq IN (4, 5)")
+    await ledger.session.execute("UPDATE audit_entries SET seq = seq - 1000 WHERE seq >= 1000")
 
     assert await ledger.first_bad() == (4, "the entry says that it is seq 5 of shard 0")
 
@@ -215,15 +213,17 @@ async def test_rows_renumbered_over_a_removed_one_are_found(ledger: LedgerDataba
     assert await ledger.first_bad() == (5, "the entry says that it is seq 6 of shard 0")
 
 
-async def test_a_row_of_another_chain_is_found(ledger: LedgerDatabase, postgres: object) -> None:
+async def test_a_row_of_another_chain_is_found(database: LedgerDatabase) -> None:
     other = Book(shard=1)
-    for event in book().events:
-        other.state.setdefault("t1", [0, 0, 0, 0])
-        other.events.append(msgspec.structs.replace(event, shard=1))
-    pasted = replaced(await entry_of(ledger.session, SPENT), '"shard":0', '"shard":1')
-    await rewrite(ledger.session, SPENT, pasted, SEAL)
+    other.account("t2")
+    for amount in (500, 1, 2, 100):
+        other.topup("t2", amount)
+    await make_chain(database.session, [*book().events, *other.events], shard_count=2)
+    await change(database.session, f"DELETE FROM audit_entries WHERE shard = 0 AND seq = {SPENT}")
+    await change(database.session, f"UPDATE audit_entries SET shard = 0 WHERE shard = 1 AND seq = {SPENT}")
 
-    assert await ledger.first_bad() == (SPENT, f"the entry says that it is seq {SPENT} of shard 1")
+    assert await database.first_bad() == (SPENT, f"the entry says that it is seq {SPENT} of shard 1")
+    assert await database.first_bad_of(1) == (SPENT, "head says 4, chain ends at 3")
 
 
 async def test_a_chain_of_another_ledger_is_found(database: LedgerDatabase) -> None:

@@ -67,6 +67,11 @@ class House:
             self.add_server().launch()
         await self.wait_ready()
 
+    def kill_servers(self) -> None:
+        """SIGKILL every replica."""
+        for server in self.servers:
+            server.kill()
+
     async def wait_ready(self) -> None:
         """Wait until every replica that runs is ready by itself."""
         await asyncio.gather(*(server.wait_ready() for server in self.servers if server.alive and not server.paused))

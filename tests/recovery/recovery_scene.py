@@ -1,0 +1,61 @@
+"""One scenario in progress: the load, the faults that come at random moments, and the end in which all is proved."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from typing import Final
+
+from recovery_house import House
+from recovery_load import Load
+
+FAULT_AFTER_MIN_S: Final = 0.3
+FAULT_AFTER_MAX_S: Final = 1.2
+LOAD_AFTER_S: Final = 0.4  # what clients do once everything is ready again
+
+
+class Scene:
+    """What a scenario has in its hands."""
+
+    def __init__(self, house: House, seed: int) -> None:
+        """Nothing runs yet but the stores of the house."""
+        self.house: Final = house
+        self.random: Final = random.Random(seed)
+        self._seed = seed
+        self._load: Load | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def load(self, *, servers: int = 1, clients: int = 16, abandon_transfers: bool = False) -> AsyncIterator[Load]:
+        """Run a load on so many replicas; when the block ends, everything is ready again, answered and proved.
+
+        abandon_transfers  clients give up half of the unanswered transfers, so that only the sweeper can finish them
+        """
+        await self.house.start_servers(servers)
+        self._watch = asyncio.create_task(self.house.watch_aof())
+        self._load = load = await self.house.open_load(self._seed, clients=clients)
+        load.abandon_transfers = abandon_transfers
+        await load.run_for(FAULT_AFTER_MIN_S)
+        yield load
+        await self.house.wait_ready()
+        await load.run_for(LOAD_AFTER_S)
+        await load.finish()
+        if load.abandoned:
+            await self.house.wait_transfers_closed()
+            await load.settle(load.abandoned)
+        await self.house.prove(load)
+        self.house.spoiled = False
+
+    async def some_time(self) -> None:
+        """Let the load run until a random moment."""
+        await asyncio.sleep(self.random.uniform(FAULT_AFTER_MIN_S, FAULT_AFTER_MAX_S) - FAULT_AFTER_MIN_S)
+
+    async def close(self) -> None:
+        """End the load."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        if self._load is not None:
+            await self._load.close()
