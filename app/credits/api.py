@@ -152,10 +152,10 @@ NEW_ACCOUNT: Final = Body(NewAccount)
 ACCOUNT_CHANGE: Final = Body(AccountChange)
 
 
-async def _decide(request: web.Request, fields: dict[str, Any]) -> Settled:
+def _decide(request: web.Request, fields: dict[str, Any]) -> Awaitable[Settled]:
     book = book_of(request)
     book.fingerprints.stamp(fields, idempotency_key(request), request_id_of(request))
-    return await book.decide(fields)
+    return book.decide(fields)
 
 
 @guarded

@@ -98,13 +98,12 @@ class Ledger(Actor[Order]):
             await self._wait_moved()
         await self._link.close()
 
-    async def submit(self, fields: list[dict[str, Any]]) -> list[Outcome]:
-        """Have operations decided in order and return their outcomes once they are durable.
+    def submit(self, fields: list[dict[str, Any]]) -> asyncio.Future[list[Outcome]]:
+        """Have operations decided in order; the future holds their outcomes once they are durable.
 
-        Raises InboxFull, ActorStopped or AskTimeout; after a time-out the operations may still be applied.
+        Raises InboxFull or ActorStopped, its future AskTimeout; then the operations may still be applied.
         """
-        outcomes: list[Outcome] = await self.ask(Order(fields))
-        return outcomes
+        return self.ask(Order(fields))
 
     def doubt(self) -> None:
         """Have the shard rebuilt before the next operation: Postgres knows something that Redis has forgotten."""

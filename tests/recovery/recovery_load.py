@@ -89,6 +89,7 @@ class Load:
         loop = asyncio.get_running_loop()
         end_s, late_s = loop.time() + seconds, loop.time() + SETTLE_TIMEOUT_S
         while loop.time() < end_s or (self.answered < target and loop.time() < late_s):
+            self.check_servers()
             await asyncio.sleep(0.01)
         assert self.answered >= target, f"only {self.answered - target + 50} answers\n{self.report()}"
 
@@ -112,6 +113,7 @@ class Load:
 
         async def until_answered(operation: Operation) -> None:
             while operation.settled is None:
+                self.check_servers()
                 late = asyncio.get_running_loop().time() > deadline_s
                 assert not late, f"never answered: {operation}\n{self.report()}"
                 await self.attempt(operation)
@@ -174,8 +176,15 @@ class Load:
         shown = "\n".join(self.violations[:VIOLATIONS_SHOWN])
         return f"statuses {dict(self.statuses)}, slowest {self.slowest_s:.3f} s\n{shown}\n{logs}"
 
+    def check_servers(self) -> None:
+        """Fail when a server has ended that nobody told to."""
+        for server in self.servers:
+            gone = server.exit_code is not None and not server.leaving
+            assert not gone, f"{server.name} ended by itself with code {server.exit_code}\n{self.report()}"
+
     def check(self) -> None:
         """Fail when a client saw what no client may see."""
+        self.check_servers()
         assert not self.violations, f"{len(self.violations)} violations\n{self.report()}"
 
     async def _work(self) -> None:
