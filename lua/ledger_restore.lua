@@ -71,9 +71,10 @@ function steps.holds()
   end
 end
 
+-- The first one laid stays: what the chain says comes before refusals, one of which may never have been given.
 function steps.answers()
   for i = 3, #ARGV, 3 do
-    call('SET', prefix .. 'idem:' .. ARGV[i], ARGV[i + 1], 'EX', ARGV[i + 2])
+    call('SET', prefix .. 'idem:' .. ARGV[i], ARGV[i + 1], 'EX', ARGV[i + 2], 'NX')
   end
 end
 

@@ -91,11 +91,12 @@ class Records:
 
     async def remember(self, shard: int, refusals: Sequence[tuple[dict[str, Any], bytes]]) -> None:
         """Keep refusals, so that they are the answer to a retry even if Redis forgets. Params: fields and answer."""
-        keyed = [(fields, answer) for fields, answer in refusals if "key" in fields]
+        # A key may stand in one batch twice, and a statement may touch its row only once.
+        keyed = {fields["key"]: (fields["fp"], answer) for fields, answer in refusals if "key" in fields}
         if keyed:
             await self.rows(
-                query("remember_answers"), shard, [raw16(f["key"]) for f, _ in keyed], [raw16(f["fp"]) for f, _ in keyed],
-                [answer.decode() for _, answer in keyed],
+                query("remember_answers"), shard, [raw16(key) for key in keyed],
+                [raw16(fp) for fp, _ in keyed.values()], [answer.decode() for _, answer in keyed.values()],
             )  # fmt: skip
 
     async def known_accounts(self, tenants: Iterable[str]) -> list[str]:
