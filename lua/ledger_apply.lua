@@ -4,7 +4,7 @@
 -- (the account behind a reservation, holds that are due) are built here from that prefix; they are in the same slot.
 --
 -- KEYS[1] {s00}:shard    hash    generation, seq (last given), at (its Unix ms), durable (last seq known in Postgres)
--- KEYS[2] {s00}:outbox   stream  one item per event, id <generation>-<seq>: op (the operation), result; until durable
+-- KEYS[2] {s00}:outbox   stream  what is not yet durable: id <generation>-<last seq>, fields operations, values results
 -- KEYS[3] {s00}:expiry   zset    reservation id by the Unix ms at which it expires
 --         {s00}:account:<tenant>    hash    balance, reserved, incoming, version, created_at and settings
 --         {s00}:holds:<tenant>      zset    reservation id by the Unix ms at which it expires
@@ -46,6 +46,7 @@ local results = {'OK', seq + 1, 0, 0}
 for i = 7, #ARGV do
   results[i - 2] = decide(cjson.decode(ARGV[i]), ARGV[i])
 end
+flush()
 if seq >= first then
   call('HSET', KEYS[1], 'seq', seq, 'at', at)
   if ARGV[3] ~= '' then call('PUBLISH', ARGV[3], seq) end

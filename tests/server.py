@@ -37,7 +37,7 @@ class ShieldxServer:
     """One server process on fixed ports, so that a restarted one is found at the same address.
 
     paused   stopped by SIGSTOP now; `pauses` counts how often it was
-    leaving  told to end, so that an unanswered request is no fault of it
+    up       it has answered since its start, and nobody has told it to end: from now on it must answer
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ShieldxServer:
         self.process: subprocess.Popen[bytes] | None = None
         self.paused = False
         self.pauses = 0
-        self.leaving = False
+        self.up = False
         self._directory = directory
         self._environment = {
             name: value for name, value in os.environ.items()
@@ -86,7 +86,7 @@ class ShieldxServer:
 
     def launch(self) -> None:
         """Start the process and return at once."""
-        self.leaving = False
+        self.up = False
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -107,7 +107,9 @@ class ShieldxServer:
         timeout = aiohttp.ClientTimeout(total=5)
         try:
             async with aiohttp.ClientSession(timeout=timeout) as session, session.get(f"{self.url}/ready") as answer:
-                return answer.status, orjson.loads(await answer.read())
+                body = orjson.loads(await answer.read())
+                self.up = self.alive
+                return answer.status, body
         except (aiohttp.ClientError, TimeoutError, ConnectionError):
             return 0, {}
 
@@ -130,7 +132,7 @@ class ShieldxServer:
 
     def kill(self) -> None:
         """SIGKILL the process and wait for its end."""
-        self.leaving = True
+        self.up = False
         if self.process is not None:
             self.process.kill()
             self.process.wait(STOP_TIMEOUT_S)
@@ -152,7 +154,7 @@ class ShieldxServer:
     def stop(self) -> int:
         """Send SIGTERM, wait for the end and return the exit code."""
         assert self.process is not None
-        self.leaving = True
+        self.up = False
         self.process.terminate()
         return self.process.wait(STOP_TIMEOUT_S)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 COMMIT_EVENTS_MAX: Final = 1_024  # per transaction: about 12 ms of hashing, so the event loop stays responsive
 INBOX_EVENTS_MAX: Final = 100_000  # the ledger stops long before, at its own bound on what is not durable
-OUTBOX_READ_MAX: Final = 1_024  # items per XRANGE: at most a few hundred KiB of answer
+OUTBOX_READ_MAX: Final = 16  # items of up to 129 events per XRANGE: at most a few hundred KiB of answer
 BEAT_INTERVAL_S: Final = 1.0  # an idle writer proves this often that it lives
 APPEND: Final = "SELECT ledger_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
 POSTGRES_ANSWER_TIMEOUT_S: Final = 5.0  # a commit takes about 3 ms; beyond this the connection is taken for dead
@@ -193,10 +193,12 @@ class Writer(Actor[Handover]):
     def _whole_events(self, items: list[Any]) -> list[Event]:
         """Return the events of outbox items, without a transfer whose last legs are not among them."""
         events = []
-        for identifier, fields in items:
-            generation, _, seq = identifier.partition(b"-")
-            if int(seq) > self._head_seq:
-                events.append(self._decode(int(generation), fields[1], fields[3]))
+        for identifier, words in items:
+            generation, _, last = identifier.partition(b"-")
+            if int(last) > self._head_seq:
+                pairs = zip(words[::2], words[1::2], strict=True)
+                events.extend(self._decode(int(generation), op, result) for op, result in pairs)
+        events = [event for event in events if event.seq > self._head_seq]
         while events and events[-1].type == "transfer" and events[-1].details is not None:
             leg, legs = (int(part.rpartition(":")[2].rstrip("}")) for part in events[-1].details.split(","))
             if leg == legs:

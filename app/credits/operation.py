@@ -199,7 +199,7 @@ def event_of(shard: int, generation: int, mask: IdMask, fields: dict[str, Any], 
 
 
 def events_of_item(shard: int, generation: int, mask: IdMask, op: bytes, result: bytes) -> Event:
-    """Return the event of one item of the outbox, as any replica's script wrote it."""
+    """Return the event of one pair of an outbox item, as any replica's script wrote it."""
     return event_of(shard, generation, mask, orjson.loads(op), orjson.loads(result))
 
 

@@ -1,7 +1,8 @@
 """Every Redis key of the ledger. All keys of one shard carry its hash tag, so they share a cluster slot.
 
 {s00}:shard              hash    generation, seq, at, durable
-{s00}:outbox             stream  events that are not yet known to be durable, id <generation>-<seq>
+{s00}:outbox             stream  events that are not yet known to be durable; id <generation>-<last seq of the item>,
+                                 each field an operation, its value the result (both JSON)
 {s00}:expiry             zset    reservation id by expiry, Unix ms
 {s00}:account:<tenant>   hash    balance, reserved, incoming, version, created_at, settings
 {s00}:holds:<tenant>     zset    the tenant's open reservations by expiry, Unix ms

@@ -51,9 +51,7 @@ class ConnectionLimits:
 
 
 def problem_of(error: BaseException | None, limits: ConnectionLimits) -> Problem:
-    """The problem that a parser error is, by its class and limit; its text quotes the input and is not
-    used.
-    """
+    """The problem that a parser error is, by class and limit. Its text quotes the input: unused."""
     if isinstance(error, LineTooLong):
         if error.args[1] == limits.line_max_bytes:
             return Problem(414, "uri_too_long", f"The request line is above {limits.line_max_bytes} bytes.", close=True)
@@ -69,9 +67,7 @@ def problem_of(error: BaseException | None, limits: ConnectionLimits) -> Problem
 
 
 class EdgeConnection(web.RequestHandler):
-    """One connection: aiohttp's protocol with deadlines, a place in the count, and problem+json for bad
-    HTTP.
-    """
+    """One connection: deadlines, a place in the count, and problem+json for bad HTTP."""
 
     def __init__(self, server: "EdgeServer", **options: Any) -> None:
         """One per accepted socket; `options` are those of `web.RequestHandler`."""

@@ -228,12 +228,14 @@ def stylesheet() -> str:
 def policy() -> str:
     """Content-Security-Policy of the page: nothing but its own style, by hash."""
     digest = base64.b64encode(hashlib.sha256(stylesheet().encode()).digest()).decode()
-    return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    closed = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    return f"{closed}; style-src 'sha256-{digest}'"
 
 
 def reference_routes(routes: Sequence[Route], *, title: str, version: str, description: str = "") -> list[Route]:
-    """The open routes `/openapi.json` and `/docs`, which describe `routes` and themselves. Rendered once,
-    here.
+    """The open routes `/openapi.json` and `/docs`, which describe `routes` and themselves.
+
+    Both are rendered once, here.
     """
 
     async def document_of(_: web.Request) -> web.StreamResponse | Problem:

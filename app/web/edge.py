@@ -129,9 +129,7 @@ def _unauthorized() -> Problem:
 
 
 def _check_shape(request: web.Request, route: "Route") -> None:
-    """Path and query parameters against their declared types; unknown and repeated query parameters
-    refused.
-    """
+    """Check path parameters against their types; refuse unknown query parameters."""
     for name, kind in route.path_fields.items():
         typed(request.match_info[name], kind, f"{{{name}}}")
     if not route.any_query and request.rel_url.raw_query_string:
@@ -142,9 +140,7 @@ def _check_shape(request: web.Request, route: "Route") -> None:
 
 
 def _answer_to(error: Exception, request: web.Request, template: str) -> Answer:
-    """The answer to what a route raised. A client that left (ConnectionError) gets none: the error is raised
-    again.
-    """
+    """The answer to what a route raised. A client that left gets none: its ConnectionError is raised."""
     request_id = request[REQUEST_ID]
     if isinstance(error, Problem):
         return problem_answer(error, request_id)
@@ -189,9 +185,7 @@ def stamp(response: web.StreamResponse, request_id: str) -> None:
 
 
 def _note(request: web.Request, template: str, status: int, seconds: float) -> None:
-    """The access line: faults and slow requests at warning, business refusals at info, everything at
-    debug.
-    """
+    """The access line: faults and slow requests warn, business refusals inform, the rest is debug."""
     if seconds >= SLOW_REQUEST_S or (status >= 400 and status not in QUIET_STATUSES):
         level = logging.WARNING
     elif status >= 400:

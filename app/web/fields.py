@@ -45,7 +45,7 @@ _token = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 
 class Input(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Parent of every request body struct.
+    """Parent of every request body struct: `class Spend(Input, frozen=True)`.
 
     Unknown fields are refused. Defaults are left out when it is encoded, so that an encoded value has never
     more quotation marks than the text it came from: `app.web.body` finds duplicate keys by counting them.

@@ -65,9 +65,7 @@ def _exceptions(error: BaseException, *, texts: bool) -> list[JsonValue]:
 
 
 class JsonLines(logging.Formatter):
-    """One record to one line of JSON: at, level, logger, message, request_id, the extra fields,
-    exceptions.
-    """
+    """One record to one JSON line: at, level, logger, message, request_id, extra fields, exceptions."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its newline."""

@@ -4,6 +4,8 @@ local MAX = 99999999999999        -- 10^14 - 1: the largest number that Lua prin
 local REMEMBER_S = 86400          -- a day: how long an answer is given again
 local CLOSED_S = 86400            -- a day: how long a closed reservation is known without Postgres
 
+local OUTBOX_WORDS = 256          -- words of one outbox item: 128 events, far from Lua's limit of 8,000
+
 local prefix = string.sub(KEYS[1], 1, -6)
 local head = call('HMGET', KEYS[1], 'generation', 'seq', 'at', 'durable')
 if not head[1] or not head[2] then return {'FORGOT'} end
@@ -44,11 +46,21 @@ local function save(a)
   call('HSET', a.key, 'balance', a.balance, 'reserved', a.reserved, 'version', a.version)
 end
 
+-- Events leave as items of the outbox: field = operation, value = result, so one XADD carries many.
+local outbox = {}
+local function flush()
+  if #outbox > 0 then call('XADD', KEYS[2], ARGV[1] .. '-' .. seq, unpack(outbox)) end
+  outbox = {}
+end
+
 local function emit(raw, a, amount, extra)
   seq = seq + 1
   local result = '["ok",' .. seq .. ',' .. at .. ',' .. a.balance .. ',' .. a.reserved .. ',' .. a.version
     .. ',"' .. a.tenant .. '",' .. amount .. ',' .. (extra or 'null') .. ']'
-  call('XADD', KEYS[2], ARGV[1] .. '-' .. seq, 'op', raw, 'result', result)
+  local n = #outbox
+  outbox[n + 1] = raw
+  outbox[n + 2] = result
+  if n > OUTBOX_WORDS then flush() end
   return result
 end
 

@@ -86,6 +86,18 @@ async def test_accounts_are_listed_by_name_page_by_page(client: Client) -> None:
     assert opened <= set(listed)
 
 
+async def test_replayed_patch_is_the_first_answer(client: Client) -> None:
+    tenant, key = await client.tenant(), fresh("key")
+    path = f"/v1/accounts/{tenant}"
+    first = await client.call("PATCH", path, {"metadata": {"x": 1}}, key=key)
+    await client.call("PATCH", path, {"metadata": {"x": 2}})
+
+    second = await client.call("PATCH", path, {"metadata": {"x": 1}}, key=key)
+
+    assert (second.status, second.raw, second.replayed) == (200, first.raw, True)
+    assert (await client.account(tenant))["metadata"] == {"x": 2}
+
+
 async def test_patch_changes_what_is_named_and_leaves_the_rest(client: Client) -> None:
     tenant = await client.tenant(7, quota=QUOTA, rate_limit=RATE, metadata={"a": 1, "b": 2})
 

@@ -7,11 +7,12 @@ import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 from recovery_house import House
 from recovery_scene import Scene
+from stall_proxy import StallProxy
 
 from stores import PrivatePostgres, run_apart, running_postgres, running_redis
 
@@ -47,32 +48,40 @@ def recovery_postgres() -> Iterator[PrivatePostgres]:
 
 
 class Houses:
-    """One house for each number of shards, shared by the scenarios until one of them finds a fault in it."""
+    """Houses by kind, shared by the scenarios until one of them finds a fault in it."""
 
     def __init__(self, postgres: PrivatePostgres, root: Path) -> None:
         """Houses are built when they are first asked for."""
         self._postgres = postgres
         self._root = root
-        self._built: dict[int, tuple[House, ExitStack]] = {}
+        self._built: dict[tuple[int, bool], tuple[House, ExitStack]] = {}
         self._count = 0
 
-    def get(self, shards: int) -> House:
-        """Return a sound house whose stores run."""
-        if shards in self._built and self._built[shards][0].spoiled:
-            self._built.pop(shards)[1].close()
-        if shards not in self._built:
-            self._built[shards] = self._build(shards)
-        return self._built[shards][0]
+    def get(self, shards: int, *, proxied: bool = False) -> House:
+        """Return a sound house whose stores run, with proxies before them or without."""
+        kind = shards, proxied
+        if kind in self._built and self._built[kind][0].spoiled:
+            self._built.pop(kind)[1].close()
+        if kind not in self._built:
+            self._built[kind] = self._build(shards, proxied=proxied)
+        return self._built[kind][0]
 
-    def _build(self, shards: int) -> tuple[House, ExitStack]:
+    def _build(self, shards: int, *, proxied: bool) -> tuple[House, ExitStack]:
         self._count += 1
         stack = ExitStack()
         if self._postgres.process is None:
             self._postgres.launch()
-            run_apart(self._postgres.wait_ready())
+        run_apart(self._postgres.wait_ready())
         redis = stack.enter_context(running_redis())
+        proxies = None
+        if proxied:
+            proxies = {"redis": StallProxy(redis.socket), "postgres": StallProxy(self._postgres.socket)}
+            for proxy in proxies.values():
+                proxy.start()
+                stack.callback(proxy.stop)
         url = run_apart(self._postgres.make_own_database())
-        house = House(self._root / f"house-{self._count}", self._postgres, redis, url, shards=shards)
+        root = self._root / f"house-{self._count}"
+        house = House(root, self._postgres, redis, url, shards=shards, proxies=proxies)
         stack.callback(house.kill_servers)
         return house, stack
 
@@ -91,12 +100,22 @@ def houses(recovery_postgres: PrivatePostgres, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
-async def scene(houses: Houses, seed: int, request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
-    """A house with a load in flight; mark the test `@pytest.mark.parametrize("shards", ...)` for more than one shard."""
-    shards: Any = getattr(request.node, "callspec", None)
-    number = shards.params.get("shards", 1) if shards is not None else 1
-    house = houses.get(number)
-    one = Scene(house, seed)
-    house.spoiled = True  # until the scenario has ended well
+def shards() -> int:
+    """The number of shards; tests that want others parametrize it."""
+    return 1
+
+
+@pytest.fixture
+async def scene(houses: Houses, shards: int, seed: int) -> AsyncIterator[Scene]:
+    """A scenario in a house with so many shards."""
+    one = Scene(houses.get(shards), seed)
+    yield one
+    await one.close()
+
+
+@pytest.fixture
+async def proxied_scene(houses: Houses, seed: int) -> AsyncIterator[Scene]:
+    """A scenario in a house whose servers reach the stores through proxies."""
+    one = Scene(houses.get(1, proxied=True), seed)
     yield one
     await one.close()

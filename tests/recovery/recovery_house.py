@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from recovery_load import Load
 from recovery_operations import Operation, Plan
 from recovery_proof import LedgerState, Proof, fold
 from redis.asyncio import Redis
+from stall_proxy import StallProxy
 
 from app.credits.request import Fingerprints
 from app.db.keys import shard_keys, shard_tag
@@ -34,9 +36,9 @@ class House:
 
     def __init__(
         self, directory: Path, postgres: PrivatePostgres, redis: PrivateRedis, database_url: str, *, shards: int = 1,
-        redis_url: str = "", server_database_url: str = "",
+        proxies: Mapping[str, StallProxy] | None = None,
     ) -> None:
-        """`redis_url` and `server_database_url` are what servers get, where a proxy stands in between."""
+        """`proxies` stand between the servers and "redis" and "postgres"; the checks always take the direct way."""
         self.directory: Final = directory
         self.postgres: Final = postgres
         self.redis: Final = redis
@@ -44,8 +46,12 @@ class House:
         self.shards: Final = shards
         self.servers: list[ShieldxServer] = []
         self.spoiled = False
-        self._redis_url = redis_url or redis.url
-        self._server_database_url = server_database_url or database_url
+        self.proxies: Final = proxies or {}
+        self._redis_url, self._server_database_url = redis.url, database_url
+        if proxies is not None:
+            database = database_url.partition("?")[0].rpartition("/")[2]
+            self._redis_url = f"redis://127.0.0.1:{proxies['redis'].port}/0"
+            self._server_database_url = f"postgresql://postgres@127.0.0.1:{proxies['postgres'].port}/{database}"
         self._journal: list[Operation] = []
         self._loads = 0
         self._aof_sizes: list[tuple[float, int]] = []

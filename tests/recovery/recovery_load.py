@@ -179,7 +179,7 @@ class Load:
     def check_servers(self) -> None:
         """Fail when a server has ended that nobody told to."""
         for server in self.servers:
-            gone = server.exit_code is not None and not server.leaving
+            gone = server.up and server.exit_code is not None
             assert not gone, f"{server.name} ended by itself with code {server.exit_code}\n{self.report()}"
 
     def check(self) -> None:
@@ -226,7 +226,7 @@ class Load:
             await asyncio.sleep(RETRY_PAUSE_S)
             return None
         server = self._random.choice(present)
-        pauses, process = server.pauses, server.process
+        pauses, process, up = server.pauses, server.process, server.up
         loop = asyncio.get_running_loop()
         started_s = loop.time()
         assert self._session is not None
@@ -241,8 +241,7 @@ class Load:
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
             fault = repr(error)
         waited_s = loop.time() - started_s
-        here = server.process is process and server.alive and not server.leaving
-        if here and server.pauses == pauses:
+        if up and server.up and server.process is process and server.pauses == pauses:
             self._judge_delivery(operation, f"{method} {path}", answer, retry_after, fault, started_s, waited_s)
         self.statuses[answer.status if answer is not None else 0] += 1
         return answer

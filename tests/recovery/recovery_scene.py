@@ -26,6 +26,7 @@ class Scene:
         self._seed = seed
         self._load: Load | None = None
         self._watch: asyncio.Task[None] | None = None
+        house.spoiled = True  # until this scenario has ended well
 
     @contextlib.asynccontextmanager
     async def load(self, *, servers: int = 1, clients: int = 16, abandon_transfers: bool = False) -> AsyncIterator[Load]:

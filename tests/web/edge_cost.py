@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import statistics
 import time
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import cast
 
@@ -128,7 +129,7 @@ async def turn(port: int) -> float:
     before = await cpu_seconds(port)
     ends = [loop.create_future() for _ in range(CONNECTIONS)]
     for end in ends:
-        await loop.create_connection(lambda end=end: Sender(end), "127.0.0.1", port)
+        await loop.create_connection(partial(Sender, end), "127.0.0.1", port)
     await asyncio.gather(*ends)
     return (await cpu_seconds(port) - before) / (CONNECTIONS * REQUESTS) * 1e6
 

@@ -253,10 +253,10 @@ def test_a_struct_that_could_hide_a_duplicate_key_is_refused_when_the_route_is_m
     class WithDefaults(msgspec.Struct, forbid_unknown_fields=True):
         amount: Amount = 1
 
-    class Unread(Input):
+    class Unread(Input, frozen=True):
         rest: msgspec.Raw
 
-    class Made(Input):
+    class Made(Input, frozen=True):
         name: str = msgspec.field(default_factory=lambda: "x")
 
     for struct in (WithDefaults, Unread, Made):

@@ -120,7 +120,9 @@ async def test_exception_of_a_route_is_a_generic_500_and_one_log_entry(
     assert answer.status == 500
     assert '"code":"internal_error"' in body
     assert "4111" not in body
-    assert [record.request_id for record in caplog.records if record.levelno == logging.ERROR] == ["r1"]
+    assert [vars(record)["request_id"] for record in caplog.records if record.levelno == logging.ERROR] == [
+        "r1"
+    ]
 
 
 async def test_http_exception_of_aiohttp_becomes_a_problem_without_its_text(

@@ -34,7 +34,7 @@ AUTH = {"Authorization": f"Bearer {KEY}"}
 JSON = {"Content-Type": "application/json"}
 
 
-class Spend(Input):
+class Spend(Input, frozen=True):
     """Body of the sample POST."""
 
     tenant_id: Name
@@ -43,14 +43,14 @@ class Spend(Input):
     metadata: Metadata | None = None
 
 
-class Quota(Input):
+class Quota(Input, frozen=True):
     """A nested body."""
 
     limit: Amount
     period: Literal["hour", "day"]
 
 
-class Open(Input):
+class Open(Input, frozen=True):
     """A body with lists and objects in it."""
 
     tenant_id: Name
