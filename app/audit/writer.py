@@ -192,7 +192,7 @@ class Writer(Actor[Handover]):
 
     def _whole_events(self, items: list[Any]) -> list[Event]:
         """Return the events of outbox items, without a transfer whose last legs are not among them."""
-        events = []
+        events: list[Event] = []
         for identifier, words in items:
             generation, _, last = identifier.partition(b"-")
             if int(last) > self._head_seq:

@@ -6,12 +6,15 @@ import functools
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
+import orjson
 import redis.exceptions
 from aiohttp import web
 
 from app.actor import ActorStopped, AskTimeout, InboxFull
+from app.clock import time_of
 from app.credits.opening import Credits
 from app.credits.operation import Applied, Refused, Reused
+from app.credits.records import Account
 from app.credits.request import close_fields, refund_fields, reserve_fields, spend_fields
 from app.credits.wire import (
     Abort,
@@ -36,7 +39,6 @@ from app.web.routes import Handled, idempotency_key, if_match, json_answer
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from app.audit.entry import Event
     from app.credits.book import Book, Settled
 
 CREDITS: Final = web.AppKey("credits", Credits)
@@ -207,15 +209,16 @@ async def abort(request: web.Request) -> Handled:
     return reservation_answer(outcome, "aborted", request_id_of(request))
 
 
-async def _changed_account(request: web.Request, outcome: Settled, status: int) -> Handled:
-    """Answer with the account as the call left it: its settings from Postgres, its numbers from the event."""
+def _changed_account(outcome: Settled, status: int, request_id: str) -> Handled:
+    """Answer with the account as the call left it, all of it from the event, so that a replay is the same."""
     if not isinstance(outcome, Applied):
-        return refused_answer(outcome, request_id_of(request))
-    event: Event = outcome.events[0]
-    row = await book_of(request).records.account(event.tenant_id)
-    if row is None:
-        raise AssertionError("the account of a durable event is in Postgres")
-    row = row._replace(balance=event.balance, reserved=event.reserved, version=event.version)
+        return refused_answer(outcome, request_id)
+    event = outcome.events[0]
+    details = orjson.loads(event.details or "{}")
+    row = Account(
+        event.tenant_id, event.balance, event.reserved, event.version,
+        time_of(details["created_at_ms"]), time_of(event.at_ms), details["settings"],
+    )  # fmt: skip
     return json_answer(account_body(row), status=status, etag=event.version, replayed=outcome.replayed)
 
 
@@ -227,7 +230,7 @@ async def create_account(request: web.Request) -> Handled:
     fields = {"op": "account", "tenant": body.tenant_id, "settings": settings_of(body)}
     book = book_of(request)
     book.fingerprints.stamp(fields, key, request_id_of(request))
-    return await _changed_account(request, await book.decide(fields), 201)
+    return _changed_account(await book.decide(fields), 201, request_id_of(request))
 
 
 @guarded
@@ -241,4 +244,4 @@ async def change_account(request: web.Request) -> Handled:
     key = idempotency_key(request) if "Idempotency-Key" in request.headers else None
     book = book_of(request)
     book.fingerprints.stamp(fields, key, request_id_of(request))
-    return await _changed_account(request, await book.decide(fields), 200)
+    return _changed_account(await book.decide(fields), 200, request_id_of(request))

@@ -175,8 +175,8 @@ def _details(kind: str, fields: dict[str, Any], extra: Any) -> str | None:
         case "transfer":
             return f'{{"leg":{extra[0]},"legs":{extra[1]}}}'
         case "account" | "update":
-            settings = orjson.dumps(fields["settings"], option=orjson.OPT_SORT_KEYS).decode()
-            return f'{{"settings":{settings}}}'
+            settings = orjson.dumps(extra[1], option=orjson.OPT_SORT_KEYS).decode()
+            return f'{{"created_at_ms":{extra[0]},"settings":{settings}}}'
     return None
 
 

@@ -51,23 +51,18 @@ class CreditProjection:
         await self._apply_refunds(connection, events)
 
     async def _apply_settings(self, connection: asyncpg.Connection[Any], events: Sequence[Event]) -> None:
-        settings: dict[str, list[Any]] = {}
+        settings: dict[str, tuple[str, str, datetime]] = {}
         incoming: dict[str, int] = {}
         for event in events:
             if event.type in {"account", "update"}:
-                row = settings.setdefault(event.tenant_id, [event.tenant_id, {}, None])
-                row[1] |= orjson.loads(event.details or "{}")["settings"]
-                if event.type == "account":
-                    row[2] = time_of(event.at_ms)
+                details = orjson.loads(event.details or "{}")
+                text = orjson.dumps(details["settings"]).decode()
+                settings[event.tenant_id] = (event.tenant_id, text, time_of(details["created_at_ms"]))
             elif event.type in _INCOMING:
                 change = _INCOMING[event.type] * event.amount
                 incoming[event.tenant_id] = incoming.get(event.tenant_id, 0) + change
         if settings:
-            rows = [settings[tenant] for tenant in sorted(settings)]
-            await connection.execute(
-                query("fold_settings"),
-                *_columns([(tenant, orjson.dumps(change).decode(), created) for tenant, change, created in rows]),
-            )
+            await connection.execute(query("fold_settings"), *_columns([settings[t] for t in sorted(settings)]))
         if incoming:
             await connection.execute(query("fold_incoming"), *_columns([(t, incoming[t]) for t in sorted(incoming)]))
 

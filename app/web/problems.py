@@ -72,7 +72,7 @@ class FieldError(msgspec.Struct, frozen=True):
     detail: str
 
 
-class Problem(Exception):  # noqa: N818 - RFC 9457 calls it a problem.
+class Problem(Exception):
     """One refusal or fault, ready to become an answer.
 
     status   HTTP status, 400-599

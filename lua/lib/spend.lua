@@ -25,18 +25,24 @@ local function insufficient(op, a)
 end
 
 -- What people set on an account: each a field of its hash, JSON text; null takes it away.
+-- Returns what the account says about itself afterwards, as JSON.
 local function set(key, settings)
   for name, text in pairs(settings) do
     if text == cjson.null then call('HDEL', key, name) else call('HSET', key, name, text) end
   end
+  local all, state = call('HGETALL', key), {}
+  for i = 1, #all, 2 do state[all[i]] = all[i + 1] end
+  local created_at = state.created_at
+  for _, name in ipairs({'balance', 'reserved', 'incoming', 'version', 'created_at'}) do state[name] = nil end
+  return '[' .. created_at .. ',' .. cjson.encode(state) .. ']'
 end
 
 function verbs.account(op, raw)
   local key = prefix .. 'account:' .. op.tenant
   if call('EXISTS', key) == 1 then return refuse(op, '["account_exists"]') end
   call('HSET', key, 'balance', 0, 'reserved', 0, 'version', 1, 'created_at', at)
-  set(key, op.settings)
-  return applied(op, emit(raw, {tenant = op.tenant, balance = 0, reserved = 0, version = 1}, 0))
+  local state = set(key, op.settings)
+  return applied(op, emit(raw, {tenant = op.tenant, balance = 0, reserved = 0, version = 1}, 0, state))
 end
 
 function verbs.update(op, raw)
@@ -45,8 +51,7 @@ function verbs.update(op, raw)
   local conflict = stale(op, a)
   if conflict then return conflict end
   save(a)
-  set(a.key, op.settings)
-  return applied(op, emit(raw, a, 0))
+  return applied(op, emit(raw, a, 0, set(a.key, op.settings)))
 end
 
 function verbs.topup(op, raw)

@@ -66,10 +66,8 @@ class StallProxy:
         self._server.close()
         for link in list(self._links):
             link.reset()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others, timeout=STOP_TIMEOUT_S)
 
     def _set(self, stalled: frozenset[str]) -> None:
         self._stalled = stalled
