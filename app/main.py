@@ -13,7 +13,7 @@ import asyncpg
 from aiohttp import web
 
 from app import __version__
-from app.credits.api import CREDITS
+from app.credits.api import CREDITS, outage
 from app.credits.opening import Credits, Stores
 from app.credits.routes import ROUTES as CREDIT_ROUTES
 from app.db.migrate import MigrationRefused
@@ -69,7 +69,7 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
     key = settings.root_key or root_key(settings.data_dir)
     metrics = Metrics()
     app[METRICS] = metrics
-    set_up(app, root_authenticator(key), metrics.record)
+    set_up(app, root_authenticator(key), metrics.record, outage)
     routes = (*CREDIT_ROUTES, *OPERATION_ROUTES)
     add_routes(app, (*routes, *reference_routes(routes, title="shieldx", version=__version__)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -37,7 +36,7 @@ from app.web.problems import Problem, problem_body
 from app.web.routes import Handled, idempotency_key, if_match, json_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
 
     from app.credits.book import Book, Settled
 
@@ -89,21 +88,16 @@ def book_of(request: web.Request) -> Book:
     return book
 
 
-def guarded(call: Callable[[web.Request], Awaitable[Handled]]) -> Callable[[web.Request], Awaitable[Handled]]:
-    """Answer 503 where a store is out of reach: nothing was applied, or a retry with the same key tells what was."""
-
-    @functools.wraps(call)
-    async def guard(request: web.Request) -> Handled:
-        try:
-            return await call(request)
-        except InboxFull:
+def outage(error: Exception) -> Problem | None:
+    """Return the 503 of an exception that means: nothing was applied, or a retry with the same key tells what was."""
+    match error:
+        case InboxFull():
             return unavailable("The ledger has more work than it takes.")
-        except ActorStopped:
+        case ActorStopped():
             return unavailable("The server is stopping.")
-        except (AskTimeout, redis.exceptions.RedisError, asyncpg.PostgresError, *TRANSIENT):
+        case AskTimeout() | redis.exceptions.RedisError() | asyncpg.PostgresError():
             return unavailable("A store is out of reach.")
-
-    return guard
+    return unavailable("A store is out of reach.") if isinstance(error, TRANSIENT) else None
 
 
 def refusal(outcome: Refused | Reused) -> Problem:
@@ -160,7 +154,6 @@ def _decide(request: web.Request, fields: dict[str, Any]) -> Awaitable[Settled]:
     return book.decide(fields)
 
 
-@guarded
 async def consume(request: web.Request) -> Handled:
     """POST /v1/credits/consume."""
     body = await CONSUME.read(request)
@@ -168,7 +161,6 @@ async def consume(request: web.Request) -> Handled:
     return transaction_answer(outcome, request_id_of(request))
 
 
-@guarded
 async def topup(request: web.Request) -> Handled:
     """POST /v1/credits/topup."""
     body = await TOPUP.read(request)
@@ -176,14 +168,12 @@ async def topup(request: web.Request) -> Handled:
     return transaction_answer(outcome, request_id_of(request))
 
 
-@guarded
 async def refund(request: web.Request) -> Handled:
     """POST /v1/credits/refund."""
     body = await REFUND.read(request)
     return transaction_answer(await _decide(request, refund_fields(body)), request_id_of(request))
 
 
-@guarded
 async def reserve(request: web.Request) -> Handled:
     """POST /v1/credits/reserve."""
     body = await RESERVE.read(request)
@@ -191,7 +181,6 @@ async def reserve(request: web.Request) -> Handled:
     return reservation_answer(outcome, "held", request_id_of(request))
 
 
-@guarded
 async def commit(request: web.Request) -> Handled:
     """POST /v1/credits/reservations/{reservation_id}/commit."""
     body = await COMMIT.read(request)
@@ -200,7 +189,6 @@ async def commit(request: web.Request) -> Handled:
     return transaction_answer(outcome, request_id_of(request))
 
 
-@guarded
 async def abort(request: web.Request) -> Handled:
     """POST /v1/credits/reservations/{reservation_id}/abort."""
     await ABORT.read(request)
@@ -222,7 +210,6 @@ def _changed_account(outcome: Settled, status: int, request_id: str) -> Handled:
     return json_answer(account_body(row), status=status, etag=event.version, replayed=outcome.replayed)
 
 
-@guarded
 async def create_account(request: web.Request) -> Handled:
     """POST /v1/accounts; an Idempotency-Key is welcome but not needed, since a second account is refused anyway."""
     body = await NEW_ACCOUNT.read(request)
@@ -233,7 +220,6 @@ async def create_account(request: web.Request) -> Handled:
     return _changed_account(await book.decide(fields), 201, request_id_of(request))
 
 
-@guarded
 async def change_account(request: web.Request) -> Handled:
     """PATCH /v1/accounts/{tenant_id}."""
     body = await ACCOUNT_CHANGE.read(request)

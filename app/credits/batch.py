@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from app.credits.api import book_of, guarded, refusal, refused_answer
+from app.credits.api import book_of, refusal, refused_answer
 from app.credits.operation import Applied, Done, Refused, Reused
 from app.credits.request import batch_fields
 from app.credits.wire import BATCH_BODY_MAX_BYTES, Batch, reservation_fields, transaction_fields
@@ -36,7 +36,6 @@ def _result(op: str, outcome: Settled) -> str:
     return orjson.dumps({"status": problem.status, "code": problem.code, "detail": problem.detail, **problem.extra}).decode()
 
 
-@guarded
 async def batch(request: web.Request) -> Handled:
     """Claim the batch's key, then decide the operations; a retry meets the same results one by one."""
     body = await BATCH.read(request)

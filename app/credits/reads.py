@@ -10,7 +10,7 @@ import orjson
 from msgspec import Struct
 
 from app.clock import ms_of, time_text
-from app.credits.api import book_of, guarded
+from app.credits.api import book_of
 from app.credits.operation import position_of
 from app.credits.wire import (
     Account,
@@ -181,14 +181,12 @@ async def _account(request: web.Request) -> AccountRow:
     return row
 
 
-@guarded
 async def account(request: web.Request) -> Handled:
     """GET /v1/accounts/{tenant_id}."""
     row = await _account(request)
     return json_answer(account_body(row), etag=row.version)
 
 
-@guarded
 async def accounts(request: web.Request) -> Handled:
     """GET /v1/accounts."""
     count = limit(request)
@@ -197,7 +195,6 @@ async def accounts(request: web.Request) -> Handled:
     return page([account_body(row) for row in rows[:count]], following)
 
 
-@guarded
 async def transactions(request: web.Request) -> Handled:
     """GET /v1/accounts/{tenant_id}/transactions."""
     count = limit(request)
@@ -210,7 +207,6 @@ async def transactions(request: web.Request) -> Handled:
     return page([f"{{{transaction_fields(event)}}}".encode() for event in events[:count]], following)
 
 
-@guarded
 async def balance(request: web.Request) -> Handled:
     """GET /v1/accounts/{tenant_id}/balance; now, unless a time is given."""
     at = time(request, "at") or datetime.now(UTC)
@@ -222,7 +218,6 @@ async def balance(request: web.Request) -> Handled:
     return json_answer(orjson.dumps({name: getattr(answer, name) for name in BalanceAt.__struct_fields__}))
 
 
-@guarded
 async def reservations(request: web.Request) -> Handled:
     """GET /v1/accounts/{tenant_id}/reservations."""
     count = limit(request)
@@ -234,7 +229,6 @@ async def reservations(request: web.Request) -> Handled:
     return page([reservation_body(row) for row in rows[:count]], following)
 
 
-@guarded
 async def reservation(request: web.Request) -> Handled:
     """GET /v1/credits/reservations/{reservation_id}."""
     row = await book_of(request).records.reservation(request.match_info["reservation_id"])
@@ -243,7 +237,6 @@ async def reservation(request: web.Request) -> Handled:
     return json_answer(reservation_body(row))
 
 
-@guarded
 async def usage(request: web.Request) -> Handled:
     """GET /v1/accounts/{tenant_id}/usage; the last 24 hours by the hour, unless asked otherwise."""
     granularity = query(request, "granularity", str, "hour")
@@ -279,7 +272,6 @@ def transfer_fields(events: Sequence[Event]) -> str:
     )
 
 
-@guarded
 async def transaction(request: web.Request) -> Handled:
     """GET /v1/transactions/{transaction_id}."""
     book = book_of(request)
@@ -307,7 +299,6 @@ async def transaction(request: web.Request) -> Handled:
     return json_answer(f"{{{fields},{audit}}}".encode())
 
 
-@guarded
 async def trial_balance(request: web.Request) -> Handled:
     """GET /v1/ledger/trial-balance."""
     balances = await book_of(request).records.trial_balance()

@@ -6,7 +6,7 @@ import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 from app.clock import now_ms
-from app.credits.api import book_of, guarded, refused_answer
+from app.credits.api import book_of, refused_answer
 from app.credits.operation import Applied, Refused, Reused
 from app.credits.reads import transfer_fields
 from app.credits.transfers import transfer_body
@@ -43,7 +43,6 @@ async def _over_shards(book: Book, legs: list[dict[str, Any]], stamp: dict[str, 
     return refused_answer(Refused(code, tuple(values), first_request_id, replayed), request_id)
 
 
-@guarded
 async def transfer(request: web.Request) -> Handled:
     """Move credits between tenants: the legs sum to zero, all are applied or none."""
     body = await LEGS.read(request)

@@ -57,10 +57,12 @@ class Principal(Protocol):
 
 
 Authenticator = Callable[[str | None], Principal | None]
+Faults = Callable[[Exception], Problem | None]
 Record = Callable[[str, str, int, float], None]
 Enclosed = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 AUTHENTICATOR: Final[web.AppKey[Authenticator]] = web.AppKey("authenticator")
+FAULTS: Final[web.AppKey[Faults]] = web.AppKey("faults")
 RECORD: Final[web.AppKey[Record]] = web.AppKey("record")
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 PRINCIPAL: Final = web.RequestKey("principal", Principal)
@@ -106,15 +108,19 @@ def principal_of(request: web.Request) -> Principal:
     return request[PRINCIPAL]
 
 
-def set_up(app: web.Application, authenticator: Authenticator, record: Record | None = None) -> None:
+def set_up(
+    app: web.Application, authenticator: Authenticator, record: Record | None = None, faults: Faults | None = None
+) -> None:
     """Give the edge of `app` its parts, before the first request, e.g. in a cleanup context.
 
     authenticator  Authorization header or None, to the principal or None; called once per request of a route
-                   that
-                   is not open; must compare in constant time
+                   that is not open; must compare in constant time
     record         method, route template, status, seconds; called once per answer
+    faults         what the exceptions of the services mean; None for one that is a fault of ours (500)
     """
     app[AUTHENTICATOR] = authenticator
+    if faults is not None:
+        app[FAULTS] = faults
     if record is not None:
         app[RECORD] = record
 
@@ -144,6 +150,11 @@ def _answer_to(error: Exception, request: web.Request, template: str) -> Answer:
     request_id = request[REQUEST_ID]
     if isinstance(error, Problem):
         return problem_answer(error, request_id)
+    gone = request.transport is None or request.transport.is_closing()
+    faults = request.app.get(FAULTS)
+    known = faults(error) if faults is not None and not (gone and isinstance(error, ConnectionError)) else None
+    if known is not None:
+        return problem_answer(known, request_id)
     if isinstance(error, web.HTTPException):
         code, detail = HTTP_ERRORS.get(error.status, ("http_" + str(error.status), error.reason))
         allow = error.headers.get(hdrs.ALLOW)
@@ -151,7 +162,7 @@ def _answer_to(error: Exception, request: web.Request, template: str) -> Answer:
             Problem(error.status, code, detail, headers=None if allow is None else {"Allow": allow}),
             request_id,
         )
-    if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+    if isinstance(error, ConnectionError) and gone:
         raise error
     log.error(
         "unhandled %s in %s %s",
