@@ -247,7 +247,8 @@ async def replay(options: ReplayOptions) -> Summary:
     """
     if options.connections < 1 or options.speed < 0 or options.patience_seconds < 0:
         raise TraceError("--connections must be at least 1, --speed and --patience-seconds at least 0")
-    plan = make_plan(name_run(options.file, options.run_name), read_trace(options.file), options.tenants)
+    requests = read_trace(options.file)
+    plan = make_plan(name_run(options.file, options.run_name), requests, options.tenants)
     bar = Progress(len(plan.steps), "replay")
     started_s = time.monotonic()
     try:

@@ -59,20 +59,38 @@ class Book:
         return self.shard_of_id(fields["ref"])
 
     async def claim(self, fields: dict[str, Any]) -> Settled:
-        """Remember what a batch key stands for, in the shard that the key itself falls to."""
+        """Remember what a key stands for, in the shard that the key itself falls to."""
         return (await self._decide_in(self.shard_of_tenant(fields["key"]), [fields]))[0]
+
+    async def _claim_keys(self, operations: Sequence[dict[str, Any]]) -> list[bool]:
+        """Return for each operation whether its key stands for it and for no request to another shard.
+
+        With one shard the operation's own record says so. With several, each key is claimed in a shard of its own;
+        that claim is not kept in Postgres, because no money depends on it.
+        """
+        if len(self.ledgers) == 1:
+            return [True] * len(operations)
+        claims = [
+            {"op": "claim", "key": self.fingerprints.key(f"claim {f['key']}"), "fp": f["fp"], "soft": True}
+            for f in operations
+        ]
+        return [isinstance(outcome, Done) for outcome in await asyncio.gather(*map(self.claim, claims))]
 
     async def decide(self, fields: dict[str, Any]) -> Settled:
         """Return the durable outcome of one operation. Raises what `Ledger.submit` and `Records.rows` raise."""
-        if "tenant" in fields:
-            outcomes = await self.ledgers[self.shard_of_tenant(fields["tenant"])].submit([fields])
+        if "tenant" in fields and len(self.ledgers) == 1:
+            outcomes = await self.ledgers[0].submit([fields])
             if type(outcomes[0]) is Applied:
                 return outcomes[0]
-            return (await self._finish(self.shard_of(fields), [fields], outcomes))[0]
+            return (await self._finish(0, [fields], outcomes))[0]
         return (await self.decide_all([fields]))[0]
 
     async def decide_all(self, operations: Sequence[dict[str, Any]]) -> list[Settled]:
         """Return the durable outcomes of operations, each on its own, in order within each shard."""
+        own = await self._claim_keys(operations)
+        if not all(own):
+            rest = iter(await self.decide_all([f for f, mine in zip(operations, own, strict=True) if mine]))
+            return [next(rest) if mine else Reused() for mine in own]
         await asyncio.gather(*(self._add_refund_evidence(f) for f in operations if f["op"] == "refund"))
         by_shard: dict[int, list[int]] = {}
         for i, fields in enumerate(operations):

@@ -192,7 +192,7 @@ class Ledger(Actor[Order]):
             outcome, made = outcome_of(number, generation, mask, order.fields[i], answer)
             outcomes.append(outcome)
             events.extend(made)
-            if isinstance(outcome, Refused | Done):
+            if isinstance(outcome, Refused | Done) and "soft" not in order.fields[i]:
                 kept.append((order.fields[i], first_answer(answer)))
                 if isinstance(outcome, Refused) and outcome.code == "no_account" and not outcome.replayed:
                     missing.append(order.fields[i])

@@ -11,6 +11,7 @@ ttl_ms   how long a hold may stand                      purpose  transfer_out or
 desc, meta  text                                        legs     [{tenant_id, amount}], signed amounts
 settings    what people set on an account, each as JSON text, null to take it away
 consumed, refunded, generation  what Postgres knows of the transaction to refund, and as of which generation
+soft     a claim that need not survive Redis
 refuse   the refusal that Postgres has already established, as Lua would write it
 """
 

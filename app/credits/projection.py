@@ -78,7 +78,7 @@ class CreditProjection:
 
     async def _apply_closings(self, connection: asyncpg.Connection[Any], events: Sequence[Event]) -> None:
         rows = sorted(
-            (e.reference or "", _CLOSES[e.type], e.amount if _CLOSES[e.type] == "committed" else 0, time_of(e.at_ms))
+            (e.reference or "", _CLOSES[e.type], e.amount if _CLOSES[e.type] == "committed" else 0, time_of(e.at_ms), e.seq)
             for e in events if e.type in _CLOSES
         )  # fmt: skip
         if rows:

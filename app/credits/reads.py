@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import orjson
 from msgspec import Struct
@@ -13,19 +14,23 @@ from app.clock import ms_of, time_text
 from app.credits.api import book_of
 from app.credits.operation import position_of
 from app.credits.wire import (
+    ID_PATTERN,
     Account,
     Id,
     Reservation,
+    ReservationStatus,
     Transaction,
+    TransactionType,
     account_body,
     reservation_body,
     transaction_fields,
 )
+from app.web.fields import check_name
 from app.web.problems import Problem, invalid
 from app.web.routes import Handled, cursor, json_answer, limit, query, time
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from aiohttp import web
 
@@ -86,25 +91,6 @@ class UsagePage(Struct):
     next_cursor: str | None
 
 
-class TransferLeg(Struct):
-    """One leg of a transaction over several tenants."""
-
-    tenant_id: str
-    amount: int
-    balance: int
-    seq: int
-    shard: int
-
-
-class Transfer(Struct):
-    """A transaction over several tenants."""
-
-    transaction_id: Id
-    status: str
-    created_at: str
-    legs: list[TransferLeg]
-
-
 class AuditPosition(Struct):
     """Where an event stands in its chain; hashes in hex."""
 
@@ -114,6 +100,27 @@ class AuditPosition(Struct):
     prev_hash: str
 
 
+class TransferLeg(Struct, omit_defaults=True):
+    """One leg of a transaction over several tenants."""
+
+    tenant_id: str
+    amount: int
+    balance: int | None = None
+    seq: int | None = None
+    shard: int | None = None
+
+
+class Transfer(Struct, omit_defaults=True):
+    """A transaction over several tenants; balances and positions once it is committed."""
+
+    transaction_id: Id
+    status: str
+    created_at: str
+    legs: list[TransferLeg]
+    type: str | None = None
+    audit: AuditPosition | None = None
+
+
 class TransactionView(Struct, omit_defaults=True):
     """A transaction and its position in the chain."""
 
@@ -121,7 +128,7 @@ class TransactionView(Struct, omit_defaults=True):
     type: str
     status: str
     created_at: str
-    audit: AuditPosition
+    audit: AuditPosition | None = None
     tenant_id: str | None = None
     amount: int | None = None
     balance: int | None = None
@@ -145,6 +152,9 @@ class TrialBalance(Struct):
     total: int
 
 
+_is_id: Final = re.compile(ID_PATTERN).match
+
+
 def no_account() -> Problem:
     """Return the refusal for a tenant without an account."""
     return Problem(404, "no_account", "There is no account of this tenant; create it with POST /v1/accounts.")
@@ -155,15 +165,15 @@ def encode_cursor(value: object) -> str:
     return base64.urlsafe_b64encode(orjson.dumps(value)).rstrip(b"=").decode()
 
 
-def decode_cursor(text: str | None, kind: type[Any], default: Any) -> Any:
-    """Return the value of a cursor of ours; 422 for anything else."""
+def decode_cursor(text: str | None, kind: type[Any], default: Any, shape: Callable[[str], object] = check_name) -> Any:
+    """Return the value of a cursor of ours, a seq or a text of this shape; 422 for anything else."""
     if text is None:
         return default
     try:
         value = orjson.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     except ValueError:
         value = None
-    if type(value) is not kind:
+    if type(value) is not kind or (kind is int and not 0 <= value <= SEQ_END) or (kind is str and not shape(value)):
         raise invalid("?cursor", "Expected the next_cursor of the page before")
     return value
 
@@ -199,7 +209,7 @@ async def transactions(request: web.Request) -> Handled:
     """GET /v1/accounts/{tenant_id}/transactions."""
     count = limit(request)
     before = decode_cursor(cursor(request), int, SEQ_END)
-    kind, since, until = query(request, "type", str, None), time(request, "from"), time(request, "to")
+    kind, since, until = query(request, "type", TransactionType, None), time(request, "from"), time(request, "to")
     await _account(request)
     tenant = request.match_info["tenant_id"]
     events = await book_of(request).records.history(tenant, kind, since, until, before, count + 1)
@@ -221,8 +231,8 @@ async def balance(request: web.Request) -> Handled:
 async def reservations(request: web.Request) -> Handled:
     """GET /v1/accounts/{tenant_id}/reservations."""
     count = limit(request)
-    before = decode_cursor(cursor(request), str, ID_END)
-    status = query(request, "status", str, None)
+    before = decode_cursor(cursor(request), str, ID_END, _is_id)
+    status = query(request, "status", ReservationStatus, None)
     await _account(request)
     rows = await book_of(request).records.reservations(request.match_info["tenant_id"], status, before, count + 1)
     following = encode_cursor(rows[count - 1].reservation_id) if len(rows) > count else None
@@ -239,7 +249,7 @@ async def reservation(request: web.Request) -> Handled:
 
 async def usage(request: web.Request) -> Handled:
     """GET /v1/accounts/{tenant_id}/usage; the last 24 hours by the hour, unless asked otherwise."""
-    granularity = query(request, "granularity", str, "hour")
+    granularity = query(request, "granularity", Literal["hour", "day"], "hour")
     until = time(request, "to") or datetime.now(UTC)
     since = time(request, "from") or until - timedelta(days=1 if granularity == "hour" else 30)
     width = timedelta(hours=1) if granularity == "hour" else timedelta(days=1)
@@ -285,8 +295,6 @@ async def transaction(request: web.Request) -> Handled:
         return json_answer(answer)
     event = events[0]
     seal = await book.records.seal(event.shard, event.seq)
-    if seal is None:
-        raise AssertionError("an event that was read has hashes")
     audit = (
         f'"audit":{{"shard":{event.shard},"seq":{event.seq},"hash":"{seal.hash.hex()}",'
         f'"prev_hash":"{seal.prev_hash.hex()}"}}'

@@ -126,10 +126,10 @@ class Records:
         rows = await self.rows("SELECT seq, entry FROM audit_entries WHERE shard = $1 AND seq = ANY($2)", shard, list(seqs))
         return {row[0]: event_of_entry(row[1]) for row in rows}
 
-    async def seal(self, shard: int, seq: int) -> Seal | None:
-        """Return the hashes of one entry."""
+    async def seal(self, shard: int, seq: int) -> Seal:
+        """Return the hashes of an entry that exists."""
         rows = await self.rows("SELECT hash, prev_hash FROM audit_entries WHERE shard = $1 AND seq = $2", shard, seq)
-        return Seal(*rows[0]) if rows else None
+        return Seal(rows[0][0], rows[0][1])
 
     async def history(
         self, tenant: str, kind: str | None, since: datetime | None, until: datetime | None, before: int, limit: int

@@ -9,7 +9,6 @@ from app.clock import now_ms
 from app.credits.api import book_of, refused_answer
 from app.credits.operation import Applied, Refused, Reused
 from app.credits.reads import transfer_fields
-from app.credits.transfers import transfer_body
 from app.credits.wire import Legs
 from app.web.body import Body
 from app.web.edge import request_id_of
@@ -37,7 +36,7 @@ async def _over_shards(book: Book, legs: list[dict[str, Any]], stamp: dict[str, 
         return refused_answer(result, request_id)
     transfer, replayed = result
     if transfer.state == "committed":
-        return json_answer(transfer_body(transfer), replayed=replayed)
+        return json_answer(await book.transfers.body(transfer), replayed=replayed)
     code, *values = transfer.refusal or ["transaction_stalled"]
     first_request_id = str(values.pop()) if values else request_id
     return refused_answer(Refused(code, tuple(values), first_request_id, replayed), request_id)

@@ -31,6 +31,7 @@ from app.db.sql import query
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from app.audit.entry import Event
     from app.credits.book import Book
 
 log = logging.getLogger(__name__)
@@ -170,23 +171,40 @@ class Transfers:
     async def view(self, identifier: str) -> bytes | None:
         """Return the JSON of a transaction over several shards, or None."""
         rows = await self._records.rows(query("transfer"), UUID(identifier))
-        return transfer_body(_transfer(rows[0])) if rows else None
+        return await self.body(_transfer(rows[0])) if rows else None
 
-
-def _reopened(transfer: Transfer) -> Transfer:
-    """Return a closed transaction as the decision that closed it: a leg prepared too late is still to be finished."""
-    states: dict[State, State] = {"committed": "committing", "aborted": "aborting"}
-    return transfer._replace(state=states.get(transfer.state, transfer.state))
-
-
-def transfer_body(transfer: Transfer) -> bytes:
-    """Return the JSON of a transaction over several shards."""
-    return orjson.dumps(
-        {
+    async def body(self, transfer: Transfer) -> bytes:
+        """Return the JSON of a transaction: each leg with its account right after it, and the place of the first one."""
+        answer: dict[str, Any] = {
             "transaction_id": transfer.transaction_id,
             "type": "transfer",
             "status": transfer.state,
             "created_at": time_text(transfer.created_at_ms),
             "legs": transfer.legs,
         }
-    )
+        if transfer.state == "committed":
+            events = await self._settled(transfer)
+            answer["legs"] = [
+                leg | {"balance": e.balance, "shard": e.shard, "seq": e.seq}
+                for leg, e in zip(transfer.legs, events, strict=True)
+            ]
+            seal = await self._records.seal(events[0].shard, events[0].seq)
+            answer["audit"] = {
+                "shard": events[0].shard, "seq": events[0].seq, "hash": seal.hash.hex(), "prev_hash": seal.prev_hash.hex(),
+            }  # fmt: skip
+        return orjson.dumps(answer)
+
+    async def _settled(self, transfer: Transfer) -> list[Event]:
+        """Return the event that settled each leg, in the order of the legs."""
+        of_leg: dict[tuple[str, int], list[Event]] = {}
+        for shard, seq in await self._records.rows(query("settled_legs"), UUID(transfer.transaction_id)):
+            event = (await self._records.events(shard, seq))[0]
+            signed = event.amount if event.type == "settle_in" else -event.amount
+            of_leg.setdefault((event.tenant_id, signed), []).append(event)
+        return [of_leg[leg["tenant_id"], leg["amount"]].pop(0) for leg in transfer.legs]
+
+
+def _reopened(transfer: Transfer) -> Transfer:
+    """Return a closed transaction as the decision that closed it: a leg prepared too late is still to be finished."""
+    states: dict[State, State] = {"committed": "committing", "aborted": "aborting"}
+    return transfer._replace(state=states.get(transfer.state, transfer.state))

@@ -26,13 +26,8 @@ BATCH_BODY_MAX_BYTES: Final = 16 * 1024 * 1024  # 10,000 operations of 1.6 KiB
 
 Ttl = Annotated[int, Meta(ge=1, le=TTL_MAX_S, description="Seconds until the hold expires.")]
 Version = Annotated[int, Meta(ge=0, le=AMOUNT_MAX, description="The version that the account must have.")]
-Id = Annotated[
-    str,
-    Meta(
-        pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z",
-        description="UUIDv7, lower case.",
-    ),
-]
+ID_PATTERN: Final = r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z"
+Id = Annotated[str, Meta(pattern=ID_PATTERN, description="UUIDv7, lower case.")]
 Key = Annotated[str, Meta(pattern=r"^[\x21-\x7e][\x20-\x7e]{0,254}\Z", description="1 to 255 printable ASCII characters.")]
 ReservationStatus = Literal["held", "committed", "aborted", "expired"]
 TransactionType = Literal[

@@ -56,6 +56,8 @@ async def retry(work: Callable[[], Awaitable[T]], *, sleep: Callable[[float], Aw
     for attempt in range(RETRIES_MAX):
         try:
             return await work()
+        except asyncpg.DataError:  # an InterfaceError, but about a value that will not be better next time
+            raise
         except TRANSIENT:
             await sleep(delay_ms(attempt) / 1000)
     return await work()

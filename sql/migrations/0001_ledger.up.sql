@@ -77,11 +77,13 @@ CREATE TABLE credit_reservations (
   created_at  timestamptz NOT NULL,
   expires_at  timestamptz,                   -- null: held until its transfer is decided
   closed_at   timestamptz,
+  closed_seq  bigint,                        -- the event that ended it
   transfer_id uuid,                          -- of a leg of a two-phase commit
   description text,
   metadata    text
 ) PARTITION BY RANGE (reservation_id);
 CREATE INDEX credit_reservations_tenant ON credit_reservations (tenant_id, reservation_id);
+CREATE INDEX credit_reservations_transfer ON credit_reservations (transfer_id) WHERE transfer_id IS NOT NULL;
 CREATE INDEX credit_reservations_held ON credit_reservations (shard) WHERE status = 'held';
 
 CREATE TABLE credit_refunds (

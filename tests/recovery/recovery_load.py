@@ -170,11 +170,15 @@ class Load:
             self._judge(operation, answer)
             self.plan.note(operation)
 
+    def summary(self) -> str:
+        """What the clients saw, in one line; status 0 is no answer."""
+        return f"statuses {dict(sorted(self.statuses.items()))}, slowest {self.slowest_s:.3f} s"
+
     def report(self) -> str:
         """What the clients saw, and what the servers wrote last."""
         logs = "\n".join(f"--- {server.name}\n{server.log_tail}" for server in self.servers)
         shown = "\n".join(self.violations[:VIOLATIONS_SHOWN])
-        return f"statuses {dict(self.statuses)}, slowest {self.slowest_s:.3f} s\n{shown}\n{logs}"
+        return f"{self.summary()}\n{shown}\n{logs}"
 
     def check_servers(self) -> None:
         """Fail when a server has ended that nobody told to."""

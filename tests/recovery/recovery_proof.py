@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 import orjson
-from recovery_operations import Operation
+from recovery_operations import REMEMBERED, Operation
 
 from app.audit.entry import ENTRY_PREFIX, entry_hash, genesis_hash
 from app.credits.request import Fingerprints
@@ -152,7 +152,7 @@ class Proof:
         asked: Counter[str] = Counter()
         for operation in operations:
             for other in operation.answers[1:]:
-                if (other.status, other.body) != (operation.answers[0].status, operation.answers[0].body):
+                if other.status in REMEMBERED and (other.status, other.body) != (operation.answers[0].status, operation.answers[0].body):
                     self.faults.append(f"two answers to one key: {operation}: {operation.answers[0]}, {other}")
             for unit in units_of(operation):
                 asked[self._fingerprints.key(unit.key)] += 1

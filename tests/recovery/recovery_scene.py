@@ -47,6 +47,7 @@ class Scene:
             await self.house.wait_transfers_closed()
             await load.settle(load.abandoned)
         await self.house.prove(load)
+        print(f"{len(load.operations)} operations, {load.summary()}")
         self.house.spoiled = False
 
     async def some_time(self) -> None:

@@ -1,0 +1,86 @@
+"""Stores that do not answer: 503 with Retry-After within two seconds, and the truth afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import AsyncContextManager
+
+import psutil
+import pytest
+
+from tests.credits.ledger_client import Client, Reply, fresh
+from tests.credits.ledger_house import LedgerHouse
+from tests.server import ShieldxServer
+from tests.stores import StoreProcess
+
+ANSWER_MAX_S = 2.0
+MARGIN_S = 0.5  # of a busy test machine
+
+Freeze = Callable[[], AsyncContextManager[None]]
+
+
+def family(store: StoreProcess) -> list[psutil.Process]:
+    """Return a store's process and everything that it forked."""
+    assert store.process is not None
+    root = psutil.Process(store.process.pid)
+    return [root, *root.children(recursive=True)]
+
+
+@pytest.fixture(params=["redis", "postgres"])
+def freeze(request: pytest.FixtureRequest, house: LedgerHouse, server: ShieldxServer, house_of_two: ShieldxServer) -> Freeze:
+    """Return a context in which one store stands still; at its end every server is ready again."""
+    store: StoreProcess = house.redis if request.param == "redis" else house.postgres
+
+    @asynccontextmanager
+    async def frozen() -> AsyncIterator[None]:
+        stopped = family(store)
+        for process in stopped:
+            process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in stopped:
+                process.send_signal(signal.SIGCONT)
+            await server.wait_ready()
+            await house_of_two.wait_ready()
+
+    return frozen
+
+
+async def timed(client: Client, tenant: str, key: str) -> tuple[float, Reply]:
+    started_s = time.monotonic()
+    reply = await client.post("/v1/credits/consume", {"tenant_id": tenant, "amount": 1}, key=key)
+    return time.monotonic() - started_s, reply
+
+
+async def test_an_outage_is_answered_503_within_two_seconds_and_retried_to_one_application(client: Client, freeze: Freeze) -> None:
+    tenant = await client.tenant(100)
+    keys = [fresh("key") for _ in range(30)]
+
+    async with freeze():
+        answers = await asyncio.gather(*(timed(client, tenant, key) for key in keys))
+        health = await client.call("GET", "/health", Authorization=None)
+        ready = await client.call("GET", "/ready", Authorization=None)
+    retried = [await timed(client, tenant, key) for key in keys]
+    again = [await timed(client, tenant, key) for key in keys]
+
+    for seconds, reply in answers:
+        assert reply.refusal == (503, "unavailable")
+        assert int(reply.headers["Retry-After"]) >= 1
+        assert seconds < ANSWER_MAX_S + MARGIN_S
+    assert health.status == 200
+    assert (ready.status, ready.headers["Retry-After"]) == (503, "1")
+    assert {reply.status for _, reply in retried} == {200}
+    assert [reply.raw for _, reply in again] == [reply.raw for _, reply in retried]
+    assert await client.numbers(tenant) == (70, 0, 32)
+
+
+async def test_a_shape_error_needs_no_store(client: Client, freeze: Freeze) -> None:
+    async with freeze():
+        reply = await client.post("/v1/credits/consume", {"tenant_id": "t", "amount": 0})
+
+    assert reply.refusal == (422, "invalid_request")
