@@ -62,7 +62,7 @@ class Book:
         """Remember what a key stands for, in the shard that the key itself falls to."""
         return (await self._decide_in(self.shard_of_tenant(fields["key"]), [fields]))[0]
 
-    async def _claim_keys(self, operations: Sequence[dict[str, Any]]) -> list[bool]:
+    async def claim_keys(self, operations: Sequence[dict[str, Any]]) -> list[bool]:
         """Return for each operation whether its key stands for it and for no request to another shard.
 
         With one shard the operation's own record says so. With several, each key is claimed in a shard of its own;
@@ -87,7 +87,7 @@ class Book:
 
     async def decide_all(self, operations: Sequence[dict[str, Any]]) -> list[Settled]:
         """Return the durable outcomes of operations, each on its own, in order within each shard."""
-        own = await self._claim_keys(operations)
+        own = await self.claim_keys(operations)
         if not all(own):
             rest = iter(await self.decide_all([f for f, mine in zip(operations, own, strict=True) if mine]))
             return [next(rest) if mine else Reused() for mine in own]

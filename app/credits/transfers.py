@@ -89,6 +89,8 @@ class Transfers:
 
         `stamp` holds key, fp and rid. Raises what a shard raises when it is away: a retry with the same key goes on.
         """
+        if not all(await self._book.claim_keys([stamp])):
+            return Reused()
         rows = await self._records.rows(
             query("begin_transfer"), UUID(identifier), raw16(stamp["key"]), raw16(stamp["fp"]), orjson.dumps(legs).decode()
         )
