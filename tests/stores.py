@@ -248,12 +248,12 @@ class PrivatePostgres(StoreProcess):
         """Make an empty database under a name that nobody has, and return its URL."""
         return await self.make_database(f"t_{secrets.token_hex(6)}")
 
-    async def make_login(self, name: str) -> None:
-        """Make an ordinary login that may act as the server's role and own databases, if it is missing."""
+    async def allow_login(self, role: str) -> None:
+        """Let an ordinary role log in, and make it if it is missing."""
         session = await asyncpg.connect(self.url("postgres"))
         try:
-            if not await session.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", name):
-                await session.execute(f'CREATE ROLE "{name}" LOGIN CREATEROLE NOSUPERUSER')
+            known = await session.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", role)
+            await session.execute(f'{"ALTER" if known else "CREATE"} ROLE "{role}" LOGIN NOSUPERUSER')
         finally:
             await session.close()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -307,6 +309,21 @@ async def test_patience_ends() -> None:
     assert caller.retries > 2
 
 
+async def test_a_hold_that_expired_is_taken_again_under_a_key_of_its_own(script: Script, tmp_path: Path) -> None:
+    script.answers = [
+        problem(409, "account_exists"), web.json_response({}), web.json_response({"reservation_id": "r0"}),
+        problem(409, "reservation_expired"), web.json_response({"reservation_id": "r1"}), web.json_response({"amount": 7}),
+    ]  # fmt: skip
+    options = ReplayOptions(
+        file=trace(tmp_path / "x.csv", [(4, 3)]), url=str(script.server.make_url("")), tenants=1, run_name="x"
+    )
+
+    summary = await replay(options)
+
+    assert (summary.complete, summary.credits_consumed, summary.refusals) == (True, 7, {"reservation_expired": 1})
+    assert script.keys[2:] == ["replay/x/1/reserve/0", "replay/x/1/commit/0", "replay/x/1/reserve/1", "replay/x/1/commit/1"]
+
+
 # Whole runs
 
 
@@ -341,13 +358,14 @@ async def test_the_same_run_again_changes_nothing_and_gives_the_same_totals(serv
 async def test_holds_that_overlap_are_overcome_by_top_ups_and_that_can_be_repeated(
     server: ShieldxServer, tmp_path: Path
 ) -> None:
-    path = trace(tmp_path / "b.csv", [(30_000, 1)] * 40)
+    # One top-up covers 48 of these holds; 120 of them come at once.
+    path = trace(tmp_path / "b.csv", [(10, 1)] * 120)
 
-    first = await _play(server, path, tenants=1, connections=40, run_name="overlap")
-    again = await _play(server, path, tenants=1, connections=40, run_name="overlap")
+    first = await _play(server, path, tenants=1, connections=120, run_name="overlap")
+    again = await _play(server, path, tenants=1, connections=120, run_name="overlap")
 
     assert first.refusals["insufficient_credits"] > 0
-    assert (first.complete, first.credits_consumed) == (True, 40 * 30_001)
+    assert (first.complete, first.credits_consumed) == (True, 120 * 11)
     assert (again.complete, again.replayed, again.top_ups, again.refusals) == (
         True,
         again.calls,
@@ -365,16 +383,32 @@ async def test_timestamps_set_the_pace(server: ShieldxServer, tmp_path: Path) ->
     assert 1.0 <= summary.seconds < 10.0
 
 
+async def _wait_spent(server: ShieldxServer, tenant_id: str, credits_min: int) -> None:
+    """Wait until a tenant of a running replay has spent this much."""
+    headers = {"Authorization": f"Bearer {ROOT_KEY}"}
+    deadline_s = time.monotonic() + 20
+    async with aiohttp.ClientSession(headers=headers) as session:
+        while True:
+            async with session.get(f"{server.url}/v1/accounts/{tenant_id}") as answer:
+                account = await answer.json()
+            if answer.status == 200 and 0 < account["balance"] <= TOP_UP_CREDITS - credits_min:
+                return
+            assert time.monotonic() < deadline_s, f"{tenant_id} spends nothing: {account}"
+            await asyncio.sleep(0.005)
+
+
 async def test_a_client_that_was_stopped_finishes_its_run_at_the_next_start(server: ShieldxServer, tmp_path: Path) -> None:
     path = trace(tmp_path / "d.csv", [(20, 3)] * 300)
-    task = asyncio.create_task(_play(server, path, connections=4, run_name="stopped"))
-    await asyncio.sleep(0.3)
+    task = asyncio.create_task(_play(server, path, connections=4, tenants=9, run_name="stopped"))
+    await _wait_spent(server, "replay-0008", 3 * 23)
+    assert not task.done()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
-    summary = await _play(server, path, connections=4, run_name="stopped")
+    summary = await _play(server, path, connections=4, tenants=9, run_name="stopped")
 
     assert (summary.complete, summary.credits_consumed) == (True, 300 * 23)
+    assert 0 < summary.replayed < summary.calls
 
 
 async def test_a_server_that_is_killed_and_comes_back_loses_and_doubles_nothing(tmp_path: Path) -> None:
@@ -384,7 +418,7 @@ async def test_a_server_that_is_killed_and_comes_back_loses_and_doubles_nothing(
         await server.start()
         try:
             task = asyncio.create_task(_play(server, path, connections=8, tenants=3))
-            await asyncio.sleep(0.5)
+            await _wait_spent(server, "replay-0002", 20 * 57)
             server.kill()
             await server.start()
             summary = await task

@@ -217,18 +217,19 @@ class Writer(Actor[Handover]):
         if last - self._head_seq != len(events):
             raise Fenced(f"{len(events)} events do not lead from seq {self._head_seq} to {last}")
         prev_hash, sign = self._head_hash, self._seal.sign
-        entries, hashes, prev_hashes, signatures = [], [], [], []
+        entries, hashes, signatures = [], [], []
         for event in events:
             entry = entry_bytes(event, prev_hash)
-            prev_hashes.append(prev_hash)
             prev_hash = entry_hash(entry)
             entries.append(entry)
             hashes.append(prev_hash)
             signatures.append(sign(prev_hash))
         rows = (
-            [e.at_ms for e in events], [e.transaction_id for e in events], [e.tenant_id for e in events],
-            [e.type for e in events], [e.amount for e in events], [e.balance for e in events],
-            [e.reserved for e in events], [e.version for e in events], entries, hashes, prev_hashes, signatures,
+            _numbers([e.at_ms for e in events]), _words([e.transaction_id for e in events]),
+            _words([e.tenant_id for e in events]), _words([e.type for e in events]),
+            _numbers([e.amount for e in events]), _numbers([e.balance for e in events]),
+            _numbers([e.reserved for e in events]), _numbers([e.version for e in events]),
+            _numbers([len(entry) for entry in entries]), b"".join(entries), b"".join(hashes), b"".join(signatures),
         )  # fmt: skip
         async with asyncio.timeout(POSTGRES_ANSWER_TIMEOUT_S):
             await self._append(lease, events, rows)
@@ -238,7 +239,7 @@ class Writer(Actor[Handover]):
         self.events_committed += len(events)
         self._shard.advance(last)
 
-    async def _append(self, lease: Lease, events: Sequence[Event], rows: Sequence[Sequence[Any]]) -> None:
+    async def _append(self, lease: Lease, events: Sequence[Event], rows: Sequence[str | bytes]) -> None:
         """Run one statement, or one transaction where the events fold to more than accounts."""
         note = f"{self._shard.generation}:{events[-1].seq}"
         append = lease.connection.execute(
@@ -261,3 +262,13 @@ class Writer(Actor[Handover]):
         if status != "UPDATE 1":
             raise Fenced(f"shard {self._shard.number} has another writer")
         self._beat_s = time.monotonic()
+
+
+def _numbers(values: Sequence[int]) -> str:
+    """Return a PostgreSQL array literal of integers."""
+    return f"{{{','.join(map(str, values))}}}"
+
+
+def _words(values: Sequence[str]) -> str:
+    """Return a PostgreSQL array literal of names and ids, which hold no quote and no backslash."""
+    return '{"' + '","'.join(values) + '"}'

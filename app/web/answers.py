@@ -8,14 +8,16 @@ body, as one bytes object through the public writer.
 import re
 from collections.abc import Iterable
 from email.utils import formatdate
+from functools import cached_property
 from http import HTTPStatus
 from time import time
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import HttpVersion10
 from aiohttp.web_request import BaseRequest
+from multidict import CIMultiDict
 
 from app.web.problems import Problem, problem_body
 
@@ -75,7 +77,7 @@ def _head(status: int, content_type: str, cache: str) -> str:
     return head
 
 
-class Answer(web.Response):
+class Answer(web.StreamResponse):
     """A whole answer in one write.
 
     body          the content; sent with its length
@@ -97,17 +99,35 @@ class Answer(web.Response):
         cache: str = NO_STORE,
         fields: str = "",
     ) -> None:
-        """Take the content; nothing is encoded before it is sent."""
-        super().__init__(body=body, status=status)
+        """Take the content; nothing is encoded before it is sent.
+
+        aiohttp's own constructor is left out on purpose: it makes a multidict and a mapping that hardly any answer
+        uses. `headers` and the mapping are made when somebody asks for them.
+        """
+        self._status = status
+        self.body = body
         self.answer_head = _head(status, content_type, cache)
         self.fields = fields
         self.request_id = ""
         self.answered: BaseRequest | None = None
 
+    @cached_property
+    def _headers(self) -> CIMultiDict[str]:  # type: ignore[override]
+        return CIMultiDict()
+
+    @cached_property
+    def _state(self) -> dict[str | web.ResponseKey[Any], Any]:  # type: ignore[override]
+        return {}
+
+    @property
+    def reason(self) -> str:
+        """The reason phrase of the status line."""
+        return self.answer_head.partition("\r")[0].partition(" ")[2].partition(" ")[2]
+
     @property
     def keep_alive(self) -> bool | None:
         """Whether the connection stays open: as the client asked, unless the answer forces it shut."""
-        forced = super().keep_alive
+        forced = self._keep_alive
         if forced is None and self.answered is not None:
             return self.answered.keep_alive
         return forced
@@ -123,27 +143,31 @@ class Answer(web.Response):
         if request is None:
             message = "write_eof before prepare"
             raise RuntimeError(message)
-        writer = request.writer
-        await writer.write(self.encoded())
-        await writer.drain()
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client left before its answer")
+        encoded = self.encoded()
+        transport.write(encoded)
+        request.writer.output_size += len(encoded)
+        if request.protocol.writing_paused:
+            await request.writer.drain()
 
     def encoded(self) -> bytes:
         """The bytes of the answer; before `prepare`, those of an answer after which the connection is closed.
 
         The version is always HTTP/1.1, the highest we conform to (RFC 9110 2.5).
         """
-        content = self.body
-        if not isinstance(content, bytes) or self.status in EMPTY_STATUSES:
-            content = b""
+        empty = self._status in EMPTY_STATUSES
+        content = b"" if empty else self.body
         lines = self.fields
-        if self.headers:
-            lines += own_fields(self.headers.items())
+        if "_headers" in self.__dict__:
+            lines += own_fields(self._headers.items())
         request = self.answered
         if not self.keep_alive:
             lines += "Connection: close\r\n"
         elif request is not None and request.version == HttpVersion10:
             lines += "Connection: keep-alive\r\n"
-        if self.status not in EMPTY_STATUSES:
+        if not empty:
             lines += f"Content-Length: {len(content)}\r\n"
         head = (f"{self.answer_head}Date: {_date.now()}\r\nX-Request-ID: {self.request_id}\r\n{lines}\r\n").encode("latin-1")
         if request is not None and request.method == "HEAD":
@@ -163,7 +187,7 @@ def own_fields(items: Iterable[tuple[str, str]]) -> str:
     return "".join(lines)
 
 
-def json_answer(body: bytes, *, status: int = 200, etag: int | None = None, replayed: bool = False) -> web.Response:
+def json_answer(body: bytes, *, status: int = 200, etag: int | None = None, replayed: bool = False) -> Answer:
     """An answer of encoded JSON.
 
     body      JSON text, UTF-8; from status 400 on it is a problem

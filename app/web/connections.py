@@ -99,6 +99,11 @@ class EdgeConnection(web.RequestHandler):
         if self.admitted:
             super().connection_lost(exc)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature.
+        """Go on reading if it was paused; aiohttp calls this after every body that was read, and parses nothing again."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def close_silent(self) -> None:
         """Close if no complete header section has arrived yet. Later ones fall under the keep-alive
         timeout.

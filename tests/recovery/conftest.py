@@ -14,6 +14,7 @@ from recovery_house import House
 from recovery_scene import Scene
 from stall_proxy import StallProxy
 
+from app.embedded.postgres_server import APP_ROLE
 from stores import PrivatePostgres, run_apart, running_postgres, running_redis
 
 SEED_BITS: Final = 32
@@ -81,7 +82,12 @@ class Houses:
                 stack.callback(proxy.stop)
         url = run_apart(self._postgres.make_own_database())
         root = self._root / f"house-{self._count}"
-        house = House(root, self._postgres, redis, url, shards=shards, proxies=proxies)
+        restricted_url = ""
+        if shards > 1:
+            # One house logs in as the restricted role, the others as an owner who is a superuser: both are in use.
+            run_apart(self._postgres.allow_login(APP_ROLE))
+            restricted_url = self._postgres.url(url.partition("?")[0].rpartition("/")[2], APP_ROLE)
+        house = House(root, self._postgres, redis, url, shards=shards, proxies=proxies, restricted_url=restricted_url)
         stack.callback(house.kill_servers)
         return house, stack
 

@@ -64,18 +64,18 @@ class Plan:
     def __init__(self, seed: int, label: str, tenants: list[str]) -> None:
         """`label` makes the keys of this load unlike those of any other on the same ledger; tenants[0] is hot."""
         self._random = random.Random(seed)
-        self._label = label
-        self._tenants = tenants
+        self.label = label
+        self.tenants = tenants
         self._count = 0
         self._held: deque[tuple[str, int]] = deque(maxlen=2_000)
         self._spent: deque[tuple[str, int]] = deque(maxlen=2_000)
 
     def opening(self, balance: int) -> list[Operation]:
         """Return the operations that open the accounts, then those that fund them; every fourth tenant is poor."""
-        accounts = [self._make("account", "/v1/accounts", {"tenant_id": tenant}) for tenant in self._tenants]
+        accounts = [self._make("account", "/v1/accounts", {"tenant_id": tenant}) for tenant in self.tenants]
         funds = [
             self._make("topup", "/v1/credits/topup", {"tenant_id": tenant, "amount": balance if i % 4 != 3 else 40})
-            for i, tenant in enumerate(self._tenants)
+            for i, tenant in enumerate(self.tenants)
         ]
         return [*accounts, *funds]
 
@@ -106,10 +106,10 @@ class Plan:
 
     def _make(self, kind: str, path: str, body: dict[str, Any]) -> Operation:
         self._count += 1
-        return Operation(f"{self._label}-{self._count}", kind, path, body)
+        return Operation(f"{self.label}-{self._count}", kind, path, body)
 
     def _tenant(self) -> str:
-        return self._tenants[0] if self._random.random() < HOT_SHARE else self._random.choice(self._tenants)
+        return self.tenants[0] if self._random.random() < HOT_SHARE else self._random.choice(self.tenants)
 
     def _hold(self) -> tuple[str, int]:
         """Choose a hold, mostly one that nobody has closed yet, sometimes one that is closed."""
@@ -153,7 +153,7 @@ class Plan:
                 return "/v1/credits/refund", {"transaction_id": UNKNOWN_ID.format(pick.getrandbits(40))}
 
     def _legs(self) -> list[dict[str, Any]]:
-        giver, *takers = self._random.sample(self._tenants, self._random.randint(2, 4))
+        giver, *takers = self._random.sample(self.tenants, self._random.randint(2, 4))
         parts = [self._random.randint(1, 10) for _ in takers]
         given = {"tenant_id": giver, "amount": -sum(parts)}
         legs = [given, *({"tenant_id": t, "amount": n} for t, n in zip(takers, parts, strict=True))]

@@ -126,6 +126,13 @@ def units_of(operation: Operation) -> Iterator[Unit]:
         yield Unit(member.get("idempotency_key", f"{operation.key}/{i}"), member["op"], result["status"], result)
 
 
+def _leg(record: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry as an answer shows it: one leg, its amount signed."""
+    sign = 1 if record["debit"] == "system:clearing" else -1
+    names = ("tenant_id", "balance", "shard", "seq")
+    return {"amount": sign * record["amount"]} | {name: record[name] for name in names}
+
+
 class Proof:
     """Holds the answers of all clients against the chain, and collects what does not agree."""
 
@@ -156,7 +163,7 @@ class Proof:
                     self.faults.append(f"two answers to one key: {operation}: {operation.answers[0]}, {other}")
             for unit in units_of(operation):
                 asked[self._fingerprints.key(unit.key)] += 1
-                self._check_unit(unit)
+                self._check_unit(unit, transfer_legs)
         for transfer_id, legs in transfer_legs.items():
             asked.update(self._fingerprints.key(f"transfer {transfer_id} {leg}") for leg in range(legs))
             self._check_legs(transfer_id, legs)
@@ -166,14 +173,17 @@ class Proof:
             if len({record["transaction_id"] for record in records}) != 1:
                 self.faults.append(f"one key was applied {len(records)} times: {records}")
 
-    def _check_unit(self, unit: Unit) -> None:
+    def _check_unit(self, unit: Unit, transfer_legs: dict[str, int]) -> None:
         records = self._by_key.get(self._fingerprints.key(unit.key), [])
         if unit.status not in {200, 201}:
             if records:
                 self.faults.append(f"refused with {unit.status}, yet applied: {unit} {records}")
             return
         if unit.kind == "transfer":
-            self._check_transfer(unit, records)
+            if unit.fields["transaction_id"] in transfer_legs:
+                self._check_legs_answered(unit)
+            else:
+                self._check_transfer(unit, records)
             return
         if len(records) != 1:
             self.faults.append(f"acknowledged, and {len(records)} times in the chain: {unit}")
@@ -191,14 +201,7 @@ class Proof:
 
     def _check_transfer(self, unit: Unit, records: list[dict[str, Any]]) -> None:
         legs = unit.fields["legs"]
-        if "seq" not in legs[0]:
-            return  # over several shards: its legs are checked with all that the coordinator knows
-        found = [
-            {"tenant_id": r["tenant_id"], "amount": r["amount"] if r["debit"] == "system:clearing" else -r["amount"],
-             "balance": r["balance"], "shard": r["shard"], "seq": r["seq"]}
-            for r in records
-        ]  # fmt: skip
-        if found != legs or {r["transaction_id"] for r in records} != {unit.fields["transaction_id"]}:
+        if [_leg(record) for record in records] != legs or {r["transaction_id"] for r in records} != {unit.fields["transaction_id"]}:
             self.faults.append(f"the legs are not those of the chain: {unit} {records}")
         if len(self._by_transaction[unit.fields["transaction_id"]]) != len(legs):
             self.faults.append(f"the transaction id stands elsewhere too: {unit}")
@@ -212,21 +215,14 @@ class Proof:
         if ends["settle"] not in {0, legs} or (ends["settle"] and ends["cancel"]):
             self.faults.append(f"transfer {transfer_id} of {legs} legs: {dict(ends)}")
 
-    def check_transfer_answers(self, operations: Iterable[Operation]) -> None:
-        """An acknowledged transaction over several shards has settled; a refused one has not."""
-        for operation in operations:
-            answer = operation.settled
-            if operation.kind != "transfer" or answer is None:
-                continue
-            fields = answer.fields
-            if answer.status != 200 or "seq" in fields["legs"][0]:
-                continue
-            settled = [
-                end for p in self._by_reference[fields["transaction_id"]] for end in self._by_reference[p["transaction_id"]]
-                if end["type"].startswith("settle")
-            ]  # fmt: skip
-            if len(settled) != len(operation.body["legs"]):
-                self.faults.append(f"acknowledged, and {len(settled)} legs settled: {operation}")
+    def _check_legs_answered(self, unit: Unit) -> None:
+        """An acknowledged transaction over several shards has settled every leg, as its answer says."""
+        ids = [p["transaction_id"] for p in self._by_reference[unit.fields["transaction_id"]]]
+        settled = [end for i in ids for end in self._by_reference[i] if end["type"].startswith("settle")]
+        by_place = {(leg["shard"], leg["seq"]): leg for leg in map(_leg, settled)}
+        answered = {(leg["shard"], leg["seq"]): leg for leg in unit.fields["legs"]}
+        if by_place != answered:
+            self.faults.append(f"the legs are not those of the chain: {unit} {settled}")
 
     def report(self) -> str:
         """The first faults, for a person."""

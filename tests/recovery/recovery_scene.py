@@ -34,10 +34,9 @@ class Scene:
 
         abandon_transfers  clients give up half of the unanswered transfers, so that only the sweeper can finish them
         """
-        await self.house.start_servers(servers)
-        self._watch = asyncio.create_task(self.house.watch_aof())
-        self._load = load = await self.house.open_load(self._seed, clients=clients)
+        load = await self._open(servers, clients)
         load.abandon_transfers = abandon_transfers
+        load.start_clients()
         await load.run_for(FAULT_AFTER_MIN_S)
         yield load
         await self.house.wait_ready()
@@ -46,6 +45,23 @@ class Scene:
         if load.abandoned:
             await self.house.wait_transfers_closed()
             await load.settle(load.abandoned)
+        await self._prove(load)
+
+    @contextlib.asynccontextmanager
+    async def quiet_load(self) -> AsyncIterator[Load]:
+        """Like `load`, but nothing is asked except what the block asks."""
+        load = await self._open(1, 4)
+        yield load
+        await self.house.wait_ready()
+        await self._prove(load)
+
+    async def _open(self, servers: int, clients: int) -> Load:
+        await self.house.start_servers(servers)
+        self._watch = asyncio.create_task(self.house.watch_aof())
+        self._load = await self.house.open_load(self._seed, clients=clients)
+        return self._load
+
+    async def _prove(self, load: Load) -> None:
         await self.house.prove(load)
         print(f"{len(load.operations)} operations, {load.summary()}")
         self.house.spoiled = False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Final
 
 import pytest
@@ -9,7 +11,8 @@ from recovery_scene import Scene
 
 from server import ShieldxServer
 
-PAUSE_MIN_S: Final = 0.5  # beyond the moment in which another replica has taken the shard
+TAKEOVER_TIMEOUT_S: Final = 20.0  # a writer counts as gone after 3 s of silence
+AWAKE_S: Final = 0.5
 
 
 async def writer_among(servers: list[ShieldxServer]) -> ShieldxServer:
@@ -19,6 +22,17 @@ async def writer_among(servers: list[ShieldxServer]) -> ShieldxServer:
         if any(shard["leading"] for shard in body["checks"]["shard"]["shards"]):
             return server
     raise AssertionError("nobody writes")
+
+
+async def wait_for_all_shards(server: ShieldxServer) -> None:
+    """Wait until this replica writes every shard."""
+    deadline_s = time.monotonic() + TAKEOVER_TIMEOUT_S
+    while True:
+        _, body = await server.readiness()
+        if all(shard["leading"] for shard in body["checks"]["shard"]["shards"]):
+            return
+        assert time.monotonic() < deadline_s, f"{server.name} has not taken over: {body}\n{server.log_tail}"
+        await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -48,8 +62,9 @@ async def test_paused_writer_cannot_write_after_it_was_replaced(scene: Scene, sh
         await scene.some_time()
         paused = await writer_among(house.servers)
         paused.pause()
-        await load.run_for(PAUSE_MIN_S)
+        other = next(server for server in house.servers if server is not paused)
+        await wait_for_all_shards(other)
         await scene.some_time()
 
         paused.resume()
-        await load.run_for(PAUSE_MIN_S)
+        await load.run_for(AWAKE_S)
