@@ -6,19 +6,16 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.progress import Progress
 from app.replay import ReplayOptions, Summary, duration_s, replay, run_replay
-from app.replay_calls import RETRY_MAX_S, Caller, ReplayError, Samples, retry_after_s, retry_delay_s
+from app.replay_calls import ReplayError
 from app.replay_plan import (
     GENERATED_TOKENS_MAX,
     TOP_UP_CREDITS,
@@ -191,139 +188,6 @@ def test_a_longer_answer_takes_longer() -> None:
     assert duration_s(Request(1, 0, 1_000, 100)) == pytest.approx(0.2 + 2.0)
 
 
-# Calls
-
-
-@given(st.integers(0, 10_000), st.floats(-1, 1))
-def test_retry_delays_double_from_10_ms_to_2_s_with_a_fifth_of_jitter(attempt: int, jitter: float) -> None:
-    centre = min(0.010 * 2 ** min(attempt, 30), RETRY_MAX_S)
-
-    assert centre * 0.8 - 1e-9 <= retry_delay_s(attempt, jitter) <= centre * 1.2 + 1e-9
-
-
-def test_retry_after_is_seconds_and_nothing_else() -> None:
-    assert [retry_after_s(text) for text in ("0", "7", "99999", "-1", "1.5", "Wed, 21 Oct 2015 07:28:00 GMT", None)] == [
-        0.0, 7.0, 3600.0, None, None, None, None,
-    ]  # fmt: skip
-
-
-def test_percentiles_are_measured_values() -> None:
-    samples = Samples()
-    assert samples.percentile_ms(0.99) == 0.0
-    samples.seconds = [index / 1000 for index in range(100, 0, -1)]
-
-    assert [samples.percentile_ms(share) for share in (0.5, 0.95, 0.99)] == [50.0, 95.0, 99.0]
-
-
-class Script:
-    """A server that gives the answers of a list, one a call, and notes the keys it was sent."""
-
-    def __init__(self) -> None:
-        self.answers: list[web.Response | None] = []
-        self.keys: list[str] = []
-        self.server = TestServer(self._application())
-
-    def _application(self) -> web.Application:
-        application = web.Application()
-        application.router.add_post("/{rest:.*}", self._answer)
-        return application
-
-    async def _answer(self, request: web.Request) -> web.Response:
-        self.keys.append(request.headers["Idempotency-Key"])
-        answer = self.answers.pop(0)
-        if answer is None:
-            assert request.transport is not None
-            request.transport.abort()
-            return web.Response()
-        return answer
-
-
-@pytest.fixture
-async def script() -> AsyncIterator[Script]:
-    script = Script()
-    await script.server.start_server()
-    yield script
-    await script.server.close()
-
-
-def problem(status: int, code: str, **headers: str) -> web.Response:
-    return web.json_response({"code": code}, status=status, headers={k.replace("_", "-"): v for k, v in headers.items()})
-
-
-async def test_a_call_is_repeated_with_its_key_until_the_server_answers(script: Script) -> None:
-    script.answers = [
-        problem(503, "unavailable"), None, problem(500, "internal_error"), problem(409, "idempotency_key_in_flight"),
-        web.json_response({"amount": 5}, headers={"Idempotent-Replayed": "true"}),
-    ]  # fmt: skip
-
-    async with Caller(str(script.server.make_url("")), "key", 1, 30) as caller:
-        answer = await caller.post("/v1/x", {}, "the-key")
-
-    assert (answer.status, answer.code, answer.body, answer.replayed) == (200, "", {"amount": 5}, True)
-    assert script.keys == ["the-key"] * 5
-    assert (caller.calls, caller.retries, caller.replayed) == (5, 4, 1)
-
-
-async def test_a_rate_limit_is_waited_for_as_the_server_says(script: Script) -> None:
-    script.answers = [problem(429, "rate_limited", Retry_After="1"), web.json_response({})]
-    started_s = asyncio.get_running_loop().time()
-
-    async with Caller(str(script.server.make_url("")), None, 1, 30) as caller:
-        await caller.post("/v1/x", {}, "k")
-
-    assert asyncio.get_running_loop().time() - started_s >= 1.0
-    assert caller.refusals == {"rate_limited": 1}
-
-
-async def test_a_business_refusal_is_an_answer(script: Script) -> None:
-    script.answers = [problem(402, "insufficient_credits")]
-
-    async with Caller(str(script.server.make_url("")), None, 1, 30) as caller:
-        answer = await caller.post("/v1/x", {}, "k")
-
-    assert (answer.status, answer.code) == (402, "insufficient_credits")
-    assert caller.retries == 0
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        (problem(401, "unauthorized"), "refuses the key"),
-        (problem(403, "forbidden"), "refuses the key"),
-        (problem(422, "idempotency_key_reused"), "--run NAME"),
-        (web.Response(status=404, text="<html>"), "not a shieldx server"),
-    ],
-)
-async def test_what_no_retry_changes_ends_the_replay_with_advice(script: Script, answer: web.Response, message: str) -> None:
-    script.answers = [answer]
-
-    async with Caller(str(script.server.make_url("")), None, 1, 30) as caller:
-        with pytest.raises(ReplayError, match=message):
-            await caller.post("/v1/x", {}, "k")
-
-
-async def test_patience_ends() -> None:
-    async with Caller("http://127.0.0.1:1", None, 1, 0.3) as caller:
-        with pytest.raises(ReplayError, match=r"no answer for 0\.3 s"):
-            await caller.post("/v1/x", {}, "k")
-    assert caller.retries > 2
-
-
-async def test_a_hold_that_expired_is_taken_again_under_a_key_of_its_own(script: Script, tmp_path: Path) -> None:
-    script.answers = [
-        problem(409, "account_exists"), web.json_response({}), web.json_response({"reservation_id": "r0"}),
-        problem(409, "reservation_expired"), web.json_response({"reservation_id": "r1"}), web.json_response({"amount": 7}),
-    ]  # fmt: skip
-    options = ReplayOptions(
-        file=trace(tmp_path / "x.csv", [(4, 3)]), url=str(script.server.make_url("")), tenants=1, run_name="x"
-    )
-
-    summary = await replay(options)
-
-    assert (summary.complete, summary.credits_consumed, summary.refusals) == (True, 7, {"reservation_expired": 1})
-    assert script.keys[2:] == ["replay/x/1/reserve/0", "replay/x/1/commit/0", "replay/x/1/reserve/1", "replay/x/1/commit/1"]
-
-
 # Whole runs
 
 
@@ -464,57 +328,3 @@ def test_the_command_exits_2_for_a_bad_file_and_for_no_server(tmp_path: Path, ca
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert all(line.startswith("replay: ") for line in errors)
-
-
-# Progress
-
-
-class Terminal:
-    """A stream that keeps what was written and says that it is a terminal, or not."""
-
-    def __init__(self, *, shown: bool) -> None:
-        self.text = ""
-        self._shown = shown
-
-    def isatty(self) -> bool:
-        return self._shown
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None:
-        pass
-
-
-def test_progress_is_silent_without_a_terminal() -> None:
-    stream = Terminal(shown=False)
-    bar = Progress(10, "work", stream)  # type: ignore[arg-type]
-
-    bar.advance(5)
-    bar.close()
-
-    assert stream.text == ""
-    assert bar.done == 5
-
-
-def test_progress_draws_one_line_and_removes_it() -> None:
-    stream = Terminal(shown=True)
-    bar = Progress(10, "work", stream)  # type: ignore[arg-type]
-
-    bar.update(5)
-    bar.update(6)
-    bar.close()
-
-    assert stream.text.count("work [") == 1
-    assert "\n" not in stream.text
-    assert stream.text.endswith("\r\x1b[2K")
-
-
-def test_a_progress_line_shows_share_rate_and_time_left() -> None:
-    bar = Progress(1_000, "work", Terminal(shown=False))  # type: ignore[arg-type]
-    bar.update(250)
-
-    assert bar.line(2.0) == "work [######..................]  25% 250/1,000 125/s, 6 s left"
-    bar.update(7, 0)
-    assert bar.line(1.0) == "work 7 7/s"

@@ -84,6 +84,7 @@ class Keeper:
         self._name = name
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._failures = 0  # in a row; how long the next try waits
 
     def start(self, on_crash: Callable[[BaseException], None]) -> None:
         """Start the loop; an error that it does not know is a crash."""
@@ -96,11 +97,9 @@ class Keeper:
             await self._task
 
     async def _run(self, on_crash: Callable[[BaseException], None]) -> None:
-        attempt = 0
         while not self._stopping.is_set():
             try:
                 await self._session()
-                attempt = 0
             except ServiceRefused as error:
                 log.critical("shard refused", extra={"shard": self._shard.number, "reason": str(error)})
                 self._shard.close(str(error), refused=True)
@@ -109,8 +108,8 @@ class Keeper:
                 reason = f"{type(error).__name__}: {error}"
                 log.warning("shard closed", extra={"shard": self._shard.number, "reason": reason})
                 self._shard.close(reason)
-                await self._pause(delay_ms(attempt) / 1000)
-                attempt += 1
+                await self._pause(delay_ms(self._failures) / 1000)
+                self._failures += 1
             except Exception as error:  # noqa: BLE001 - an unknown fault stops the process, which starts clean
                 on_crash(error)
                 return
@@ -147,6 +146,7 @@ class Keeper:
             self._shard.learn(row.generation, row.run_id, row.head_seq)
             if self._shard.state != "open" and row.generation > 0:
                 self._shard.open()
+            self._failures = 0
             await self._pause(POLL_INTERVAL_S)
         return False
 
@@ -172,6 +172,7 @@ class Keeper:
         self._shard.leading = True
         self._writer.lead(lease)
         self._shard.open()
+        self._failures = 0
         log.info("shard open", extra={"shard": self._shard.number, "epoch": row.epoch, "generation": row.generation,
                                       "head_seq": row.head_seq})  # fmt: skip
         listener = asyncio.create_task(self._listen())

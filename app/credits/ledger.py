@@ -173,14 +173,14 @@ class Ledger(Actor[Order]):
             self._proved_generation = 0
             self._writer.poke()
             return False
-        await self._take(chunk, generation, reply)
-        return True
+        return await self._take(chunk, generation, reply)
 
-    async def _take(self, chunk: Sequence[tuple[Order, int]], generation: int, reply: list[Any]) -> None:
+    async def _take(self, chunk: Sequence[tuple[Order, int]], generation: int, reply: list[Any]) -> bool:
         """Hand the events on, have the refusals remembered, and let the orders wait until all of it is durable.
 
-        When Postgres is away this raises before an order has got an outcome, and the chunk is decided again: what
-        it applied is then found by its idempotency record.
+        False: Redis has forgotten an account, so the chunk is to be decided again after the shard is rebuilt. When
+        Postgres is away this raises. Either way no order has got an outcome, and what the chunk applied is found by
+        its idempotency records the next time.
         """
         first, head = int(reply[1]), int(reply[2])
         number, mask = self._shard.number, self._mask
@@ -198,11 +198,13 @@ class Ledger(Actor[Order]):
                     missing.append(order.fields[i])
         if head >= first:
             self._writer.offer(generation, first, head, events)
+        if missing and await self._has_forgotten(missing):
+            self.doubt()
+            return False
         if kept:
             await self._records.remember(number, kept)
-        if missing:
-            await self._doubt_missing(missing)
         self._wait_for_durability(chunk, generation, head, outcomes)
+        return True
 
     def _wait_for_durability(
         self, chunk: Sequence[tuple[Order, int]], generation: int, head: int, outcomes: Sequence[Outcome]
@@ -220,13 +222,14 @@ class Ledger(Actor[Order]):
         self._applied_operations += len(chunk)
         self._settle()
 
-    async def _doubt_missing(self, refused: list[dict[str, Any]]) -> None:
-        """Have the shard rebuilt when Postgres knows an account that Redis does not: then Redis forgot it."""
+    async def _has_forgotten(self, refused: list[dict[str, Any]]) -> bool:
+        """Whether Postgres knows an account that was missing from Redis, and still is: a missing key is never zero."""
         named = {leg["tenant_id"] for fields in refused for leg in fields.get("legs", [{"tenant_id": fields.get("tenant")}])}
         for tenant in await self._records.known_accounts(sorted(named)):
             # It may have been opened after the script looked, so look again.
             if not await self._link.command("EXISTS", f"{shard_tag(self._shard.number)}account:{tenant}"):
-                self.doubt()
+                return True
+        return False
 
     async def _prove(self) -> bool:
         """Whether the link leads to the Redis that Postgres has recorded for the current generation."""

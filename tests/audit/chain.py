@@ -179,6 +179,26 @@ class Book:
         return event
 
 
+SPENT: Final = 4  # seq of a consume in the middle of `ten_operations`
+LAST: Final = 9
+
+
+def ten_operations() -> Book:
+    """Ten operations of one tenant: SPENT is in the middle, LAST at the end."""
+    book = Book()
+    book.account("t1")
+    book.topup("t1", 1_000)
+    hold = book.reserve("t1", 50)
+    book.commit(hold, 30)
+    spent = book.consume("t1", 100, description='a "quoted" line\nand é')
+    book.consume("t1", 20, metadata='{"model":"small"}')
+    book.refund(spent, 40)
+    book.reserve("t1", 7)
+    book.consume("t1", 5)
+    book.consume("t1", 6)
+    return book
+
+
 def mixed_events(count: int, tenants: int, seed: int = 1) -> list[Event]:
     """Return at least `count` events of a shard with every kind of event, spread over the tenants at random."""
     book, chance = Book(), random.Random(seed)

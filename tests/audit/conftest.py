@@ -13,7 +13,7 @@ import pytest
 from app.audit.report import Report
 from app.audit.verify import verify_ledger
 from app.db.resources import resource_dir
-from tests.audit.chain import SEAL
+from tests.audit.chain import SEAL, make_chain, ten_operations
 from tests.stores import PrivatePostgres, running_postgres
 
 _numbers = itertools.count()
@@ -64,3 +64,10 @@ async def database(postgres: PrivatePostgres) -> AsyncIterator[LedgerDatabase]:
         await session.execute(file.read_text())
     yield LedgerDatabase(url, session)
     await session.close()
+
+
+@pytest.fixture
+async def ledger(database: LedgerDatabase) -> LedgerDatabase:
+    """The ledger of ten operations."""
+    await make_chain(database.session, ten_operations().events)
+    return database
