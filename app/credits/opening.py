@@ -22,6 +22,7 @@ from app.credits.projection import CreditProjection
 from app.credits.records import Records
 from app.credits.recovery import LedgerRecovery
 from app.credits.request import Fingerprints
+from app.credits.upkeep import Upkeep
 from app.db.migrate import LedgerRow, found_ledger, migrate
 from app.db.postgres import open_owner, open_pool, open_session
 from app.db.redis import RedisLink, make_pool
@@ -70,6 +71,7 @@ class Credits:
         self._pool: asyncpg.Pool[Any] | None = None
         self._redis: Redis | None = None
         self._parts: list[_Parts] = []
+        self._upkeep: Upkeep | None = None
         self.book: Book | None = None
         self.waiting_for = "Postgres"
 
@@ -95,6 +97,8 @@ class Credits:
                 await self._task
         if self.book is not None:
             await self.book.transfers.stop()
+        if self._upkeep is not None:
+            await self._upkeep.stop()
         await asyncio.gather(*(parts.ledger.stop() for parts in self._parts))
         await asyncio.gather(*(parts.writer.stop() for parts in self._parts))
         await asyncio.gather(*(parts.keeper.stop() for parts in self._parts))
@@ -160,6 +164,8 @@ class Credits:
         ledgers = [parts.ledger for parts in self._parts]
         self.book = Book(ledgers, self.shards, records, Fingerprints(row.salt), mask)
         self.book.transfers.start(self._on_crash)
+        self._upkeep = Upkeep(records)
+        self._upkeep.start()
 
     def _watch(self, parts: _Parts) -> None:
         number, ledger, writer, shard = parts.shard.number, parts.ledger, parts.writer, parts.shard

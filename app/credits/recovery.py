@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from app.audit.keeper import ServiceRefused
 from app.audit.shard import Shard, ShardRow, shard_row
 from app.audit.writer import Fenced, Lease, RedisForgot, Writer
-from app.clock import ms_of, now_ms
+from app.clock import ms_of, now_ms, time_of
 from app.db.keys import shard_keys, shard_tag
 from app.db.lua import load_script
+from app.db.migrate import QUARTERS_AHEAD
 from app.db.sql import query
 
 if TYPE_CHECKING:
@@ -54,8 +55,13 @@ class LedgerRecovery:
     async def recover(self, row: ShardRow, lease: Lease) -> ShardRow:
         """Return the shard's row once Redis continues it. Raises ServiceRefused, Fenced, or a transient error."""
         run_id = await self._link.open()
-        known = await self._link.command("HMGET", self._keys[0], "generation", "seq", "durable", "restoring")
+        known = await self._link.command("HMGET", self._keys[0], "generation", "seq", "durable", "restoring", "at")
         plan = self._plan(row, run_id, known)
+        # The ledger's own time decides in which quarter an event falls, even where a clock was far off.
+        at = time_of(int(known[4] or 0)) if known[4] else time_of(now_ms())
+        await lease.connection.execute(
+            "SELECT ensure_partitions(least($1, now()), greatest($1, now()), $2)", at, QUARTERS_AHEAD
+        )
         if plan != "rebuild":
             try:
                 if plan == "adopt":

@@ -23,7 +23,7 @@ DAY_S = 86_400
 def test_an_account_begins_empty_with_its_settings(shard: ScriptShard) -> None:
     answer = shard.do("account", tenant="t1", settings={"quota": '{"limit":1}'})
 
-    assert answer == ["ok", 0, shard.at, 0, 0, 1, "t1", 0, None]
+    assert answer == ["ok", 0, shard.at, 0, 0, 1, "t1", 0, [shard.at, {"quota": '{"limit":1}'}]]
     assert shard.numbers("t1") == (0, 0, 1)
     assert shard.redis.hget(shard.key("account", "t1"), "quota") == b'{"limit":1}'
 
@@ -38,9 +38,10 @@ def test_a_second_account_is_refused(shard: ScriptShard) -> None:
 def test_update_sets_and_takes_away(shard: ScriptShard) -> None:
     shard.do("account", tenant="t1", settings={"quota": "1", "metadata": "{}"})
 
+    opened = shard.at
     answer = shard.do("update", tenant="t1", settings={"quota": None, "rate_limit": "2"})
 
-    assert answer[0] == "ok"
+    assert answer[3:] == [0, 0, 2, "t1", 0, [opened, {"rate_limit": "2", "metadata": "{}"}]]
     fields = shard.redis.hgetall(shard.key("account", "t1"))
     assert (fields[b"rate_limit"], fields[b"metadata"], fields[b"version"]) == (b"2", b"{}", b"2")
     assert b"quota" not in fields
@@ -165,8 +166,7 @@ def test_a_late_end_expires_the_hold_itself(shard: ScriptShard, verb: str) -> No
     tenant = shard.tenant(100)
     hold = due(shard, tenant, 60)
 
-    first = shard.do(verb, ref=hold)
-    second = shard.do(verb, ref=hold)
+    first, second = shard.run(shard.stamped(verb, ref=hold), shard.stamped(verb, ref=hold))
 
     assert first == second == ["reservation_expired", "r"]
     assert (shard.status(hold), shard.numbers(tenant)) == ("expired", (100, 0, 4))

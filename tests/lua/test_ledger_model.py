@@ -1,0 +1,133 @@
+"""Random sequences of all operations against the model: same answers, same state, same events."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.credits.operation import transaction_id
+from app.db.keys import shard_keys
+from tests.lua.ledger_model import MAX, Model
+from tests.lua.script_shard import GENERATION, MASK, NUMBER, ScriptShard
+
+TENANTS = ["a", "b", "c"]  # "c" is rarely opened
+TTLS_MS = [1, 2, 60_000]
+NOBODY = "01890000-0000-7000-8000-000000000000"
+
+amounts = st.one_of(st.integers(1, 30), st.sampled_from([MAX, MAX - 1, MAX // 2]))
+tenants = st.sampled_from(["a", "a", "b", "b", "c"])
+versions = st.one_of(st.none(), st.none(), st.none(), st.integers(1, 6))
+keys = st.one_of(st.none(), st.none(), st.integers(0, 3))  # a few keys that are used again
+picks = st.integers(0, 5)  # which of the latest reservations or spends
+
+steps = st.one_of(
+    st.tuples(st.just("account"), tenants),
+    st.tuples(st.sampled_from(["topup", "consume", "prepare_out", "prepare_in"]), tenants, amounts, versions),
+    st.tuples(st.just("reserve"), tenants, amounts, versions, st.sampled_from(TTLS_MS)),
+    st.tuples(st.just("commit"), picks, st.one_of(st.none(), amounts), versions),
+    st.tuples(st.sampled_from(["abort", "settle", "cancel"]), picks),
+    st.tuples(st.just("refund"), picks, st.one_of(st.none(), amounts), st.integers(0, 3)),
+    st.tuples(st.just("transfer"), st.lists(st.tuples(tenants, amounts), min_size=1, max_size=4), tenants),
+    st.tuples(st.just("sweep"), st.integers(1, 3)),
+    st.tuples(st.just("wait")),
+)
+
+
+class Play:
+    """One run of the script and the model, side by side."""
+
+    def __init__(self, shard: ScriptShard) -> None:
+        """Begin with two tenants that have something to spend."""
+        self.shard = shard
+        self.model = Model()
+        self.holds: list[str] = []
+        self.spends: list[tuple[str, str, int]] = []
+        for tenant in TENANTS[:2]:
+            self.run([({"op": "account", "tenant": tenant, "settings": {}}, None)])
+            self.run([({"op": "topup", "tenant": tenant, "amount": 50}, None)])
+
+    def operation(self, step: tuple[Any, ...]) -> dict[str, Any]:
+        """Return the operation that a step stands for, given what has happened so far."""
+        verb, *rest = step
+        match verb:
+            case "account":
+                fields: dict[str, Any] = {"tenant": rest[0], "settings": {}}
+            case "topup" | "consume" | "prepare_out" | "prepare_in":
+                fields = {"tenant": rest[0], "amount": rest[1]}
+                if verb in {"topup", "consume"} and rest[2] is not None:
+                    fields["expect"] = rest[2]
+            case "reserve":
+                fields = {"tenant": rest[0], "amount": rest[1], "ttl_ms": rest[3]} | ({} if rest[2] is None else {"expect": rest[2]})
+            case "commit":
+                fields = {"ref": self.picked(rest[0])}
+                fields |= {name: value for name, value in (("amount", rest[1]), ("expect", rest[2])) if value is not None}
+            case "abort" | "settle" | "cancel":
+                identifier = self.picked(rest[0])
+                hold = self.model.holds.get(identifier)
+                fields = {"ref": identifier, "purpose": hold.purpose if hold is not None else "transfer_out"}
+            case "refund":
+                identifier, tenant, consumed = self.spends[-1 - rest[0] % len(self.spends)] if self.spends else (NOBODY, "c", 5)
+                known = min(self.model.refunded.get(identifier, 0), rest[2])
+                fields = {"ref": identifier, "tenant": tenant, "consumed": consumed, "refunded": known, "generation": GENERATION}
+                fields |= {} if rest[1] is None else {"amount": rest[1]}
+            case "transfer":
+                pairs = [*((tenant, -amount) for tenant, amount in rest[0]), (rest[1], sum(amount for _, amount in rest[0]))]
+                fields = {"legs": [{"tenant_id": tenant, "amount": max(-MAX, min(MAX, amount))} for tenant, amount in pairs]}
+            case _:
+                fields = {"limit": rest[0]}
+        return {"op": verb, **fields}
+
+    def picked(self, number: int) -> str:
+        """Return one of the latest reservations, or one that never was."""
+        return self.holds[-1 - number % len(self.holds)] if self.holds and number < 5 else NOBODY
+
+    def run(self, batch: list[tuple[dict[str, Any], int | None]]) -> None:
+        """Send operations in one script call, play them in the model, and compare the answers."""
+        stamped = [
+            op if op["op"] == "sweep" else self.shard.stamped(**op, key=None if key is None else f"again-{key}") for op, key in batch
+        ]
+        answers = self.shard.run(*stamped)
+        self.model.at = at = self.shard.at
+        for op, answer in zip(stamped, answers, strict=True):
+            assert answer == self.model.play(op, lambda seq: transaction_id(at, NUMBER, GENERATION, seq, MASK)), op
+            if answer[0] == "ok":
+                identifier = transaction_id(at, NUMBER, GENERATION, answer[1], MASK)
+                if identifier in self.model.holds:
+                    self.holds.append(identifier)
+                elif op["op"] in {"consume", "commit"}:
+                    self.spends.append((identifier, answer[6], answer[7]))
+
+    def compare(self) -> None:
+        """The state in Redis is that of the model, and the outbox holds every event of it."""
+        read = self.shard.redis
+        for tenant, account in self.model.accounts.items():
+            fields = read.hgetall(self.shard.key("account", tenant))
+            known = {name: int(fields.get(name.encode(), 0)) for name in ("balance", "reserved", "incoming", "version")}
+            assert known == vars(account)
+            assert 0 <= account.reserved <= account.balance <= MAX - account.incoming
+        for identifier, hold in self.model.holds.items():
+            assert self.shard.status(identifier) == hold.status
+        open_spends = {name.encode() for name, hold in self.model.holds.items() if (hold.status, hold.purpose) == ("held", "spend")}
+        assert set(read.zrange(shard_keys(NUMBER)[2], 0, -1)) == open_spends
+        assert [result for _, result in self.shard.outbox()] == self.model.events
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(st.lists(st.lists(st.tuples(steps, keys), min_size=1, max_size=4), max_size=25))
+def test_any_sequence_of_operations_is_answered_like_the_model(
+    connection: redis.Redis, batches: list[list[tuple[tuple[Any, ...], int | None]]]
+) -> None:
+    play = Play(ScriptShard(connection))
+
+    for batch in batches:
+        if any(step == ("wait",) for step, _ in batch):
+            time.sleep(max(TTLS_MS[:2]) / 1000)
+        operations = [(play.operation(step), key) for step, key in batch if step != ("wait",)]
+        play.run(copy.deepcopy(operations))
+
+    play.compare()
