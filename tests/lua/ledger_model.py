@@ -215,7 +215,7 @@ class Model:
             account = self.accounts[tenant]
             if amount < 0:
                 if not self.covers(tenant, gives[tenant] - amount):
-                    return ["insufficient_credits", max(0, account.balance - account.reserved - gives[tenant]), i, "r"]
+                    return ["insufficient_credits", max(1, account.balance - account.reserved - gives[tenant]), i, "r"]
                 gives[tenant] -= amount
             else:
                 gains[tenant] += amount
