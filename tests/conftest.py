@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-
 from stores import PrivatePostgres, PrivateRedis, run_apart, running_postgres, running_redis
 
 # --- stores and recovery rounds -------------------------------------------------------------------------------------

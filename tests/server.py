@@ -41,7 +41,13 @@ class ShieldxServer:
     """
 
     def __init__(
-        self, directory: Path, redis_url: str = "", database_url: str = "", *, shards: int = 1, name: str = "replica",
+        self,
+        directory: Path,
+        redis_url: str = "",
+        database_url: str = "",
+        *,
+        shards: int = 1,
+        name: str = "replica",
         **settings: str,
     ) -> None:
         """`directory` gets the log; without URLs also the embedded servers. `settings` are further SHIELDX_ variables."""

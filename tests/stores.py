@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import re
 import secrets
 import shutil
@@ -174,7 +175,7 @@ class PrivateRedis(StoreProcess):
         """The part of the append-only file that is being written: the last `incr` file of the manifest."""
         folder = self.directory.redis / "appendonlydir"
         manifest = next(folder.glob("*.manifest")).read_text()
-        names = re.findall(r"^file (\S+) seq \d+ type i", manifest, re.MULTILINE)
+        names: list[str] = re.findall(r"^file (\S+) seq \d+ type i", manifest, re.MULTILINE)
         return folder / names[-1]
 
     def aof_size(self) -> int:
@@ -230,6 +231,13 @@ class PrivatePostgres(StoreProcess):
         """SIGKILL the postmaster and all backends; its pid may belong to somebody else at the next start."""
         super().kill()
         (self.directory.postgres / "postmaster.pid").unlink(missing_ok=True)
+
+    def kill_backend(self, pick: random.Random) -> None:
+        """SIGKILL one of the processes that the postmaster forked: it ends all sessions and recovers by itself."""
+        assert self.process is not None, "the server does not run"
+        child = pick.choice(psutil.Process(self.process.pid).children())
+        with contextlib.suppress(psutil.Error):
+            child.kill()
 
     def url(self, database: str, user: str = "postgres") -> str:
         """DATABASE_URL of a database, over the unix socket."""

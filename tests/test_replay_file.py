@@ -1,4 +1,4 @@
-"""Replay: what a file plans, which files are refused, how calls are repeated, and whole runs on a real server."""
+"""Replay: what a file plans, which files are refused, and whole runs on a real server."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
@@ -62,6 +62,16 @@ Record = Callable[[str, str, int, float], None]
 Enclosed = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 AUTHENTICATOR: Final[web.AppKey[Authenticator]] = web.AppKey("authenticator")
+
+
+class Fixed(NamedTuple):
+    """A route whose path has no parameters: what the router finds for it, and what answers."""
+
+    match: web.UrlMappingMatchInfo
+    enclosed: Enclosed
+
+
+FIXED: Final[web.AppKey[Mapping[tuple[str, str], Fixed]]] = web.AppKey("fixed")
 FAULTS: Final[web.AppKey[Faults]] = web.AppKey("faults")
 RECORD: Final[web.AppKey[Record]] = web.AppKey("record")
 REQUEST_ID: Final = web.RequestKey("request_id", str)

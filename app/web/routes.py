@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 from multidict import istr
 
 from app.web.answers import JSON, Answer, json_answer, problem_answer
-from app.web.edge import enclose, enclose_unknown, expect_continue
+from app.web.edge import FIXED, Fixed, enclose, enclose_unknown, expect_continue
 from app.web.fields import LIMIT_DEFAULT, Cursor, Limit, Time
 from app.web.problems import Problem, invalid
 from app.web.typed import typed
@@ -91,12 +91,24 @@ def add_routes(app: web.Application, routes: Sequence[Route]) -> None:
     A GET route answers HEAD too (RFC 9110 9.3.2). Called once per application, with all its routes.
     """
     router = app.router
+    fixed: dict[tuple[str, str], Fixed] = {}
     for route in routes:
         enclosed = enclose(app, route)
-        router.add_route(route.method, route.path, enclosed, expect_handler=expect_continue)
-        if route.method == "GET":
-            router.add_route("HEAD", route.path, enclosed, expect_handler=expect_continue)
+        methods = ("GET", "HEAD") if route.method == "GET" else (route.method,)
+        for method in methods:
+            added = router.add_route(method, route.path, enclosed, expect_handler=expect_continue)
+            if "{" not in route.path:
+                fixed[method, route.path] = Fixed(_match(app, added), enclosed)
     router.add_route("*", "/{rest:.*}", enclose_unknown(app), expect_handler=expect_continue)
+    app[FIXED] = fixed
+
+
+def _match(app: web.Application, route: web.AbstractRoute) -> web.UrlMappingMatchInfo:
+    """What the router would find for a path without parameters: the same for every request, so it is made once."""
+    match = web.UrlMappingMatchInfo({}, route)
+    match.add_app(app)
+    match.freeze()
+    return match
 
 
 def idempotency_key(request: web.Request) -> str:

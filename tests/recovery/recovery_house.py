@@ -14,17 +14,17 @@ from recovery_load import Load
 from recovery_operations import Operation, Plan
 from recovery_proof import LedgerState, Proof, fold
 from redis.asyncio import Redis
+from server import ShieldxServer
 from stall_proxy import StallProxy
+from stores import PrivatePostgres, PrivateRedis
 
 from app.credits.request import Fingerprints
 from app.db.keys import shard_keys, shard_tag
-from server import ShieldxServer
-from stores import PrivatePostgres, PrivateRedis
 
 ORDINARY_TENANTS: Final = 24
 OPENING_BALANCE: Final = 3_000
-REPLAYS_OF_THIS_LOAD: Final = 300
-REPLAYS_OF_EARLIER_LOADS: Final = 60
+REPLAYS: Final = 300  # of one load: about half of its answers
+EARLIER_PART: Final = 5
 QUIET_TIMEOUT_S: Final = 15.0
 SWEEP_TIMEOUT_S: Final = 30.0  # a transfer counts as stalled after 5 s, and one look takes a second
 AOF_SAMPLE_S: Final = 0.02
@@ -35,8 +35,15 @@ class House:
     """One ledger. Scenarios may share it: later ones also check what earlier ones were told."""
 
     def __init__(
-        self, directory: Path, postgres: PrivatePostgres, redis: PrivateRedis, database_url: str, *, shards: int = 1,
-        proxies: Mapping[str, StallProxy] | None = None, restricted_url: str = "",
+        self,
+        directory: Path,
+        postgres: PrivatePostgres,
+        redis: PrivateRedis,
+        database_url: str,
+        *,
+        shards: int = 1,
+        proxies: Mapping[str, StallProxy] | None = None,
+        restricted_url: str = "",
     ) -> None:
         """`database_url` is the owner's, which also checks, always on the direct way.
 
@@ -117,12 +124,12 @@ class House:
     def cut_last_second(self, pick: random.Random, how: str) -> int:
         """Cut up to a second off the file of the dead Redis; return how many bytes it lost.
 
-        how  "record": at the end of a whole command; "byte": anywhere; "all": everything; "half": much more than a second
+        how  "nothing"; "record": up to the end of a whole command; "byte": anywhere; "half" and "all": more than a second
         """
         size = self.redis.aof_size()
         now_s = asyncio.get_running_loop().time()
         old = max((known for at, known in self._aof_sizes if at <= now_s - LOST_SECONDS and known <= size), default=0)
-        keep = {"all": 0, "half": size // 2}.get(how, pick.randint(min(old, size), size))
+        keep = {"nothing": size, "half": size // 2, "all": 0}.get(how, pick.randint(min(old, size), size))
         if how == "record":
             keep = record_boundary(self.redis.aof.read_bytes(), keep)
         self.redis.cut_aof(keep)
@@ -130,8 +137,11 @@ class House:
 
     # What is checked.
 
-    async def prove(self, load: Load) -> None:
-        """Check every promise to every client so far; AssertionError with what is broken."""
+    async def prove(self, load: Load, *, sample: int = REPLAYS) -> None:
+        """Check every promise to every client so far; AssertionError with what is broken.
+
+        sample  answers of this load that are asked for again, and a part of it of earlier loads
+        """
         load.check()
         self._journal.extend(load.operations)
         alive = [server for server in self.servers if server.alive]
@@ -143,21 +153,21 @@ class House:
         proof = Proof(state, fingerprints)
         proof.check(self._journal, transfer_legs)
         assert not proof.faults, f"{len(proof.faults)} faults\n{proof.report()}\n{load.report()}"
-        await self._replay_some(load)
+        await self._replay_some(load, sample)
         await self._check_trial_balance(load)
 
     def _verify(self, server: ShieldxServer) -> tuple[int, str]:
         done = server.run_command("audit", "verify", "--json", "--database-url", self.database_url)
         return done.returncode, done.stdout + done.stderr
 
-    async def _replay_some(self, load: Load) -> None:
+    async def _replay_some(self, load: Load, sample: int) -> None:
         """Replay a sample of what was answered, above all refusals and what had to be asked more than once."""
         pick = random.Random(len(self._journal))
         settled = [operation for operation in load.operations if operation.settled]
         telling = [o for o in settled if o.attempts > 1 or (o.settled and o.settled.status not in {200, 201})]
-        telling = pick.sample(telling, min(len(telling), REPLAYS_OF_THIS_LOAD))
-        others = pick.sample(settled, min(len(settled), REPLAYS_OF_THIS_LOAD - len(telling) // 2))
-        earlier = pick.sample(self._journal, min(len(self._journal), REPLAYS_OF_EARLIER_LOADS))
+        telling = pick.sample(telling, min(len(telling), sample))
+        others = pick.sample(settled, min(len(settled), sample - len(telling) // 2))
+        earlier = pick.sample(self._journal, min(len(self._journal), sample // EARLIER_PART))
         chosen = {operation.key: operation for operation in (*telling, *others, *earlier)}
         await load.replay(list(chosen.values()))
         load.check()
@@ -180,6 +190,7 @@ class House:
                     rows = await session.fetch(
                         "SELECT shard, seq, entry, hash, prev_hash FROM audit_entries ORDER BY shard, seq"
                     )
+                    assert ledger is not None, "the database holds no ledger"
                     state = fold(rows, ledger["origin"], ledger["shard_count"])
                     tables = await _tables(session)
                 redis_state = await _redis_state(redis, state)
@@ -216,7 +227,9 @@ class House:
 
 async def _tables(session: asyncpg.Connection[Any]) -> dict[str, Any]:
     accounts = await session.fetch("SELECT tenant_id, balance, reserved, incoming, version FROM credit_accounts")
-    holds = await session.fetch("SELECT reservation_id::text, tenant_id, amount FROM credit_reservations WHERE status = 'held'")
+    holds = await session.fetch(
+        "SELECT reservation_id::text, tenant_id, amount FROM credit_reservations WHERE status = 'held'"
+    )
     transfers = await session.fetch("SELECT transaction_id::text, legs::text FROM credit_transfers")
     return {
         "accounts": {row[0]: tuple(row)[1:] for row in accounts},
@@ -250,7 +263,9 @@ def compare(state: LedgerState, tables: dict[str, Any], redis_state: dict[str, A
     faults = []
     for tenant, account in state.accounts.items():
         found = {"postgres": tables["accounts"].get(tenant), "redis": redis_state["accounts"].get(tenant)}
-        faults += [f"{tenant}: {name} has {has}, the chain {account}" for name, has in found.items() if has != tuple(account)]
+        faults += [
+            f"{tenant}: {name} has {has}, the chain {account}" for name, has in found.items() if has != tuple(account)
+        ]
     faults += [f"postgres has {tenant}, the chain has not" for tenant in tables["accounts"].keys() - state.accounts.keys()]
     holds = {identifier: (hold["tenant_id"], hold["amount"]) for identifier, hold in state.holds.items()}
     if tables["holds"] != holds:

@@ -10,7 +10,6 @@ from typing import Any, Final, TypeVar
 
 import aiohttp
 from recovery_operations import FINAL, REMEMBERED, Answer, Operation, Plan
-
 from server import ROOT_KEY, ShieldxServer
 
 OUTAGE_ANSWER_MAX_S: Final = 2.0  # callers hear of an outage within this time
@@ -147,7 +146,8 @@ class Load:
     async def read(self, path: str) -> dict[str, Any]:
         """Return the JSON of a GET that has to succeed."""
         answer = await self._request("GET", path, None)
-        assert answer is not None and answer.status == 200, f"GET {path}: {answer}"
+        assert answer is not None, f"GET {path} was not answered"
+        assert answer.status == 200, f"GET {path}: {answer}"
         return answer.fields
 
     async def close(self) -> None:
@@ -251,8 +251,14 @@ class Load:
         return answer
 
     def _judge_delivery(
-        self, operation: Operation | None, call: str, answer: Answer | None, retry_after: str | None, fault: str,
-        started_s: float, waited_s: float,
+        self,
+        operation: Operation | None,
+        call: str,
+        answer: Answer | None,
+        retry_after: str | None,
+        fault: str,
+        started_s: float,
+        waited_s: float,
     ) -> None:
         """A server that is up answers in time, with 503 and Retry-After at worst."""
         what = operation or call

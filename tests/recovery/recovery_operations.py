@@ -11,6 +11,8 @@ import orjson
 
 HOT_SHARE: Final = 0.3  # of the operations go to one tenant
 HOLD_SHORT_SHARE: Final = 0.3  # of the holds expire after a second, while the load runs
+PARTIAL_SHARE: Final = 0.5  # of the commits and refunds take only a part
+AMOUNT_MAX: Final = {"consume": 40, "topup": 120, "reserve": 30}
 UNKNOWN_ID: Final = "01900000-0000-7000-8000-{:012x}"
 REMEMBERED: Final = frozenset({200, 201, 402, 404, 409})
 FINAL: Final = REMEMBERED | {422}
@@ -118,39 +120,41 @@ class Plan:
         return self._random.choice(self._held)
 
     def _single(self, kind: str) -> tuple[str, dict[str, Any]]:
+        """Return path and body of an operation that is no batch."""
         pick = self._random
+        closing = {"commit": "commit", "overcommit": "commit", "abort": "abort"}.get(kind)
+        if closing is not None:
+            identifier, amount = self._hold()
+            body: dict[str, Any] = {"amount": amount + 1} if kind == "overcommit" else {}
+            if kind == "commit" and pick.random() < PARTIAL_SHARE:
+                body = {"amount": pick.randint(1, amount)}
+            return f"/v1/credits/reservations/{identifier}/{closing}", body
         match kind:
-            case "consume":
-                return "/v1/credits/consume", {"tenant_id": self._tenant(), "amount": pick.randint(1, 40)}
-            case "topup":
-                return "/v1/credits/topup", {"tenant_id": self._tenant(), "amount": pick.randint(1, 120)}
+            case "consume" | "topup":
+                return f"/v1/credits/{kind}", {"tenant_id": self._tenant(), "amount": pick.randint(1, AMOUNT_MAX[kind])}
             case "reserve":
                 ttl_seconds = 1 if pick.random() < HOLD_SHORT_SHARE else 3_600
-                return "/v1/credits/reserve", {
-                    "tenant_id": self._tenant(), "amount": pick.randint(1, 30), "ttl_seconds": ttl_seconds,
-                }  # fmt: skip
-            case "commit" | "overcommit":
-                identifier, amount = self._hold()
-                body = {"amount": amount + 1} if kind == "overcommit" else {}
-                if kind == "commit" and pick.random() < 0.5:
-                    body = {"amount": pick.randint(1, amount)}
-                return f"/v1/credits/reservations/{identifier}/commit", body
-            case "abort":
-                return f"/v1/credits/reservations/{self._hold()[0]}/abort", {}
+                body = {"tenant_id": self._tenant(), "amount": pick.randint(1, AMOUNT_MAX[kind]), "ttl_seconds": ttl_seconds}
+                return "/v1/credits/reserve", body
             case "refund":
                 identifier, amount = pick.choice(self._spent)
-                part = {"amount": pick.randint(1, amount)} if pick.random() < 0.5 else {}
+                part = {"amount": pick.randint(1, amount)} if pick.random() < PARTIAL_SHARE else {}
                 return "/v1/credits/refund", {"transaction_id": identifier} | part
             case "transfer":
                 return "/v1/transactions", {"legs": self._legs()}
+        return self._refused(kind)
+
+    def _refused(self, kind: str) -> tuple[str, dict[str, Any]]:
+        """Return path and body of an operation that the ledger must refuse."""
+        pick = self._random
+        match kind:
             case "overdraw":
                 return "/v1/credits/consume", {"tenant_id": self._tenant(), "amount": 10**12}
             case "ghost":
                 return "/v1/credits/consume", {"tenant_id": f"nobody-{pick.randint(1, 10**9)}", "amount": 1}
             case "unknown_reservation":
                 return f"/v1/credits/reservations/{UNKNOWN_ID.format(pick.getrandbits(40))}/abort", {}
-            case _:
-                return "/v1/credits/refund", {"transaction_id": UNKNOWN_ID.format(pick.getrandbits(40))}
+        return "/v1/credits/refund", {"transaction_id": UNKNOWN_ID.format(pick.getrandbits(40))}
 
     def _legs(self) -> list[dict[str, Any]]:
         giver, *takers = self._random.sample(self.tenants, self._random.randint(2, 4))
@@ -164,7 +168,9 @@ class Plan:
         operation = self._make("batch", "/v1/credits/batch", {})
         members = []
         for i in range(self._random.randint(2, 12)):
-            kind = self._random.choices(("consume", "topup", "reserve", "commit", "abort", "refund", "ghost"), (8, 3, 3, 2, 1, 1, 1))[0]
+            kind = self._random.choices(
+                ("consume", "topup", "reserve", "commit", "abort", "refund", "ghost"), (8, 3, 3, 2, 1, 1, 1)
+            )[0]
             if (kind in {"commit", "abort"} and not self._held) or (kind == "refund" and not self._spent):
                 kind = "consume"
             path, body = self._single(kind)

@@ -159,7 +159,10 @@ class Proof:
         asked: Counter[str] = Counter()
         for operation in operations:
             for other in operation.answers[1:]:
-                if other.status in REMEMBERED and (other.status, other.body) != (operation.answers[0].status, operation.answers[0].body):
+                if other.status in REMEMBERED and (other.status, other.body) != (
+                    operation.answers[0].status,
+                    operation.answers[0].body,
+                ):
                     self.faults.append(f"two answers to one key: {operation}: {operation.answers[0]}, {other}")
             for unit in units_of(operation):
                 asked[self._fingerprints.key(unit.key)] += 1
@@ -194,14 +197,18 @@ class Proof:
         if unit.kind != "account":
             names += ["transaction_id", "amount", "seq", "shard"]
             if len(self._by_transaction[fields["transaction_id"]]) != 1:
-                self.faults.append(f"the transaction id stands {len(self._by_transaction[fields['transaction_id']])} times: {unit}")
+                self.faults.append(
+                    f"the transaction id stands {len(self._by_transaction[fields['transaction_id']])} times: {unit}"
+                )
         wrong = [name for name in names if fields[name] != record[name]]
         if wrong or record["type"] != wanted:
             self.faults.append(f"the answer is not what the chain says in {wrong}: {unit} {record}")
 
     def _check_transfer(self, unit: Unit, records: list[dict[str, Any]]) -> None:
         legs = unit.fields["legs"]
-        if [_leg(record) for record in records] != legs or {r["transaction_id"] for r in records} != {unit.fields["transaction_id"]}:
+        if [_leg(record) for record in records] != legs or {r["transaction_id"] for r in records} != {
+            unit.fields["transaction_id"]
+        }:
             self.faults.append(f"the legs are not those of the chain: {unit} {records}")
         if len(self._by_transaction[unit.fields["transaction_id"]]) != len(legs):
             self.faults.append(f"the transaction id stands elsewhere too: {unit}")

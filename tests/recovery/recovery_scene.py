@@ -8,12 +8,15 @@ import random
 from collections.abc import AsyncIterator
 from typing import Final
 
-from recovery_house import House
+from recovery_house import REPLAYS, House
 from recovery_load import Load
 
 FAULT_AFTER_MIN_S: Final = 0.3
 FAULT_AFTER_MAX_S: Final = 1.2
 LOAD_AFTER_S: Final = 0.4  # what clients do once everything is ready again
+OUTAGE_MIN_S: Final = 2.3
+OUTAGE_MAX_S: Final = 2.9
+QUIET_REPLAYS: Final = 60
 
 
 class Scene:
@@ -53,7 +56,7 @@ class Scene:
         load = await self._open(1, 4)
         yield load
         await self.house.wait_ready()
-        await self._prove(load)
+        await self._prove(load, sample=QUIET_REPLAYS)
 
     async def _open(self, servers: int, clients: int) -> Load:
         await self.house.start_servers(servers)
@@ -61,14 +64,18 @@ class Scene:
         self._load = await self.house.open_load(self._seed, clients=clients)
         return self._load
 
-    async def _prove(self, load: Load) -> None:
-        await self.house.prove(load)
+    async def _prove(self, load: Load, *, sample: int = REPLAYS) -> None:
+        await self.house.prove(load, sample=sample)
         print(f"{len(load.operations)} operations, {load.summary()}")
         self.house.spoiled = False
 
     async def some_time(self) -> None:
         """Let the load run until a random moment."""
         await asyncio.sleep(self.random.uniform(FAULT_AFTER_MIN_S, FAULT_AFTER_MAX_S) - FAULT_AFTER_MIN_S)
+
+    async def outage(self) -> None:
+        """Let a dead store stay dead for so long that a caller who waits for it is told too late."""
+        await asyncio.sleep(self.random.uniform(OUTAGE_MIN_S, OUTAGE_MAX_S))
 
     async def close(self) -> None:
         """End the load."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from recovery_scene import Scene
+from server import ShieldxServer
+from stores import StoreProcess
 
 
 @pytest.mark.parametrize(("shards", "cut"), [(1, "byte"), (2, "record")])
@@ -11,7 +13,7 @@ async def test_killed_house_loses_and_repeats_nothing(scene: Scene, shards: int,
     house = scene.house
     async with scene.load(abandon_transfers=shards > 1):
         await scene.some_time()
-        parts = [house.servers[0], house.redis, house.postgres]
+        parts: list[ShieldxServer | StoreProcess] = [house.servers[0], house.redis, house.postgres]
         scene.random.shuffle(parts)
         for part in parts:
             part.kill()

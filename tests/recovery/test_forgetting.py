@@ -52,9 +52,13 @@ async def test_refusal_that_redis_lost_alone_stays_refused(scene: Scene) -> None
 async def test_batch_key_is_not_taken_for_another_batch_after_a_flush(scene: Scene) -> None:
     async with scene.quiet_load() as load:
         tenant = load.plan.tenants[0]
-        first = await ask(load, "batch", "/v1/credits/batch", {"operations": [{"op": "consume", "tenant_id": tenant, "amount": 1}]})
+        first = await ask(
+            load, "batch", "/v1/credits/batch", {"operations": [{"op": "consume", "tenant_id": tenant, "amount": 1}]}
+        )
         await scene.house.redis.flush()
-        other = Operation(first.key, "overcommit", first.path, {"operations": [{"op": "topup", "tenant_id": tenant, "amount": 1}]})
+        other = Operation(
+            first.key, "overcommit", first.path, {"operations": [{"op": "topup", "tenant_id": tenant, "amount": 1}]}
+        )
 
         await load.settle([other])
 

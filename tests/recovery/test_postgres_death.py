@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from typing import Final
 
-import pytest
 from recovery_scene import Scene
 
 KILLS: Final = 4  # of one round; each hits another moment of a transaction
+COMMITTERS: Final = 24  # clients: more of them than elsewhere, so that some transaction commits at most moments
+BETWEEN_S: Final = 0.1
 
 
-@pytest.mark.parametrize("shards", [1])
-async def test_killed_postgres_loses_and_repeats_nothing(scene: Scene, shards: int) -> None:
+async def test_killed_postgres_loses_and_repeats_nothing(scene: Scene) -> None:
     postgres = scene.house.postgres
-    async with scene.load(clients=24) as load:
-        for _ in range(KILLS):
+    async with scene.load(clients=COMMITTERS) as load:
+        for kill in range(KILLS):
             await scene.some_time()
-            postgres.kill()
+            if kill == KILLS - 1:
+                postgres.kill_backend(scene.random)
+            else:
+                postgres.kill()
+                if kill == 0:
+                    await scene.outage()
+                await postgres.start()
 
-            await postgres.start()
             await scene.house.wait_ready()
-            await load.run_for(0.1)
+            await load.run_for(BETWEEN_S)

@@ -8,7 +8,6 @@ from typing import Final
 
 import pytest
 from recovery_scene import Scene
-
 from server import ShieldxServer
 
 TAKEOVER_TIMEOUT_S: Final = 20.0  # a writer counts as gone after 3 s of silence

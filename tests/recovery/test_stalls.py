@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 import pytest
@@ -10,8 +9,6 @@ from recovery_scene import Scene
 from stall_proxy import Direction, End
 
 DIRECTIONS: Final[tuple[Direction, ...]] = ("to_store", "from_store", "both")
-STALL_MIN_S: Final = 2.4  # a caller who has to wait for its end is told too late
-STALL_MAX_S: Final = 3.0
 STORES: Final = ("redis", "postgres")
 
 
@@ -24,7 +21,7 @@ async def test_stalled_store_is_told_to_callers_in_time(proxied_scene: Scene, en
             print(f"the way to {store} stalls: {direction}")
             await proxied_scene.some_time()
             house.proxies[store].stall(direction)
-            await asyncio.sleep(pick.uniform(STALL_MIN_S, STALL_MAX_S))
+            await proxied_scene.outage()
 
             house.proxies[store].release(end)
             await house.wait_ready()
