@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+# What a heavy ask may take beyond a light one: a batch of 10,000 gets 5 s more, at a tenth of the usual speed.
+SECONDS_PER_UNIT = 0.0005
+
 T = TypeVar("T")
 M = TypeVar("M", bound="Ask[Any]")
 
@@ -105,7 +108,7 @@ class Actor(Generic[M]):
             raise ActorStopped(self.name)
         future = self._loop.create_future()
         message.reply = future
-        message.deadline_s = self._loop.time() + self._ask_timeout_s
+        message.deadline_s = self._loop.time() + self._ask_timeout_s + (message.weight - 1) * SECONDS_PER_UNIT
         self._tell(message)
         self._asks.append(message)
         return future
@@ -173,10 +176,15 @@ class Actor(Generic[M]):
         return batch
 
     def _expire_asks(self) -> None:
-        """Fail the asks that are past their deadline. All asks wait equally long, so they stand in order."""
+        """Fail the asks that are past their deadline, and forget those that have been answered."""
         assert self._loop is not None
         now_s = self._loop.time()
-        while self._asks and (not self._asks[0].open or self._asks[0].deadline_s <= now_s):
-            self._asks.popleft().fail(AskTimeout(self.name))
+        waiting = deque(ask for ask in self._asks if ask.open)
+        self._asks.clear()
+        for ask in waiting:
+            if ask.deadline_s <= now_s:
+                ask.fail(AskTimeout(self.name))
+            else:
+                self._asks.append(ask)
         if self._accepting or self._asks:
             self._loop.call_later(self._ask_timeout_s / 8, self._expire_asks)

@@ -38,6 +38,7 @@ APPLIED_MAX: Final = 4_096  # operations applied and not yet durable; beyond it 
 ASK_TIMEOUT_S: Final = 1.6  # callers hear of an outage within 2 s
 SWEEP_INTERVAL_S: Final = 0.5  # how late an expired hold may still be shown as held
 SWEEP_HOLDS_MAX: Final = 256  # holds that one sweep expires: about 5 ms of Redis
+NEVER: Final = -1  # a generation that no order can be answered in
 OUTAGE_PAUSE_S: Final = 0.05  # between looks at a shard that is closed
 
 
@@ -50,8 +51,9 @@ class _Chunk(NamedTuple):
 
     generation: int
     head: int
-    operations: int
+    members: list[Order]  # one for each operation
     orders: list[Order]
+    kept: asyncio.Task[None] | None  # until Postgres has the refusals
 
 
 class Ledger(Actor[Order]):
@@ -178,9 +180,8 @@ class Ledger(Actor[Order]):
     async def _take(self, chunk: Sequence[tuple[Order, int]], generation: int, reply: list[Any]) -> bool:
         """Hand the events on, have the refusals remembered, and let the orders wait until all of it is durable.
 
-        False: Redis has forgotten an account, so the chunk is to be decided again after the shard is rebuilt. When
-        Postgres is away this raises. Either way no order has got an outcome, and what the chunk applied is found by
-        its idempotency records the next time.
+        False: Redis has forgotten an account, so the chunk is to be decided again after the shard is rebuilt; no
+        order has got an outcome, and what the chunk applied is found by its idempotency records the next time.
         """
         first, head = int(reply[1]), int(reply[2])
         number, mask = self._shard.number, self._mask
@@ -201,14 +202,18 @@ class Ledger(Actor[Order]):
         if missing and await self._has_forgotten(missing):
             self.doubt()
             return False
-        if kept:
-            await self._records.remember(number, kept)
-        self._wait_for_durability(chunk, generation, head, outcomes)
+        self._wait_for_durability(chunk, generation, head, outcomes, kept)
         return True
 
     def _wait_for_durability(
-        self, chunk: Sequence[tuple[Order, int]], generation: int, head: int, outcomes: Sequence[Outcome]
+        self,
+        chunk: Sequence[tuple[Order, int]],
+        generation: int,
+        head: int,
+        outcomes: Sequence[Outcome],
+        refusals: Sequence[tuple[dict[str, Any], bytes]],
     ) -> None:
+        kept = asyncio.create_task(self._records.remember(self._shard.number, refusals)) if refusals else None
         orders: list[Order] = []
         for (order, i), outcome in zip(chunk, outcomes, strict=True):
             if not order.outcomes:
@@ -218,9 +223,17 @@ class Ledger(Actor[Order]):
                 orders.append(order)
         self.batches += 1
         self.operations += len(chunk)
-        self._applied.append(_Chunk(generation, head, len(chunk), orders))
+        self._applied.append(_Chunk(generation, head, [order for order, _ in chunk], orders, kept))
         self._applied_operations += len(chunk)
-        self._settle()
+        if kept is None:
+            self._settle()
+        else:
+            kept.add_done_callback(self._on_kept)
+
+    def _on_kept(self, kept: asyncio.Task[None]) -> None:
+        if not kept.cancelled() and kept.exception() is not None:
+            log.warning("refusals not kept", extra={"shard": self._shard.number, "reason": repr(kept.exception())})
+        self._on_shard_change()
 
     async def _has_forgotten(self, refused: list[dict[str, Any]]) -> bool:
         """Whether Postgres knows an account that was missing from Redis, and still is: a missing key is never zero."""
@@ -251,15 +264,24 @@ class Ledger(Actor[Order]):
         self._moved.set()
 
     def _settle(self) -> None:
-        """Answer what has become durable; submit again what an older generation applied and may have lost."""
+        """Answer what has become durable; submit again what an older generation applied and may have lost.
+
+        An order whose refusals could not be kept is submitted again too: its records in Redis answer it.
+        """
         generation, durable = self._shard.generation, self._shard.durable
         lost: list[Order] = []
         while self._applied:
             chunk = self._applied[0]
-            if chunk.generation == generation and chunk.head > durable:
+            if chunk.kept is not None and not chunk.kept.done():
+                break
+            failed = chunk.kept is not None and (chunk.kept.cancelled() or chunk.kept.exception() is not None)
+            if not failed and chunk.generation == generation and chunk.head > durable:
                 break
             self._applied.popleft()
-            self._applied_operations -= chunk.operations
+            self._applied_operations -= len(chunk.members)
+            if failed:
+                for order in chunk.members:
+                    order.generation = NEVER
             for order in chunk.orders:
                 if order.generation == generation:
                     order.answer(order.outcomes)

@@ -77,7 +77,7 @@ class Model:
         """Return the holds whose time has come, in the order in which they expire."""
         ids = [
             (hold.expires_at, identifier) for identifier, hold in self.holds.items()
-            if hold.status == "held" and hold.purpose == "spend" and hold.expires_at < self.at and tenant in {None, hold.tenant}
+            if hold.status == "held" and hold.purpose == "spend" and hold.expires_at <= self.at and tenant in {None, hold.tenant}
         ]  # fmt: skip
         return [identifier for _, identifier in sorted(ids)]
 
