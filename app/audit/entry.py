@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import orjson
@@ -51,6 +51,35 @@ class Event(msgspec.Struct):
     description: str | None = None
     metadata: str | None = None
     details: str | None = None
+
+
+Json = int | str | bool | list[Any] | dict[str, Any] | None
+
+
+class Record(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """The record inside an entry. Its fields stand in the order of canonical JSON: encoded, they give that form."""
+
+    amount: int
+    at: str
+    balance: int
+    credit: str
+    debit: str
+    description: str | None
+    details: dict[str, Json] | None
+    fingerprint: str | None
+    generation: int
+    idempotency: str | None
+    metadata: str | None
+    prev_hash: str
+    reference: str | None
+    reserved: int
+    schema: int
+    seq: int
+    shard: int
+    tenant_id: str
+    transaction_id: str
+    type: str
+    version: int
 
 
 def genesis_hash(origin: str) -> bytes:

@@ -9,41 +9,16 @@ by several processes, and an entry that is well-formed but false is found all th
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
+
+from app.audit.entry import Record
 
 BALANCE_MAX: Final = 10**14 - 1  # credits; the largest number that the ledger can hold exactly
 TENANT_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 Purpose = Literal["spend", "transfer_out", "transfer_in"]
-Json = int | str | bool | list[Any] | dict[str, Any] | None
-
-
-class Record(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """The record inside an entry. Its fields stand in the order of canonical JSON: encoded, they give that form."""
-
-    amount: int
-    at: str
-    balance: int
-    credit: str
-    debit: str
-    description: str | None
-    details: dict[str, Json] | None
-    fingerprint: str | None
-    generation: int
-    idempotency: str | None
-    metadata: str | None
-    prev_hash: str
-    reference: str | None
-    reserved: int
-    schema: int
-    seq: int
-    shard: int
-    tenant_id: str
-    transaction_id: str
-    type: str
-    version: int
 
 
 class Rule(NamedTuple):

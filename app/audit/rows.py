@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from app.audit.entry import ENTRY_PREFIX, HASH_BYTES, LEAF_PREFIX, SCHEMA
-from app.audit.fold import Hold, RangeFold, Record, Span, Transfer
+from app.audit.entry import ENTRY_PREFIX, HASH_BYTES, LEAF_PREFIX, SCHEMA, Record
+from app.audit.fold import Hold, RangeFold, Span, Transfer
 from app.audit.report import Bad
 from app.clock import POSTGRES_EPOCH_US, time_text
 

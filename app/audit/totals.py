@@ -14,8 +14,8 @@ from app.audit.rows import TIME_MIN_US, link_fault, order_fault
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from app.audit.entry import RowSeal
-    from app.audit.fold import Hold, Record, Span, Transfer
+    from app.audit.entry import Record, RowSeal
+    from app.audit.fold import Hold, Span, Transfer
     from app.audit.rows import Proof
 
 SEAL_BYTES: Final = 2 * HASH_BYTES

@@ -25,7 +25,7 @@ import msgspec
 import orjson
 
 from app.actor import Ask
-from app.audit.entry import ENTRY_PREFIX, Event
+from app.audit.entry import ENTRY_PREFIX, Event, Record
 from app.clock import ms_of
 
 if TYPE_CHECKING:
@@ -246,38 +246,12 @@ def _other_outcome(shard: int, code: str, result: list[Any]) -> Outcome:
 def event_of_entry(entry: bytes) -> Event:
     """Return the event that an entry of the chain was made from."""
     r = _record(entry[len(ENTRY_PREFIX) :])
-    details = bytes(r.details).decode()
+    details = None if r.details is None else orjson.dumps(r.details, option=orjson.OPT_SORT_KEYS).decode()
     return Event(
         r.shard, r.generation, r.seq, ms_of(datetime.fromisoformat(r.at)), r.type, r.tenant_id, r.debit, r.credit,
         r.amount, r.balance, r.reserved, r.version, r.transaction_id, r.idempotency, r.fingerprint, r.reference,
-        r.description, r.metadata, None if details == "null" else details,
+        r.description, r.metadata, details,
     )  # fmt: skip
 
 
-class EntryRecord(msgspec.Struct, forbid_unknown_fields=True):
-    """An entry's record as it stands in the chain; the names are those of `app.audit.entry`."""
-
-    amount: int
-    at: str
-    balance: int
-    credit: str
-    debit: str
-    description: str | None
-    details: msgspec.Raw
-    fingerprint: str | None
-    generation: int
-    idempotency: str | None
-    metadata: str | None
-    prev_hash: str
-    reference: str | None
-    reserved: int
-    schema: int
-    seq: int
-    shard: int
-    tenant_id: str
-    transaction_id: str
-    type: str
-    version: int
-
-
-_record: Final = msgspec.json.Decoder(EntryRecord).decode
+_record: Final = msgspec.json.Decoder(Record).decode

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.audit.entry import ENTRY_PREFIX, Event, RowSeal, entry_bytes
-from app.audit.fold import Record
+from app.audit.entry import ENTRY_PREFIX, Event, Record, RowSeal, entry_bytes
 from app.audit.verify import EXIT_INTACT, EXIT_TAMPERED, EXIT_UNCHECKED, run_verify, verify_ledger
 from tests.audit.chain import SEAL, Book, make_chain, mixed_events
 from tests.audit.conftest import LedgerDatabase

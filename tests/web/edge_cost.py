@@ -155,7 +155,7 @@ def main() -> None:
         processes.append(process)
         ports[name] = mine.recv()
     for name, turns in uvloop.run(measure(ports)).items():
-        print(f"{name:22} {min(turns):6.1f} us lowest {statistics.median(turns):6.1f} us median")  # noqa: T201
+        print(f"{name:22} {min(turns):6.1f} us lowest {statistics.median(turns):6.1f} us median")
     for process in processes:
         process.kill()
 

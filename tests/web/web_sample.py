@@ -200,7 +200,7 @@ async def start(limits: ConnectionLimits) -> Server:
 async def eventually(condition: Callable[[], bool], deadline_s: float = 5.0) -> None:
     """Wait until `condition` holds; TimeoutError if it does not in time."""
     async with asyncio.timeout(deadline_s):
-        while not condition():  # noqa: ASYNC110 - the condition belongs to the server, which signals nothing.
+        while not condition():
             await asyncio.sleep(0.01)
 
 
