@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -38,7 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     shutdown_grace_seconds: Annotated[int, Meta(ge=1, le=600)] = 20
     header_timeout_seconds: Annotated[int, Meta(ge=1, le=300)] = 10
     connections_max: Annotated[int, Meta(ge=1, le=100_000)] = 4096
-    log_level: Annotated[str, Meta(pattern="^(debug|info|warning|error)$")] = "info"
+    log_level: Annotated[str, Meta(pattern=r"^(debug|info|warning|error)\Z")] = "info"
     replica_name: Annotated[str, Meta(min_length=1, max_length=64)] = f"{socket.gethostname()[:40]}-{os.getpid()}"
 
     def __repr__(self) -> str:
@@ -105,6 +106,8 @@ def _parse(field: msgspec.structs.FieldInfo, text: str) -> object:
         return services
     if field.type is Path:
         return Path(text)
+    if isinstance(field.default, int) and not re.fullmatch(r"[0-9]{1,9}", text):
+        raise ValueError("Expected a whole number")
     return msgspec.convert(text, field.type, strict=False)
 
 

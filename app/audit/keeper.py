@@ -17,8 +17,9 @@ import redis.exceptions
 
 from app.actor import ActorStopped
 from app.audit.shard import shard_row
-from app.audit.writer import Fenced, Lease, RedisForgot
+from app.audit.writer import POSTGRES_ANSWER_TIMEOUT_S, Fenced, Lease, RedisForgot
 from app.db.keys import applied_channel
+from app.db.postgres import cut_off
 from app.db.retry import TRANSIENT, delay_ms
 
 if TYPE_CHECKING:
@@ -133,9 +134,10 @@ class Keeper:
     async def _follow(self, connection: asyncpg.Connection[Any]) -> bool:
         """Keep the view up to date until the lock is ours (True) or the process stops (False)."""
         number = self._shard.number
-        await connection.add_listener(f"shieldx_s{number:02d}", self._heard)
+        with cut_off(connection, POSTGRES_ANSWER_TIMEOUT_S):
+            await connection.add_listener(f"shieldx_s{number:02d}", self._heard)
         while not self._stopping.is_set():
-            async with asyncio.timeout(5):
+            with cut_off(connection, POSTGRES_ANSWER_TIMEOUT_S):
                 if await connection.fetchval("SELECT pg_try_advisory_lock($1, $2)", LOCK_CLASS, number):
                     await connection.remove_listener(f"shieldx_s{number:02d}", self._heard)
                     return True
@@ -164,7 +166,8 @@ class Keeper:
 
     async def _lead(self, connection: asyncpg.Connection[Any]) -> None:
         self._shard.close("recovering")
-        row = shard_row(await connection.fetchrow(_RAISE_EPOCH, self._shard.number, self._name))
+        with cut_off(connection, POSTGRES_ANSWER_TIMEOUT_S):
+            row = shard_row(await connection.fetchrow(_RAISE_EPOCH, self._shard.number, self._name))
         lease = Lease(connection, row.epoch, asyncio.get_running_loop().create_future())
         self._writer.stand_at(row.head_seq, row.head_hash)
         row = await self._recovery.recover(row, lease)

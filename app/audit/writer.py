@@ -16,6 +16,7 @@ import asyncpg
 from app.actor import Actor, Ask
 from app.audit.entry import RowSeal, entry_bytes, entry_hash
 from app.db.keys import shard_keys
+from app.db.postgres import cut_off
 from app.db.retry import TRANSIENT
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ class Writer(Actor[Handover]):
             _numbers([e.reserved for e in events]), _numbers([e.version for e in events]),
             _numbers([len(entry) for entry in entries]), b"".join(entries), b"".join(hashes), b"".join(signatures),
         )  # fmt: skip
-        async with asyncio.timeout(POSTGRES_ANSWER_TIMEOUT_S):
+        with cut_off(lease.connection, POSTGRES_ANSWER_TIMEOUT_S):
             await self._append(lease, events, rows)
         self._head_seq, self._head_hash = last, prev_hash
         self._beat_s = time.monotonic()
@@ -254,7 +255,7 @@ class Writer(Actor[Handover]):
             await self._projection.apply(lease.connection, folded)
 
     async def _beat(self, lease: Lease) -> None:
-        async with asyncio.timeout(POSTGRES_ANSWER_TIMEOUT_S):
+        with cut_off(lease.connection, POSTGRES_ANSWER_TIMEOUT_S):
             status = await lease.connection.execute(
                 f"UPDATE ledger_shards SET beat_at = now() "  # noqa: S608 - integers only
                 f"WHERE shard = {self._shard.number} AND epoch = {lease.epoch}"

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from app.audit.keeper import ServiceRefused
 from app.audit.shard import Shard, ShardRow, shard_row
-from app.audit.writer import Fenced, Lease, RedisForgot, Writer
+from app.audit.writer import POSTGRES_ANSWER_TIMEOUT_S, Fenced, Lease, RedisForgot, Writer
 from app.clock import ms_of, now_ms, time_of
 from app.db.keys import shard_keys, shard_tag
 from app.db.lua import load_script
 from app.db.migrate import QUARTERS_AHEAD
+from app.db.postgres import cut_off
 from app.db.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     import asyncpg
 
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 REMEMBER_MS: Final = 86_400_000  # as long as an answer is given again
 ROWS_PER_CALL: Final = 500  # rows laid into Redis by one script call: about 2 ms of its time
+PAGE_TIMEOUT_S: Final = 30.0  # the first page of a large table may wait for a scan
 SCAN_COUNT: Final = 1_000  # keys looked at per SCAN step
 
 _KEYS: Final = re.compile(rb'"fingerprint":"([\w-]{22})".*?"idempotency":"([\w-]{22})"')
@@ -81,10 +83,11 @@ class LedgerRecovery:
             generation += 1
             await self._record_generation(lease, generation, run_id)
             await self._rebuild(lease, generation)
-        final = await lease.connection.fetchrow(
-            "SELECT epoch, generation, run_id, head_seq, head_hash FROM ledger_shards WHERE shard = $1",
-            self._shard.number,
-        )
+        with cut_off(lease.connection, POSTGRES_ANSWER_TIMEOUT_S):
+            final = await lease.connection.fetchrow(
+                "SELECT epoch, generation, run_id, head_seq, head_hash FROM ledger_shards WHERE shard = $1",
+                self._shard.number,
+            )
         return shard_row(final)
 
     def _plan(self, row: ShardRow, run_id: str, known: Sequence[bytes | None]) -> Plan:
@@ -99,8 +102,24 @@ class LedgerRecovery:
             return "rebuild"
         return "continue" if run_id == row.run_id else "adopt"
 
+    async def _execute(self, lease: Lease, sql: str, *values: Any) -> str:
+        with cut_off(lease.connection, POSTGRES_ANSWER_TIMEOUT_S):
+            return await lease.connection.execute(sql, *values)
+
+    async def _pages(self, lease: Lease, sql: str) -> AsyncIterator[list[asyncpg.Record]]:
+        """Return the rows of a statement about this shard in pages, each within PAGE_TIMEOUT_S."""
+        with cut_off(lease.connection, PAGE_TIMEOUT_S):
+            cursor = await lease.connection.cursor(sql, self._shard.number)
+        while True:
+            with cut_off(lease.connection, PAGE_TIMEOUT_S):
+                rows = await cursor.fetch(ROWS_PER_CALL)
+            if not rows:
+                return
+            yield rows
+
     async def _record_generation(self, lease: Lease, generation: int, run_id: str) -> None:
-        status = await lease.connection.execute(
+        status = await self._execute(
+            lease,
             "UPDATE ledger_shards SET generation = $3, run_id = $4 WHERE shard = $1 AND epoch = $2",
             self._shard.number, lease.epoch, generation, run_id,
         )  # fmt: skip
@@ -139,21 +158,19 @@ class LedgerRecovery:
             await self._restore(lease.epoch, verb, *words)
 
     async def _lay_accounts(self, lease: Lease) -> None:
-        cursor = await lease.connection.cursor(
+        sql = (
             "SELECT tenant_id, balance, reserved, incoming, version, created_at, settings "
-            "FROM credit_accounts WHERE shard = $1",
-            self._shard.number,
+            "FROM credit_accounts WHERE shard = $1"
         )
-        while rows := await cursor.fetch(ROWS_PER_CALL):
+        async for rows in self._pages(lease, sql):
             await self._lay(lease, "accounts", [[*row[:5], ms_of(row[5]), row[6]] for row in rows])
 
     async def _lay_holds(self, lease: Lease) -> None:
-        cursor = await lease.connection.cursor(
+        sql = (
             "SELECT reservation_id, tenant_id, amount, purpose, expires_at FROM credit_reservations "
-            "WHERE shard = $1 AND status = 'held'",
-            self._shard.number,
+            "WHERE shard = $1 AND status = 'held'"
         )
-        while rows := await cursor.fetch(ROWS_PER_CALL):
+        async for rows in self._pages(lease, sql):
             await self._lay(
                 lease, "holds", [[str(r[0]), r[1], r[2], r[3], ms_of(r[4]) if r[4] else 0, "held"] for r in rows]
             )
@@ -161,22 +178,21 @@ class LedgerRecovery:
     async def _lay_answers(self, lease: Lease) -> int:
         """Lay the idempotency records of the last day; return the time of the chain's last entry, Unix ms."""
         now = now_ms()
-        connection: asyncpg.Connection[Any] = lease.connection
-        cursor = await connection.cursor(
-            "SELECT seq, at, entry FROM audit_entries WHERE shard = $1 AND at > now() - interval '24 hours'",
-            self._shard.number,
-        )
-        while rows := await cursor.fetch(ROWS_PER_CALL):
+        sql = "SELECT seq, at, entry FROM audit_entries WHERE shard = $1 AND at > now() - interval '24 hours'"
+        async for rows in self._pages(lease, sql):
             await self._lay(lease, "answers", [word for seq, at, entry in rows if (word := _answer(seq, at, entry, now))])
-        last = await connection.fetchval(
-            "SELECT at FROM audit_entries WHERE shard = $1 AND seq = $2", self._shard.number, self._writer.head_seq
-        )
+        with cut_off(lease.connection, PAGE_TIMEOUT_S):
+            last = await lease.connection.fetchval(
+                "SELECT at FROM audit_entries WHERE shard = $1 AND seq = $2", self._shard.number, self._writer.head_seq
+            )
         return ms_of(last) if last is not None else 0
 
     async def _lay_refusals(self, connection: asyncpg.Connection[Any], epoch: int) -> None:
         """Lay the refusals and batch keys of the last day: they have no seq, so Redis may have lost the newest."""
         now = now_ms()
-        for row in await connection.fetch(query("remembered_answers"), self._shard.number):
+        with cut_off(connection, PAGE_TIMEOUT_S):
+            rows = await connection.fetch(query("remembered_answers"), self._shard.number)
+        for row in rows:
             await self._restore(epoch, "answers", row[0], row[1] + row[2], _seconds_left(ms_of(row[3]), now))
 
 

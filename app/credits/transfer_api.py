@@ -39,6 +39,8 @@ async def _over_shards(book: Book, legs: list[dict[str, Any]], stamp: dict[str, 
         return json_answer(await book.transfers.body(transfer), replayed=replayed)
     code, *values = transfer.refusal or ["transaction_stalled"]
     first_request_id = str(values.pop()) if values else request_id
+    # Whoever did not decide it meets a replay, even if both began at once.
+    replayed = replayed or first_request_id != request_id
     return refused_answer(Refused(code, tuple(values), first_request_id, replayed), request_id)
 
 

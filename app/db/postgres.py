@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 APP_ROLE: Final = "shieldx_app"  # may append to the chain, never change it
 CONNECT_TIMEOUT_S: Final = 2.0
@@ -24,6 +29,20 @@ _WRITER_SETTINGS: Final = {"enable_hashjoin": "off", "enable_mergejoin": "off", 
 
 async def _no_reset(_connection: asyncpg.Connection[Any]) -> None:
     """Leave a connection as it is: reads change nothing of a session, and a reset costs a round trip each."""
+
+
+@contextmanager
+def cut_off(connection: asyncpg.Connection[Any], seconds: float) -> Iterator[None]:
+    """Kill the connection when the work inside takes longer: whatever waits on it then raises a transient error.
+
+    A time limit that cancels is not enough: leaving a transaction or a cursor sends a statement of its own and waits
+    for its answer, on a connection that may never answer again.
+    """
+    timer = asyncio.get_running_loop().call_later(seconds, connection.terminate)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 async def open_pool(database_url: str, size: int) -> asyncpg.Pool[Any]:

@@ -135,7 +135,7 @@ class Play:
 
 
 # A failure is shown as it was found: to shrink it takes minutes, because time goes on meanwhile.
-@settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example])
+@settings(max_examples=40, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example])
 @given(st.lists(st.lists(st.tuples(steps, keys), min_size=1, max_size=4), min_size=20, max_size=40))
 def test_any_sequence_of_operations_is_answered_like_the_model(
     connection: redis.Redis, batches: list[list[tuple[tuple[Any, ...], int | None]]]

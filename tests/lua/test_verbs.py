@@ -216,6 +216,17 @@ def test_a_sweep_expires_at_most_its_limit(shard: ScriptShard) -> None:
     assert shard.status(alive) == "held"
 
 
+def test_a_sweep_begins_with_the_hold_that_was_due_first(shard: ScriptShard) -> None:
+    tenant = shard.tenant(10)
+    later, sooner = shard.hold(tenant, 1, ttl_ms=20), due(shard, tenant, 1)
+    while time.time() * 1000 <= shard.redis.zscore(shard_keys(NUMBER)[2], later):
+        time.sleep(0.001)
+
+    shard.run({"op": "sweep", "limit": 1})
+
+    assert (shard.status(later), shard.status(sooner)) == ("held", "expired")
+
+
 def test_a_closed_reservation_is_forgotten_after_a_day(shard: ScriptShard) -> None:
     tenant = shard.tenant(100)
     committed, aborted, expired, alive = shard.hold(tenant, 1), shard.hold(tenant, 1), due(shard, tenant, 1), shard.hold(tenant, 1)

@@ -25,6 +25,7 @@ ORDINARY_TENANTS: Final = 24
 OPENING_BALANCE: Final = 3_000
 REPLAYS: Final = 300  # of one load: about half of its answers
 EARLIER_PART: Final = 5
+TRANSFER_WEIGHTS: Final = (8, 60)  # in one shard; in several, where some are to be caught half-way
 QUIET_TIMEOUT_S: Final = 15.0
 SWEEP_TIMEOUT_S: Final = 30.0  # a transfer counts as stalled after 5 s, and one look takes a second
 AOF_SAMPLE_S: Final = 0.02
@@ -101,7 +102,7 @@ class House:
         self._loads += 1
         label = f"load{self._loads}-{seed:08x}"
         tenants = [f"{label}-{'hot' if i == 0 else i}" for i in range(ORDINARY_TENANTS + 1)]
-        plan = Plan(seed, label, tenants)
+        plan = Plan(seed, label, tenants, TRANSFER_WEIGHTS[self.shards > 1])
         load = Load(self.servers, plan, seed, clients=clients)
         await load.connect()
         opening = plan.opening(OPENING_BALANCE)
@@ -208,8 +209,8 @@ class House:
         seqs = [await redis.hget(shard_keys(shard)[0], "seq") for shard in range(self.shards)]
         return {shard: int(seq) if seq is not None else -2 for shard, seq in enumerate(seqs)}
 
-    async def wait_transfers_closed(self) -> None:
-        """Wait until the sweeper has finished every transfer that somebody left, and no leg is held."""
+    async def wait_transfers_closed(self) -> int:
+        """Wait until the sweeper has finished every transfer that somebody left, and no leg is held; return their number."""
         session = await asyncpg.connect(self.database_url)
         open_ones = (
             "SELECT (SELECT count(*) FROM credit_transfers WHERE state NOT IN ('committed', 'aborted')) + "
@@ -218,9 +219,11 @@ class House:
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + SWEEP_TIMEOUT_S
         try:
+            found = await session.fetchval(open_ones)
             while (count := await session.fetchval(open_ones)) > 0:
                 assert loop.time() < deadline_s, f"{count} transfers and legs are open"
                 await asyncio.sleep(0.1)
+            return int(found)
         finally:
             await session.close()
 

@@ -18,7 +18,7 @@ HANG_S: Final = 12.0  # a request that takes longer is given up, and reported
 RETRY_PAUSE_S: Final = 0.05
 SETTLE_TIMEOUT_S: Final = 40.0  # after the last fault every retry must be answered within this time
 DUPLICATE_SHARE: Final = 0.03  # of the operations are sent twice at once
-ABANDON_SHARE: Final = 0.5  # of the unanswered transfers are left to the sweeper, where a test asks for it
+ABANDON_SHARE: Final = 0.9  # of the unanswered transfers are left to the sweeper, where a test asks for it
 READ_SHARE: Final = 0.04
 VIOLATIONS_SHOWN: Final = 12
 

@@ -63,8 +63,9 @@ class Operation:
 class Plan:
     """Chooses operations at random, and remembers the holds and spends that later ones refer to."""
 
-    def __init__(self, seed: int, label: str, tenants: list[str]) -> None:
+    def __init__(self, seed: int, label: str, tenants: list[str], transfer_weight: int = WEIGHTS["transfer"]) -> None:
         """`label` makes the keys of this load unlike those of any other on the same ledger; tenants[0] is hot."""
+        self._weights = WEIGHTS | {"transfer": transfer_weight}
         self._random = random.Random(seed)
         self.label = label
         self.tenants = tenants
@@ -83,7 +84,7 @@ class Plan:
 
     def next(self) -> Operation:
         """Return a new operation."""
-        kind = self._random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        kind = self._random.choices(list(self._weights), list(self._weights.values()))[0]
         if kind == "batch":
             return self._batch()
         if kind in {"commit", "abort", "overcommit"} and not self._held:
