@@ -61,9 +61,7 @@ class LedgerRecovery:
         plan = self._plan(row, run_id, known)
         # The ledger's own time decides in which quarter an event falls, even where a clock was far off.
         at = time_of(int(known[4] or 0)) if known[4] else time_of(now_ms())
-        await lease.connection.execute(
-            "SELECT ensure_partitions(least($1, now()), greatest($1, now()), $2)", at, QUARTERS_AHEAD
-        )
+        await self._execute(lease, "SELECT ensure_partitions(least($1, now()), greatest($1, now()), $2)", at, QUARTERS_AHEAD)
         if plan != "rebuild":
             try:
                 if plan == "adopt":
