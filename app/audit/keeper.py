@@ -211,7 +211,8 @@ class Keeper:
         while True:
             try:
                 async with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
-                    await channel.subscribe(applied_channel(self._shard.number))
+                    async with asyncio.timeout(POSTGRES_ANSWER_TIMEOUT_S):
+                        await channel.subscribe(applied_channel(self._shard.number))
                     attempt = 0
                     while True:
                         if await channel.get_message(timeout=1.0) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from redis.asyncio import ConnectionPool
@@ -22,7 +23,10 @@ ANSWER_TIMEOUT_S: Final = 1.5
 
 
 def make_pool(redis_url: str) -> ConnectionPool:
-    """Return the settings of every Redis connection: no client-side retries, bounded waits, bytes in and out.
+    """Return the settings of every Redis connection: no client-side retries, bytes in and out.
+
+    Waits are bounded by whoever sends. The library's own time limit wraps every send in a task, which costs a task
+    and, on Python 3.11, can swallow a cancellation.
 
     redis_url: redis://, rediss:// or unix://. Raises ValueError for anything else.
     """
@@ -31,7 +35,7 @@ def make_pool(redis_url: str) -> ConnectionPool:
         retry=Retry(NoBackoff(), 0),
         retry_on_error=[],
         socket_connect_timeout=CONNECT_TIMEOUT_S,
-        socket_timeout=ANSWER_TIMEOUT_S,
+        socket_timeout=None,
         health_check_interval=0,
         protocol=2,
     )
@@ -55,7 +59,8 @@ class RedisLink:
         await self.close()
         connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await connection.connect()  # type: ignore[no-untyped-call]
             self._connection = connection
             info: bytes = await self.command("INFO", "server")
         except BaseException:
@@ -79,8 +84,9 @@ class RedisLink:
         if connection is None:
             raise ConnectionError("the link to Redis is closed")
         try:
-            await connection.send_command(*words)
-            return await connection.read_response()
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await connection.send_command(*words)
+                return await connection.read_response()
         except ResponseError:
             raise
         except BaseException:

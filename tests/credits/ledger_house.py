@@ -34,6 +34,7 @@ class LedgerHouse:
         self._stack = stack
         self._numbers = itertools.count()
         self._servers: dict[int, tuple[ShieldxServer, Ledger]] = {}
+        self._embedded: ShieldxServer | None = None
 
     async def make_ledger(self) -> Ledger:
         """Return an empty database of each store."""
@@ -46,11 +47,31 @@ class LedgerHouse:
         """Return the session's server with this many ledger shards. For use outside an event loop."""
         if shards not in self._servers:
             ledger = asyncio.run(self.make_ledger())
-            server = ShieldxServer(self._directory, *ledger, shards=shards, name=f"shards-{shards}")
-            self._stack.callback(server.kill)
+            server = self.server_on(ledger, f"shards-{shards}", shards=shards)
             asyncio.run(server.start())
             self._servers[shards] = server, ledger
         return self._servers[shards]
+
+    def server_on(self, ledger: Ledger, name: str, *, shards: int = 1, **settings: str) -> ShieldxServer:
+        """Return a server on a ledger that has not been started; it ends with the session at the latest."""
+        server = ShieldxServer(self._directory, *ledger, shards=shards, name=name, **settings)
+        self._stack.callback(server.kill)
+        return server
+
+    def embedded(self) -> ShieldxServer:
+        """Return the session's server with stores and a root key of its own. For use outside an event loop."""
+        if self._embedded is None:
+            server = ShieldxServer(self._stack.enter_context(store_directory("embedded")), name="embedded", root_key="")
+            self._stack.callback(stop, server)
+            asyncio.run(server.start())
+            self._embedded = server
+        return self._embedded
+
+
+def stop(server: ShieldxServer) -> None:
+    """Stop a server as an operator would, so that its embedded stores stop too."""
+    if server.alive:
+        server.stop()
 
 
 _HOUSE: Final[pytest.StashKey[LedgerHouse]] = pytest.StashKey()

@@ -6,7 +6,7 @@ from typing import Final
 
 from recovery_scene import Scene
 
-KILLS: Final = 4  # of one round; each hits another moment of a transaction
+KILLS: Final = 3  # of one round; each hits another moment of a transaction
 COMMITTERS: Final = 24  # clients: more of them than elsewhere, so that some transaction commits at most moments
 BETWEEN_S: Final = 0.1
 

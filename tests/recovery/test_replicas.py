@@ -54,8 +54,7 @@ async def test_killed_writers_are_replaced(scene: Scene, shards: int) -> None:
         await house.wait_ready()
 
 
-@pytest.mark.parametrize("shards", [1, 2])
-async def test_paused_writer_cannot_write_after_it_was_replaced(scene: Scene, shards: int) -> None:
+async def test_paused_writer_cannot_write_after_it_was_replaced(scene: Scene) -> None:
     house = scene.house
     async with scene.load(servers=2) as load:
         await scene.some_time()

@@ -1,0 +1,32 @@
+"""Databases and Redis links for the tests of the floor below the ledger."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from tests.credits.ledger_house import LedgerHouse, house_of
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def house(pytestconfig: pytest.Config) -> LedgerHouse:
+    return house_of(pytestconfig)
+
+
+@pytest.fixture
+async def empty_url(house: LedgerHouse) -> str:
+    """URL of an empty database, as its owner."""
+    return await house.postgres.make_database(f"floor_{next(_numbers)}")
+
+
+@pytest.fixture
+async def empty(empty_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
+    connection = await asyncpg.connect(empty_url)
+    yield connection
+    await connection.close()
