@@ -77,7 +77,9 @@ def test_a_bad_variable_of_serve_is_named(monkeypatch: pytest.MonkeyPatch, capsy
     assert "SHIELDX_LEDGER_SHARDS: " in refused(["serve"], capsys)
 
 
-def test_a_short_root_key_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_root_key_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("SHIELDX_ROOT_KEY", "short-one")
 
     text = refused(["serve"], capsys)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.settings import DESCRIPTIONS, SERVICES, Settings, SettingRefused, read_settings, variable_of
+from app.settings import DESCRIPTIONS, SERVICES, SettingRefused, Settings, read_settings, variable_of
 
 NAMES = [field.name for field in msgspec.structs.fields(Settings)]
 SECRETS = ["root_key", "audit_key", "redis_url", "database_url", "migrate_database_url"]
@@ -18,7 +18,12 @@ STORES = {"REDIS_URL": "redis://localhost", "DATABASE_URL": "postgresql://localh
 def test_without_anything_the_defaults_hold() -> None:
     settings = read_settings({}, {})
 
-    assert (settings.host, settings.port, settings.shadow_port, settings.data_dir) == ("127.0.0.1", 5004, 5005, Path(".shieldx"))
+    assert (settings.host, settings.port, settings.shadow_port, settings.data_dir) == (
+        "127.0.0.1",
+        5004,
+        5005,
+        Path(".shieldx"),
+    )
     assert (settings.services, settings.redis_url, settings.database_url) == (SERVICES, "", "")
 
 

@@ -291,7 +291,8 @@ class Ledger(Actor[Order]):
             self.put_back(lost)
 
     async def _wait_for_room(self) -> None:
-        while self._applied_operations >= APPLIED_MAX:
+        """Stay one batch ahead of the writer, no more: what would wait for its commit rather waits here and joins."""
+        while self._applied_operations >= APPLIED_MAX or self._writer.waiting:
             await self._wait_moved()
 
     async def _wait_moved(self) -> None:

@@ -25,7 +25,10 @@ digests = st.from_regex(r"[A-Za-z0-9_-]{22}", fullmatch=True)
 ids = st.uuids().map(str)
 # Any character that is one: the edge refuses lone surrogates, and U+0000, which no column can hold.
 free_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=60)
-controls = st.text(st.sampled_from([chr(code) for code in [*range(1, 0x20), 0x22, 0x5C, 0x2F, 0x7F, 0x80, 0xFFFF, 0x10FFFF, 0x2028]]), max_size=40)
+controls = st.text(
+    st.sampled_from([chr(code) for code in [*range(1, 0x20), 0x22, 0x5C, 0x2F, 0x7F, 0x80, 0xFFFF, 0x10FFFF, 0x2028]]),
+    max_size=40,
+)
 details = st.one_of(
     st.none(),
     st.integers(0, 2**52).map(lambda at: f'{{"expires_at_ms":{at}}}'),
@@ -120,7 +123,7 @@ def test_any_change_of_an_event_changes_its_hash(event: Event) -> None:
 def test_a_known_entry_has_the_bytes_that_it_always_had() -> None:
     event = Event(
         0, 1, 5, 1_700_000_000_007, "consume", "t1", "tenant:t1", "system:revenue", 3, 97, 10, 4,
-        "018bcfe5-6807-7000-8000-000000000005", "k" * 22, "f" * 22, None, "naïve \"x\"\n", '{"a":1}', None,
+        "018bcfe5-6807-7000-8000-000000000005", "k" * 22, "f" * 22, None, 'naïve "x"\n', '{"a":1}', None,
     )  # fmt: skip
 
     entry = entry_bytes(event, bytes(32))

@@ -160,7 +160,9 @@ async def test_accounts_are_folded_by_the_last_event_of_each(desk: Desk) -> None
 
     await desk.writer.commit(desk.lease, in_shard(book.events))
 
-    rows = await desk.database.session.fetch("SELECT tenant_id, balance, version, shard, settings FROM credit_accounts ORDER BY 1")
+    rows = await desk.database.session.fetch(
+        "SELECT tenant_id, balance, version, shard, settings FROM credit_accounts ORDER BY 1"
+    )
     assert [tuple(row) for row in rows] == [("a", 6, 4, NUMBER, '{"quota": "1"}'), ("b", 6, 3, NUMBER, '{"quota": "1"}')]
 
 

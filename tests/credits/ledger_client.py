@@ -58,7 +58,14 @@ class Client:
         self.url = url
 
     async def call(
-        self, method: str, path: str, body: Any = None, *, key: str | None = None, data: bytes | None = None, **fields: str | None
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        key: str | None = None,
+        data: bytes | None = None,
+        **fields: str | None,
     ) -> Reply:
         """Send a request as the root. `fields` are header fields, `_` for `-`; None leaves one away."""
         headers: dict[str, str | None] = {**AUTHORIZED, "Idempotency-Key": key}
@@ -71,7 +78,9 @@ class Client:
             method, self.url + path, data=content, headers=sent, skip_auto_headers=["Content-Type"]
         ) as answer:
             raw = await answer.read()
-            return Reply(answer.status, answer.headers, raw, orjson.loads(raw) if raw and "json" in answer.content_type else None)
+            return Reply(
+                answer.status, answer.headers, raw, orjson.loads(raw) if raw and "json" in answer.content_type else None
+            )
 
     async def get(self, path: str) -> Reply:
         """GET as the root."""

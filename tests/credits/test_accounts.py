@@ -24,7 +24,12 @@ async def test_a_new_account_is_empty_and_has_version_1(client: Client) -> None:
 
 
 async def test_settings_come_back_as_they_were_given(client: Client) -> None:
-    settings = {"low_balance_threshold": 0, "quota": QUOTA, "rate_limit": RATE, "metadata": {"plan": "pro", "n": [1, None, "ü"]}}
+    settings = {
+        "low_balance_threshold": 0,
+        "quota": QUOTA,
+        "rate_limit": RATE,
+        "metadata": {"plan": "pro", "n": [1, None, "ü"]},
+    }
     tenant = await client.tenant(**settings)
 
     account = await client.account(tenant)
@@ -101,7 +106,9 @@ async def test_replayed_patch_is_the_first_answer(client: Client) -> None:
 async def test_patch_changes_what_is_named_and_leaves_the_rest(client: Client) -> None:
     tenant = await client.tenant(7, quota=QUOTA, rate_limit=RATE, metadata={"a": 1, "b": 2})
 
-    reply = await client.call("PATCH", f"/v1/accounts/{tenant}", {"quota": None, "metadata": {"c": 3}, "low_balance_threshold": 4})
+    reply = await client.call(
+        "PATCH", f"/v1/accounts/{tenant}", {"quota": None, "metadata": {"c": 3}, "low_balance_threshold": 4}
+    )
 
     assert reply.status == 200
     assert reply.headers["ETag"] == '"3"'

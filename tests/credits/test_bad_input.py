@@ -16,21 +16,70 @@ NOBODY = "01890000-0000-7000-8000-000000000000"
 AMOUNT = b'"amount":'
 WRONG_TYPE: list[Any] = [None, True, [], {}, "", "1", 1.0, -1, [1], {"a": 1}]
 BAD_NAMES: list[Any] = ["-a", ".a", "a b", "a/b", "ü", "a\n", "a" * 65, "a\x00", "{s00}"]
-BAD_AMOUNTS = [b"0", b"-1", b"100000000000000", b"1.0", b"1e3", b"1E0", b'"1"', b"true", b"1" + b"0" * 5_000, b"-0", b"1e400", b"0.1"]
-BAD_IDS: list[Any] = ["x", NOBODY.upper().replace("0", "A", 1), NOBODY.replace("-7", "-4"), NOBODY[:-1], NOBODY + "0", NOBODY + "\n"]
-BAD_METADATA: list[Any] = [[], "text", 1, {"a": "x" * 4_100}, {"a": "\x00"}, {"\x00": 1}, {"a": 2**63}, {"a": -(2**63) - 1}, {"a": 1e300}]
+BAD_AMOUNTS = [
+    b"0",
+    b"-1",
+    b"100000000000000",
+    b"1.0",
+    b"1e3",
+    b"1E0",
+    b'"1"',
+    b"true",
+    b"1" + b"0" * 5_000,
+    b"-0",
+    b"1e400",
+    b"0.1",
+]
+BAD_IDS: list[Any] = [
+    "x",
+    NOBODY.upper().replace("0", "A", 1),
+    NOBODY.replace("-7", "-4"),
+    NOBODY[:-1],
+    NOBODY + "0",
+    NOBODY + "\n",
+]
+BAD_METADATA: list[Any] = [
+    [],
+    "text",
+    1,
+    {"a": "x" * 4_100},
+    {"a": "\x00"},
+    {"\x00": 1},
+    {"a": 2**63},
+    {"a": -(2**63) - 1},
+    {"a": 1e300},
+]
 BAD_TEXT: list[Any] = ["x" * 501, "\x00", 1, {}]
 BAD_VERSIONS: list[Any] = [-1, 10**14, "1", 1.0, True]
 BAD_KEYS: list[Any] = ["", " a", "a" * 256, "ü", "a\n", 1]
 
 # For each call: its path, a body that is right, and for every field the values that are wrong.
-SPEND = {"tenant_id": BAD_NAMES, "amount": [], "description": BAD_TEXT, "metadata": BAD_METADATA, "expected_version": BAD_VERSIONS}
+SPEND = {
+    "tenant_id": BAD_NAMES,
+    "amount": [],
+    "description": BAD_TEXT,
+    "metadata": BAD_METADATA,
+    "expected_version": BAD_VERSIONS,
+}
 OPTIONAL = {
     "description", "metadata", "expected_version", "ttl_seconds", "idempotency_key", "low_balance_threshold", "quota", "rate_limit",
     "commit.amount", "refund.amount",
 }  # fmt: skip
-QUOTAS = [{}, {"limit": 1}, {"limit": 0, "period": "day"}, {"limit": 1, "period": "week"}, {"limit": 1, "period": "day", "x": 1}]
-RATES = [{}, {"rate": 0, "burst": 1}, {"rate": 1, "burst": 0}, {"rate": -1, "burst": 1}, {"rate": 1e7, "burst": 1}, {"rate": 1, "burst": 1.5}]
+QUOTAS = [
+    {},
+    {"limit": 1},
+    {"limit": 0, "period": "day"},
+    {"limit": 1, "period": "week"},
+    {"limit": 1, "period": "day", "x": 1},
+]
+RATES = [
+    {},
+    {"rate": 0, "burst": 1},
+    {"rate": 1, "burst": 0},
+    {"rate": -1, "burst": 1},
+    {"rate": 1e7, "burst": 1},
+    {"rate": 1, "burst": 1.5},
+]
 SETTINGS = {"low_balance_threshold": [-1, 10**14, 1.0], "quota": QUOTAS, "rate_limit": RATES, "metadata": BAD_METADATA}
 
 
@@ -122,9 +171,17 @@ def syntax_faults(right: bytes) -> Iterator[bytes]:
     yield b"{" + inside + b"," + inside + b"}"
     yield b"{" + inside + b',"metadata":{"a":1,"a":2}}'
     yield b"{" + inside + b',"metadata":{"a":1,"\\u0061":2}}'
-    yield from (right.replace(b"1}", number + b"}") for number in (b"NaN", b"Infinity", b"-Infinity", b"01", b"+1", b"1.", b".5", b"0x1"))
-    yield from (b"{" + inside + b',"description":"' + bad + b'"}' for bad in (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80"))
-    yield from (b"{" + inside + b',"description":"' + bad + b'"}' for bad in (b"\\ud800", b"\\udc00\\ud800", b"\n", b"\x01", b"\\x", b"\\u12"))
+    yield from (
+        right.replace(b"1}", number + b"}")
+        for number in (b"NaN", b"Infinity", b"-Infinity", b"01", b"+1", b"1.", b".5", b"0x1")
+    )
+    yield from (
+        b"{" + inside + b',"description":"' + bad + b'"}' for bad in (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xf4\x90\x80\x80")
+    )
+    yield from (
+        b"{" + inside + b',"description":"' + bad + b'"}'
+        for bad in (b"\\ud800", b"\\udc00\\ud800", b"\n", b"\x01", b"\\x", b"\\u12")
+    )
     yield b"{" + inside + b',"metadata":' + b'{"a":' * 1000 + b"1" + b"}" * 1000 + b"}"
     yield b"{" + inside + b',"metadata":' + b"[" * 1000 + b"]" * 1000 + b"}"
     yield b"[" * 30_000
@@ -176,7 +233,9 @@ async def test_a_wrong_operation_refuses_its_batch(client: Client, tenant: str, 
     assert reply.body["errors"][0]["pointer"].startswith("/operations/1")
 
 
-@pytest.mark.parametrize("body", [{}, {"operations": None}, {"operations": {}}, {"operations": "x"}, {"operations": [], "x": 1}])
+@pytest.mark.parametrize(
+    "body", [{}, {"operations": None}, {"operations": {}}, {"operations": "x"}, {"operations": [], "x": 1}]
+)
 async def test_a_batch_is_a_list_of_operations(client: Client, body: Any) -> None:
     assert (await client.post("/v1/credits/batch", body)).refusal == (422, "invalid_request")
 
@@ -202,7 +261,17 @@ async def test_patch_refuses_wrong_settings(client: Client, tenant: str, field: 
         assert reply.status in {400, 422}, (field, value, reply.raw)
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1", "json", "", "application/jsonp"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/json; charset=latin-1",
+        "json",
+        "",
+        "application/jsonp",
+    ],
+)
 async def test_only_json_is_read(client: Client, tenant: str, kind: str) -> None:
     reply = await client.call(
         "POST", "/v1/credits/consume", {"tenant_id": tenant, "amount": 1}, key=fresh("key"), Content_Type=kind

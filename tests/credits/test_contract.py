@@ -50,7 +50,9 @@ async def test_the_document_is_openapi_3_1_with_the_running_version(client: Clie
     document = (await client.get("/openapi.json")).body
 
     assert document["openapi"].startswith("3.1")
-    version = re.search(r'^version = "(.+)"$', Path(__file__).parents[2].joinpath("pyproject.toml").read_text(), re.MULTILINE)
+    version = re.search(
+        r'^version = "(.+)"$', Path(__file__).parents[2].joinpath("pyproject.toml").read_text(), re.MULTILINE
+    )
     assert version is not None
     assert document["info"]["version"] == version[1]
 
@@ -63,7 +65,9 @@ def test_generated_requests_get_documented_answers(server: ShieldxServer, tmp_pa
         "--request-timeout", 10, "--suppress-health-check", "all",
     ]  # fmt: skip
 
-    run = subprocess.run([str(word) for word in command], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run(
+        [str(word) for word in command], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
 
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
     tested = re.search(r"Tested: (\d+)", run.stdout)
@@ -103,13 +107,17 @@ def validated(request: pytest.FixtureRequest, client: Client, wide: Client) -> V
 async def test_answers_about_money_have_the_documented_shape(validated: Validated) -> None:
     check, client = validated.check, validated.client
     tenants = [await client.tenant(1000, metadata={"a": 1}, quota={"limit": 5, "period": "hour"}) for _ in range(8)]
-    spent = await check("POST", "/v1/credits/consume", {"tenant_id": tenants[0], "amount": 7, "description": "d", "metadata": {}})
+    spent = await check(
+        "POST", "/v1/credits/consume", {"tenant_id": tenants[0], "amount": 7, "description": "d", "metadata": {}}
+    )
     hold = await check("POST", "/v1/credits/reserve", {"tenant_id": tenants[0], "amount": 7})
     await check("POST", "/v1/credits/refund", {"transaction_id": spent["transaction_id"]})
     await check("POST", "/v1/credits/reservations/{reservation_id}/commit", reservation_id=hold["reservation_id"])
     other = await check("POST", "/v1/credits/reserve", {"tenant_id": tenants[0], "amount": 7})
     await check("POST", "/v1/credits/reservations/{reservation_id}/abort", reservation_id=other["reservation_id"])
-    await check("POST", "/v1/credits/batch", {"operations": [{"op": "consume", "tenant_id": name, "amount": 1} for name in tenants]})
+    await check(
+        "POST", "/v1/credits/batch", {"operations": [{"op": "consume", "tenant_id": name, "amount": 1} for name in tenants]}
+    )
     legs = [{"tenant_id": name, "amount": 1} for name in tenants[1:]]
     moved = await check("POST", "/v1/transactions", {"legs": [{"tenant_id": tenants[0], "amount": -7}, *legs]})
 

@@ -147,7 +147,9 @@ async def test_the_order_of_fields_and_spaces_make_no_other_request(client: Clie
     tenant, key = await client.tenant(100), fresh("key")
 
     first = await client.post("/v1/credits/consume", {"tenant_id": tenant, "amount": 10}, key=key)
-    second = await client.call("POST", "/v1/credits/consume", data=f'{{ "amount": 10,\n"tenant_id":"{tenant}" }}'.encode(), key=key)
+    second = await client.call(
+        "POST", "/v1/credits/consume", data=f'{{ "amount": 10,\n"tenant_id":"{tenant}" }}'.encode(), key=key
+    )
 
     same(first, second)
 

@@ -76,7 +76,9 @@ async def test_wrong_queries_are_refused(client: Client, query: str) -> None:
     assert reply.body["errors"][0]["pointer"].startswith("?")
 
 
-@pytest.mark.parametrize("path", ["/v1/accounts?cursor=MQ", "/v1/accounts/{}/reservations?cursor=MQ", "/v1/accounts/{}/reservations?cursor=ImEi"])
+@pytest.mark.parametrize(
+    "path", ["/v1/accounts?cursor=MQ", "/v1/accounts/{}/reservations?cursor=MQ", "/v1/accounts/{}/reservations?cursor=ImEi"]
+)
 async def test_a_cursor_of_another_list_is_refused(client: Client, path: str) -> None:
     tenant = await client.tenant()
 
@@ -117,14 +119,22 @@ async def test_usage_sums_by_hour_and_day(client: Client) -> None:
         path = f"/v1/accounts/{tenant}/usage?from={text(start)}&to={text(datetime.now(UTC) + timedelta(hours=1))}"
         buckets = (await client.get(f"{path}&granularity={granularity}")).body["data"]
 
-        total = {name: sum(bucket[name] for bucket in buckets) for name in ("consumed", "topped_up", "refunded", "transactions")}
+        total = {
+            name: sum(bucket[name] for bucket in buckets) for name in ("consumed", "topped_up", "refunded", "transactions")
+        }
         assert total == {"consumed": 42, "topped_up": 100, "refunded": 4, "transactions": 5}
-        assert all(bucket["start"].endswith(":00:00.000Z" if granularity == "hour" else "T00:00:00.000Z") for bucket in buckets)
+        assert all(
+            bucket["start"].endswith(":00:00.000Z" if granularity == "hour" else "T00:00:00.000Z") for bucket in buckets
+        )
 
 
 @pytest.mark.parametrize(
     "query",
-    ["granularity=minute", "from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z", "from=2020-01-01T00:00:00Z&to=2026-01-01T00:00:00Z"],
+    [
+        "granularity=minute",
+        "from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z",
+        "from=2020-01-01T00:00:00Z&to=2026-01-01T00:00:00Z",
+    ],
 )
 async def test_usage_refuses_what_it_cannot_sum(client: Client, query: str) -> None:
     tenant = await client.tenant()

@@ -57,7 +57,9 @@ async def timed(client: Client, tenant: str, key: str) -> tuple[float, Reply]:
     return time.monotonic() - started_s, reply
 
 
-async def test_an_outage_is_answered_503_within_two_seconds_and_retried_to_one_application(client: Client, freeze: Freeze) -> None:
+async def test_an_outage_is_answered_503_within_two_seconds_and_retried_to_one_application(
+    client: Client, freeze: Freeze
+) -> None:
     tenant = await client.tenant(100)
     keys = [fresh("key") for _ in range(30)]
 

@@ -16,11 +16,18 @@ TOO_LARGE = b'{"tenant_id":"' + b"a" * 70_000 + b'"}'
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-@pytest.mark.parametrize("authorization", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic cm9vdDpyb290", "bearer\twrong"])
+@pytest.mark.parametrize(
+    "authorization", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic cm9vdDpyb290", "bearer\twrong"]
+)
 async def test_without_a_valid_key_nothing_else_is_looked_at(client: Client, authorization: str | None) -> None:
     replies = [
         await client.call("POST", CONSUME, data=content, Authorization=authorization, Content_Type=kind)
-        for content, kind in ((b"{}", "application/json"), (TOO_LARGE, "application/json"), (b"\xff", "text/plain"), (b"", None))
+        for content, kind in (
+            (b"{}", "application/json"),
+            (TOO_LARGE, "application/json"),
+            (b"\xff", "text/plain"),
+            (b"", None),
+        )
     ]
 
     for reply in replies:
@@ -92,7 +99,9 @@ async def test_a_wrong_method_names_the_right_ones(client: Client, method: str, 
     assert set(reply.headers["Allow"].split(", ")) == allowed
 
 
-@pytest.mark.parametrize("path", ["/v1", "/v1/credits", "/v1/credits/steal", "/v1/accounts/", "/v2/accounts", "/v1/accounts/a/b/c"])
+@pytest.mark.parametrize(
+    "path", ["/v1", "/v1/credits", "/v1/credits/steal", "/v1/accounts/", "/v2/accounts", "/v1/accounts/a/b/c"]
+)
 async def test_an_unknown_path_is_not_found(client: Client, path: str) -> None:
     assert (await client.call("POST", path)).refusal == (404, "not_found")
 

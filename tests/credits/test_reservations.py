@@ -29,11 +29,15 @@ async def expired(client: Client, hold: dict[str, str]) -> dict[str, str]:
 async def test_a_reservation_holds_credits_without_spending_them(client: Client) -> None:
     tenant = await client.tenant(100)
 
-    reply = await client.post("/v1/credits/reserve", {"tenant_id": tenant, "amount": 60, "description": "call", "metadata": {"m": 1}})
+    reply = await client.post(
+        "/v1/credits/reserve", {"tenant_id": tenant, "amount": 60, "description": "call", "metadata": {"m": 1}}
+    )
 
     assert reply.status == 200
     assert reply.headers["ETag"] == '"3"'
-    shown = {name: reply.body[name] for name in ("tenant_id", "amount", "status", "balance", "reserved", "available", "version")}
+    shown = {
+        name: reply.body[name] for name in ("tenant_id", "amount", "status", "balance", "reserved", "available", "version")
+    }
     assert shown == {
         "tenant_id": tenant, "amount": 60, "status": "held", "balance": 100, "reserved": 60, "available": 40, "version": 3,
     }  # fmt: skip
@@ -108,7 +112,11 @@ async def test_abort_gives_everything_back(client: Client) -> None:
     reply = await client.post(path(hold, "abort"))
 
     assert reply.status == 200
-    assert (reply.body["status"], reply.body["reservation_id"], reply.body["amount"]) == ("aborted", hold["reservation_id"], 60)
+    assert (reply.body["status"], reply.body["reservation_id"], reply.body["amount"]) == (
+        "aborted",
+        hold["reservation_id"],
+        60,
+    )
     assert (reply.body["balance"], reply.body["reserved"], reply.body["version"]) == (100, 0, 4)
     assert (await client.get(path(hold))).body["status"] == "aborted"
 
@@ -202,7 +210,9 @@ async def test_reservations_are_listed_by_status_newest_first(client: Client) ->
     ids = [hold["reservation_id"] for hold in reversed(holds)]
 
     async def listed(query: str) -> list[str]:
-        return [one["reservation_id"] for one in (await client.get(f"/v1/accounts/{tenant}/reservations?{query}")).body["data"]]
+        return [
+            one["reservation_id"] for one in (await client.get(f"/v1/accounts/{tenant}/reservations?{query}")).body["data"]
+        ]
 
     first = (await client.get(f"/v1/accounts/{tenant}/reservations?limit=3")).body
     rest = (await client.get(f"/v1/accounts/{tenant}/reservations?limit=3&cursor={first['next_cursor']}")).body

@@ -170,7 +170,9 @@ async def test_only_what_was_spent_can_be_refunded(client: Client) -> None:
     tenant = await client.tenant()
     added = await client.topup(tenant, 100)
     hold = await client.reserve(tenant, 10)
-    refunded = await client.done("/v1/credits/refund", {"transaction_id": (await client.consume(tenant, 5))["transaction_id"]})
+    refunded = await client.done(
+        "/v1/credits/refund", {"transaction_id": (await client.consume(tenant, 5))["transaction_id"]}
+    )
 
     for identifier in (added["transaction_id"], hold["reservation_id"], refunded["transaction_id"]):
         reply = await client.post("/v1/credits/refund", {"transaction_id": identifier})
@@ -194,7 +196,9 @@ async def test_a_refund_cannot_lift_the_balance_over_the_limit(client: Client) -
     assert reply.refusal == (409, "balance_limit_exceeded")
 
 
-@pytest.mark.parametrize("text", ["", 'quote " backslash \\ slash /', "tab\tline\n\x01\x1f\x7f", "\u2028\u2029", "😀 𝒳 é", "<script>"])
+@pytest.mark.parametrize(
+    "text", ["", 'quote " backslash \\ slash /', "tab\tline\n\x01\x1f\x7f", "\u2028\u2029", "😀 𝒳 é", "<script>"]
+)
 async def test_free_text_comes_back_exactly(client: Client, text: str) -> None:
     tenant = await client.tenant(10)
     metadata = {text: text, "deep": {"list": [text, -(2**63), 2**63 - 1, 1.5, True, None]}}

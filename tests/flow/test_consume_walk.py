@@ -36,14 +36,24 @@ async def test_a_consume_is_in_redis_and_in_the_chain_when_it_is_answered(
 ) -> None:
     tenant = await client.tenant(100)
 
-    body = await client.done("/v1/credits/consume", {"tenant_id": tenant, "amount": 30, "description": "a walk", "metadata": {"m": 1}})
+    body = await client.done(
+        "/v1/credits/consume", {"tenant_id": tenant, "amount": 30, "description": "a walk", "metadata": {"m": 1}}
+    )
 
     account = keys.hgetall(f"{shard_tag(0)}account:{tenant}")
     assert (account["balance"], account["reserved"], account["version"]) == ("70", "0", "3")
     assert int(keys.hget(shard_keys(0)[0], "seq")) >= body["seq"]
     row = await postgres.fetchrow("SELECT * FROM audit_entries WHERE shard = 0 AND seq = $1", body["seq"])
     assert row is not None
-    shown = (str(row["transaction_id"]), row["tenant_id"], row["type"], row["amount"], row["balance"], row["reserved"], row["version"])
+    shown = (
+        str(row["transaction_id"]),
+        row["tenant_id"],
+        row["type"],
+        row["amount"],
+        row["balance"],
+        row["reserved"],
+        row["version"],
+    )
     assert shown == (body["transaction_id"], tenant, "consume", 30, 70, 0, 3)
     assert row["hash"] == hashlib.sha256(b"\x00" + row["entry"]).digest()
     record = json.loads(row["entry"].removeprefix(ENTRY_PREFIX))
@@ -64,7 +74,11 @@ async def test_a_hold_is_in_the_keys_that_are_documented(client: Client, keys: A
     tag, identifier = shard_tag(0), hold["reservation_id"]
     reservation = keys.hgetall(f"{tag}reservation:{identifier}")
     assert (reservation["tenant"], reservation["amount"], reservation["status"]) == (tenant, "40", "held")
-    assert keys.zscore(f"{tag}holds:{tenant}", identifier) == keys.zscore(shard_keys(0)[2], identifier) == float(reservation["expires_at"])
+    assert (
+        keys.zscore(f"{tag}holds:{tenant}", identifier)
+        == keys.zscore(shard_keys(0)[2], identifier)
+        == float(reservation["expires_at"])
+    )
     assert {keys.type(key) for key in shard_keys(0)} <= {"hash", "stream", "zset"}
     assert all(key.startswith(tag) for key in keys.scan_iter())
 
@@ -106,7 +120,9 @@ async def test_the_chain_verifies_after_all_of_that(client: Client, ledger: Ledg
     assert (report["ok"], report["first_bad"], report["trial_balance"], report["signatures_unchecked"]) == (True, None, 0, 0)
 
 
-async def test_a_changed_amount_is_found_and_named(client: Client, ledger: Ledger, server: ShieldxServer, postgres: asyncpg.Connection[Any]) -> None:
+async def test_a_changed_amount_is_found_and_named(
+    client: Client, ledger: Ledger, server: ShieldxServer, postgres: asyncpg.Connection[Any]
+) -> None:
     spent = await client.consume(await client.tenant(5), 5)
     await postgres.execute("UPDATE audit_entries SET amount = 4 WHERE shard = 0 AND seq = $1", spent["seq"])
 

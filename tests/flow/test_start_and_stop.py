@@ -11,7 +11,6 @@ from typing import Any
 import aiohttp
 import asyncpg
 import orjson
-import pytest
 
 from app.embedded import read_endpoints
 from tests.credits.ledger_client import AUTHORIZED, Client, fresh
@@ -69,7 +68,9 @@ async def test_sigterm_under_load_drains_and_keeps_everything_that_was_acknowled
     assert seconds < GRACE_S
     assert refused <= {503}
     connection = await asyncpg.connect(ledger.database_url)
-    stored = {str(row[0]) for row in await connection.fetch("SELECT transaction_id FROM audit_entries WHERE type = 'consume'")}
+    stored = {
+        str(row[0]) for row in await connection.fetch("SELECT transaction_id FROM audit_entries WHERE type = 'consume'")
+    }
     balance = await connection.fetchval("SELECT balance FROM credit_accounts WHERE tenant_id = $1", tenant)
     await connection.close()
     assert acknowledged <= stored
@@ -77,7 +78,9 @@ async def test_sigterm_under_load_drains_and_keeps_everything_that_was_acknowled
     assert server.run_command("audit", "verify", database_url=ledger.database_url).returncode == 0
 
 
-async def test_a_server_that_starts_again_goes_on_where_it_stopped(house: LedgerHouse, session: aiohttp.ClientSession) -> None:
+async def test_a_server_that_starts_again_goes_on_where_it_stopped(
+    house: LedgerHouse, session: aiohttp.ClientSession
+) -> None:
     server = house.server_on(await house.make_ledger(), "again")
     await server.start()
     client = Client(session, server.url)
@@ -121,7 +124,9 @@ async def test_a_login_without_the_right_to_migrate_is_refused_at_start(house: L
     assert "permission denied" in server.log_tail
 
 
-async def test_an_older_backup_is_refused_and_the_missing_seq_is_named(house: LedgerHouse, session: aiohttp.ClientSession) -> None:
+async def test_an_older_backup_is_refused_and_the_missing_seq_is_named(
+    house: LedgerHouse, session: aiohttp.ClientSession
+) -> None:
     ledger = await house.make_ledger()
     server = house.server_on(ledger, "older-backup")
     await server.start()
@@ -156,7 +161,9 @@ async def test_an_older_backup_is_refused_and_the_missing_seq_is_named(house: Le
     assert await asyncio.to_thread(server.stop) == 0
 
 
-async def test_a_second_server_on_one_data_directory_is_refused(embedded: ShieldxServer, session: aiohttp.ClientSession) -> None:
+async def test_a_second_server_on_one_data_directory_is_refused(
+    embedded: ShieldxServer, session: aiohttp.ClientSession
+) -> None:
     second = subprocess.run(
         [sys.executable, "-m", "app", "serve", "--port", "0", "--shadow-port", "0", "--data-dir", str(data_dir(embedded))],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False,
@@ -174,7 +181,10 @@ def data_dir(embedded: ShieldxServer) -> Any:
 
 
 async def test_urls_and_key_open_the_embedded_stores(embedded: ShieldxServer, session: aiohttp.ClientSession) -> None:
-    urls = dict(line.split("=", 1) for line in embedded.run_command("urls", "--data-dir", str(data_dir(embedded))).stdout.splitlines())
+    urls = dict(
+        line.split("=", 1)
+        for line in embedded.run_command("urls", "--data-dir", str(data_dir(embedded))).stdout.splitlines()
+    )
     key = embedded.run_command("key", "--data-dir", str(data_dir(embedded))).stdout.strip()
 
     async with session.get(f"{embedded.url}/v1/accounts", headers={"Authorization": f"Bearer {key}"}) as answer:
@@ -186,7 +196,9 @@ async def test_urls_and_key_open_the_embedded_stores(embedded: ShieldxServer, se
     assert (data_dir(embedded) / "root.key").stat().st_mode & 0o777 == 0o600
 
 
-async def test_the_embedded_key_is_not_the_key_of_another_server(embedded: ShieldxServer, session: aiohttp.ClientSession) -> None:
+async def test_the_embedded_key_is_not_the_key_of_another_server(
+    embedded: ShieldxServer, session: aiohttp.ClientSession
+) -> None:
     async with session.get(f"{embedded.url}/v1/accounts", headers=AUTHORIZED) as answer:
         assert answer.status == 401
 
@@ -205,19 +217,13 @@ async def test_serve_says_where_it_listens_when_it_is_ready(embedded: ShieldxSer
     assert line == f"shieldx ready at {embedded.url} and http://127.0.0.1:{embedded.shadow_port}"
 
 
-async def test_a_port_that_is_taken_is_named(house: LedgerHouse, server: ShieldxServer) -> None:
+async def test_a_port_that_is_taken_is_named(server: ShieldxServer) -> None:
     second = subprocess.run(
         [sys.executable, "-m", "app", "serve", "--port", str(server.port), "--shadow-port", "0"],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False,
-        env=house.server(1)[0]._environment,
+        env=server._environment,
     )  # fmt: skip
 
     assert second.returncode not in {0, None}
     assert str(server.port) in second.stderr
     assert "Traceback" not in second.stderr
-
-
-@pytest.mark.parametrize("number", [1, 2])
-async def test_health_says_that_the_process_lives(house: LedgerHouse, session: aiohttp.ClientSession, number: int) -> None:
-    async with session.get(f"{house.server(1)[0].url}/health") as answer:
-        assert (answer.status, await answer.json()) == (200, {"status": "ok"})

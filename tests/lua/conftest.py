@@ -38,7 +38,9 @@ def debian_redis() -> Path:
             environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
             for words in (["update"], ["install", "-y", "--no-install-recommends", "redis-server"]):
                 subprocess.run(["apt-get", "-q", *words], env=environment, timeout=INSTALL_TIMEOUT_S, check=False)
-    pytest.fail(f"no redis-server {REDIS_MAJOR} is installed: `apt-get install redis-server` as root, then run the tests again")
+    pytest.fail(
+        f"no redis-server {REDIS_MAJOR} is installed: `apt-get install redis-server` as root, then run the tests again"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +50,19 @@ def redis_socket() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="shieldx-lua-") as directory:
         socket = f"{directory}/redis.sock"
         process = subprocess.Popen(
-            [program, "--port", "0", "--unixsocket", socket, "--save", "", "--dir", directory, "--logfile", f"{directory}/log"],
+            [
+                program,
+                "--port",
+                "0",
+                "--unixsocket",
+                socket,
+                "--save",
+                "",
+                "--dir",
+                directory,
+                "--logfile",
+                f"{directory}/log",
+            ],
             stdout=subprocess.DEVNULL,
         )
         try:

@@ -71,7 +71,9 @@ class Play:
                 if verb in {"topup", "consume"} and rest[2] is not None:
                     fields["expect"] = rest[2]
             case "reserve":
-                fields = {"tenant": rest[0], "amount": self.amount(*rest[:2]), "ttl_ms": rest[3]} | ({} if rest[2] is None else {"expect": rest[2]})
+                fields = {"tenant": rest[0], "amount": self.amount(*rest[:2]), "ttl_ms": rest[3]} | (
+                    {} if rest[2] is None else {"expect": rest[2]}
+                )
             case "commit":
                 identifier = self.picked(rest[0])
                 held = self.model.holds[identifier].amount if identifier in self.model.holds else 1
@@ -81,13 +83,20 @@ class Play:
                 hold = self.model.holds.get(identifier)
                 fields = {"ref": identifier, "purpose": hold.purpose if hold is not None else "transfer_out"}
             case "refund":
-                identifier, tenant, consumed = self.spends[-1 - rest[0] % len(self.spends)] if self.spends else (NOBODY, "c", 5)
+                identifier, tenant, consumed = (
+                    self.spends[-1 - rest[0] % len(self.spends)] if self.spends else (NOBODY, "c", 5)
+                )
                 redis_knows = self.model.refunded.get(identifier, 0)
                 postgres_knows = max(0, min(consumed, redis_knows + rest[2] - 1))
                 fields = {"ref": identifier, "tenant": tenant, "consumed": consumed, "refunded": postgres_knows}
                 fields |= {"generation": GENERATION} | self.part(consumed - max(redis_knows, postgres_knows), rest[1])
             case "transfer":
-                fields = {"legs": [{"tenant_id": tenant, "amount": self.amount(tenant, amount) * sign} for tenant, amount, sign in rest[0]]}
+                fields = {
+                    "legs": [
+                        {"tenant_id": tenant, "amount": self.amount(tenant, amount) * sign}
+                        for tenant, amount, sign in rest[0]
+                    ]
+                }
             case _:
                 fields = {"limit": rest[0]}
         return {"op": verb, **fields}
@@ -106,7 +115,8 @@ class Play:
     def run(self, batch: list[tuple[dict[str, Any], int | None]]) -> None:
         """Send operations in one script call, play them in the model, and compare the answers."""
         stamped = [
-            op if op["op"] == "sweep" else self.shard.stamped(**op, key=None if key is None else f"again-{key}") for op, key in batch
+            op if op["op"] == "sweep" else self.shard.stamped(**op, key=None if key is None else f"again-{key}")
+            for op, key in batch
         ]
         answers = self.shard.run(*stamped)
         self.model.at = at = self.shard.at
@@ -129,13 +139,25 @@ class Play:
             assert 0 <= account.reserved <= account.balance <= MAX - account.incoming
         for identifier, hold in self.model.holds.items():
             assert self.shard.status(identifier) == hold.status
-        open_spends = {name.encode() for name, hold in self.model.holds.items() if (hold.status, hold.purpose) == ("held", "spend")}
+        open_spends = {
+            name.encode() for name, hold in self.model.holds.items() if (hold.status, hold.purpose) == ("held", "spend")
+        }
         assert set(read.zrange(shard_keys(NUMBER)[2], 0, -1)) == open_spends
         assert [result for _, result in self.shard.outbox()] == self.model.events
 
 
 # A failure is shown as it was found: to shrink it takes minutes, because time goes on meanwhile.
-@settings(max_examples=40, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example])
+@settings(
+    max_examples=40,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.large_base_example,
+    ],
+)
 @given(st.lists(st.lists(st.tuples(steps, keys), min_size=1, max_size=4), min_size=20, max_size=40))
 def test_any_sequence_of_operations_is_answered_like_the_model(
     connection: redis.Redis, batches: list[list[tuple[tuple[Any, ...], int | None]]]

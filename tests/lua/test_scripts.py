@@ -110,7 +110,9 @@ def test_every_refusal_of_the_scripts_has_a_status_and_a_text() -> None:
     _, code = parts("ledger_apply")
 
     codes = set(re.findall(r"""'\["(\w+)"[],]""", code)) - {"ok", "many", "replay", "reused", "unknown", "swept", "claimed"}
-    codes = {one for one in codes if not one.endswith("_")} | {f"reservation_{end}" for end in ("committed", "aborted", "expired")}
+    codes = {one for one in codes if not one.endswith("_")} | {
+        f"reservation_{end}" for end in ("committed", "aborted", "expired")
+    }
 
     assert codes <= set(REFUSALS)
     from_postgres = {"no_transaction", "not_refundable", "transaction_stalled"}

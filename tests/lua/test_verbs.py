@@ -229,7 +229,12 @@ def test_a_sweep_begins_with_the_hold_that_was_due_first(shard: ScriptShard) -> 
 
 def test_a_closed_reservation_is_forgotten_after_a_day(shard: ScriptShard) -> None:
     tenant = shard.tenant(100)
-    committed, aborted, expired, alive = shard.hold(tenant, 1), shard.hold(tenant, 1), due(shard, tenant, 1), shard.hold(tenant, 1)
+    committed, aborted, expired, alive = (
+        shard.hold(tenant, 1),
+        shard.hold(tenant, 1),
+        due(shard, tenant, 1),
+        shard.hold(tenant, 1),
+    )
     shard.do("commit", ref=committed)
     shard.do("abort", ref=aborted)
     shard.run({"op": "sweep", "limit": 9})
@@ -298,7 +303,9 @@ def test_a_transfer_moves_all_legs_as_following_events(shard: ScriptShard) -> No
     [((-101, 101), ["insufficient_credits", 100, 0, "r"]), ((-60, 101, -41), ["insufficient_credits", 40, 2, "r"]),
      ((101, -60, -41), ["insufficient_credits", 40, 2, "r"])],
 )  # fmt: skip
-def test_a_transfer_with_an_uncovered_leg_changes_nothing(shard: ScriptShard, amounts: tuple[int, ...], refusal: list[Any]) -> None:
+def test_a_transfer_with_an_uncovered_leg_changes_nothing(
+    shard: ScriptShard, amounts: tuple[int, ...], refusal: list[Any]
+) -> None:
     giver, taker = shard.tenant(100), shard.tenant()
     seq = shard.seq
 
@@ -326,7 +333,9 @@ def test_a_transfer_needs_no_holds_that_are_due(shard: ScriptShard) -> None:
     assert (shard.status(hold), shard.numbers(giver)) == ("expired", (0, 0, 5))
 
 
-@pytest.mark.parametrize(("verb", "numbers", "status"), [("settle", (40, 0, 4), "committed"), ("cancel", (100, 0, 4), "aborted")])
+@pytest.mark.parametrize(
+    ("verb", "numbers", "status"), [("settle", (40, 0, 4), "committed"), ("cancel", (100, 0, 4), "aborted")]
+)
 def test_a_prepared_outgoing_leg_is_held_then_settled_or_cancelled(
     shard: ScriptShard, verb: str, numbers: tuple[int, ...], status: str
 ) -> None:
@@ -411,7 +420,9 @@ def test_a_claim_is_kept_for_its_request(shard: ScriptShard) -> None:
 def test_a_batch_is_decided_in_order(shard: ScriptShard) -> None:
     tenant = shard.tenant()
 
-    answers = shard.run(*(shard.stamped(verb, tenant=tenant, amount=5) for verb in ("consume", "topup", "consume", "consume")))
+    answers = shard.run(
+        *(shard.stamped(verb, tenant=tenant, amount=5) for verb in ("consume", "topup", "consume", "consume"))
+    )
 
     assert [answer[0] for answer in answers] == ["insufficient_credits", "ok", "ok", "insufficient_credits"]
 
@@ -530,13 +541,17 @@ def test_restore_lays_accounts_holds_and_answers(shard: ScriptShard) -> None:
 
     shard.restore("clear", *shard.redis.keys("*"), epoch=4)
     shard.restore("accounts", "t1", 50, 15, 7, 9, 1_700_000_000_000, '{"quota":"{}"}', epoch=4)
-    shard.restore("holds", hold, "t1", 10, "spend", 9_999_999_999_999, "held", leg, "t1", 5, "transfer_out", 0, "held", epoch=4)
+    shard.restore(
+        "holds", hold, "t1", 10, "spend", 9_999_999_999_999, "held", leg, "t1", 5, "transfer_out", 0, "held", epoch=4
+    )
     shard.restore("answers", "known", "f" * 22 + '["ok",3]', 60, epoch=4)
     assert shard.restore("open", GENERATION + 1, 41, 1_700_000_000_001, epoch=4) == [b"OK"]
     shard.generation, shard.durable, shard.seq = GENERATION + 1, 41, 41
 
     assert shard.numbers("t1") == (50, 15, 9)
-    assert shard.run({"op": "consume", "tenant": "t1", "amount": 1, "key": "known", "fp": "f" * 22}) == [["replay", ["ok", 3]]]
+    assert shard.run({"op": "consume", "tenant": "t1", "amount": 1, "key": "known", "fp": "f" * 22}) == [
+        ["replay", ["ok", 3]]
+    ]
     assert shard.do("consume", tenant="t1", amount=36) == ["insufficient_credits", 35, "r"]
     assert shard.do("commit", ref=hold)[1:2] + shard.do("settle", ref=leg, purpose="transfer_out")[1:2] == [42, 43]
     assert shard.numbers("t1") == (35, 0, 11)

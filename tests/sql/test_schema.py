@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import asyncpg
 import pytest
 
@@ -17,12 +16,16 @@ VALUES (0, $1, now(), gen_random_uuid(), 't', 'topup', $2, $3, $4, 1, '\\x00', $
 """
 
 
-async def insert(connection: Connection, seq: int = 0, amount: int = 1, balance: int = 1, reserved: int = 0, *hashes: bytes) -> None:
+async def insert(
+    connection: Connection, seq: int = 0, amount: int = 1, balance: int = 1, reserved: int = 0, *hashes: bytes
+) -> None:
     await connection.execute(ENTRY, seq, amount, balance, reserved, *(hashes or (HASH,) * 3))
 
 
 @pytest.mark.parametrize("table", ["audit_entries", "audit_entries_now"])
-@pytest.mark.parametrize("statement", ["UPDATE {} SET amount = 2", "DELETE FROM {}", "TRUNCATE {}", "DROP TABLE {}", "ALTER TABLE {} ADD x int"])
+@pytest.mark.parametrize(
+    "statement", ["UPDATE {} SET amount = 2", "DELETE FROM {}", "TRUNCATE {}", "DROP TABLE {}", "ALTER TABLE {} ADD x int"]
+)
 async def test_the_server_cannot_change_the_chain(owner: Connection, table: str, statement: str) -> None:
     await insert(owner)
     partition = await owner.fetchval("SELECT tableoid::regclass::text FROM audit_entries LIMIT 1")
@@ -58,7 +61,8 @@ async def test_the_append_function_is_not_for_everybody(owner: Connection) -> No
 
     for function in ("ledger_append", "audit_entries"):
         assert not await owner.fetchval(
-            "SELECT coalesce(bool_or(has_function_privilege('stranger', oid, 'EXECUTE')), false) FROM pg_proc WHERE proname = $1", function
+            "SELECT coalesce(bool_or(has_function_privilege('stranger', oid, 'EXECUTE')), false) FROM pg_proc WHERE proname = $1",
+            function,
         )
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await owner.execute("SELECT * FROM credit_accounts")
@@ -66,7 +70,15 @@ async def test_the_append_function_is_not_for_everybody(owner: Connection) -> No
 
 @pytest.mark.parametrize(
     "values",
-    [{"seq": -1}, {"amount": -1}, {"amount": MAX + 1}, {"balance": -1}, {"balance": MAX + 1}, {"reserved": -1}, {"balance": 1, "reserved": 2}],
+    [
+        {"seq": -1},
+        {"amount": -1},
+        {"amount": MAX + 1},
+        {"balance": -1},
+        {"balance": MAX + 1},
+        {"reserved": -1},
+        {"balance": 1, "reserved": 2},
+    ],
 )
 async def test_an_entry_with_impossible_numbers_is_refused(owner: Connection, values: dict[str, int]) -> None:
     with pytest.raises(asyncpg.CheckViolationError):
@@ -89,7 +101,9 @@ async def test_a_seq_stands_once_at_one_time(owner: Connection) -> None:
         await insert(owner)
 
 
-@pytest.mark.parametrize(("balance", "reserved", "incoming"), [(-1, 0, 0), (MAX + 1, 0, 0), (5, 6, 0), (5, -1, 0), (5, 0, -1)])
+@pytest.mark.parametrize(
+    ("balance", "reserved", "incoming"), [(-1, 0, 0), (MAX + 1, 0, 0), (5, 6, 0), (5, -1, 0), (5, 0, -1)]
+)
 async def test_an_account_is_never_negative_nor_reserved_above_its_balance(
     owner: Connection, balance: int, reserved: int, incoming: int
 ) -> None:
@@ -101,8 +115,12 @@ async def test_an_account_is_never_negative_nor_reserved_above_its_balance(
         )  # fmt: skip
 
 
-@pytest.mark.parametrize(("amount", "committed", "status"), [(0, 0, "held"), (5, 6, "committed"), (5, -1, "held"), (5, 0, "lost")])
-async def test_a_reservation_holds_something_and_commits_no_more(owner: Connection, amount: int, committed: int, status: str) -> None:
+@pytest.mark.parametrize(
+    ("amount", "committed", "status"), [(0, 0, "held"), (5, 6, "committed"), (5, -1, "held"), (5, 0, "lost")]
+)
+async def test_a_reservation_holds_something_and_commits_no_more(
+    owner: Connection, amount: int, committed: int, status: str
+) -> None:
     identifier = await owner.fetchval("SELECT uuid7_floor(now())")
 
     with pytest.raises(asyncpg.CheckViolationError):
@@ -117,7 +135,9 @@ async def test_a_reservation_holds_something_and_commits_no_more(owner: Connecti
 async def test_refunds_stay_within_what_was_consumed(owner: Connection, consumed: int, refunded: int) -> None:
     with pytest.raises(asyncpg.CheckViolationError):
         await owner.execute(
-            "INSERT INTO credit_refunds (transaction_id, consumed, refunded) VALUES (gen_random_uuid(), $1, $2)", consumed, refunded
+            "INSERT INTO credit_refunds (transaction_id, consumed, refunded) VALUES (gen_random_uuid(), $1, $2)",
+            consumed,
+            refunded,
         )
 
 
@@ -134,7 +154,9 @@ async def test_a_range_of_partitions_is_bounded(owner: Connection, since: str, u
         await owner.execute(f"SELECT ensure_partitions({since}, {until}, $1)", ahead)
 
 
-@pytest.mark.parametrize("at", ["2027-03-31 23:59:59.999+00", "2027-04-01 00:00:00+00", "2028-02-29 12:00:00+00", "2027-12-31 23:59:59.999+00"])
+@pytest.mark.parametrize(
+    "at", ["2027-03-31 23:59:59.999+00", "2027-04-01 00:00:00+00", "2028-02-29 12:00:00+00", "2027-12-31 23:59:59.999+00"]
+)
 async def test_an_instant_has_a_partition_for_its_entry_and_its_reservation(owner: Connection, at: str) -> None:
     await owner.execute("SELECT ensure_partitions($1::text::timestamptz, $1::text::timestamptz, 0)", at)
 
@@ -145,6 +167,8 @@ async def test_an_instant_has_a_partition_for_its_entry_and_its_reservation(owne
         at,
     )
 
-    names = await owner.fetchrow("SELECT (SELECT tableoid::regclass::text FROM audit_entries), (SELECT tableoid::regclass::text FROM credit_reservations)")
+    names = await owner.fetchrow(
+        "SELECT (SELECT tableoid::regclass::text FROM audit_entries), (SELECT tableoid::regclass::text FROM credit_reservations)"
+    )
     assert names is not None
     assert names[0][-6:] == names[1][-6:]
