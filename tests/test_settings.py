@@ -38,11 +38,11 @@ def test_nothing_is_described_that_is_no_setting() -> None:
 
 
 def test_a_variable_sets_and_a_flag_wins() -> None:
-    environment = {"SHIELDX_PORT": "6000", "SHIELDX_HOST": "0.0.0.0", "SHIELDX_DATA_DIR": "/var/lib/x"}
+    environment = {"SHIELDX_PORT": "6000", "SHIELDX_HOST": "192.0.2.1", "SHIELDX_DATA_DIR": "/var/lib/x"}
 
     settings = read_settings({"port": "7000", "host": None}, environment)
 
-    assert (settings.port, settings.host, settings.data_dir) == (7000, "0.0.0.0", Path("/var/lib/x"))
+    assert (settings.port, settings.host, settings.data_dir) == (7000, "192.0.2.1", Path("/var/lib/x"))
 
 
 def test_an_empty_variable_is_none() -> None:

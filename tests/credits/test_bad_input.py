@@ -115,15 +115,14 @@ def wrong_bodies(call: str, right: dict[str, Any], fields: dict[str, list[Any]])
             yield text({name: value for name, value in right.items() if name != field})
     yield text(right | {"unknown": 1})
     yield text(right | {"op": "consume"})
-    for body in (b"[]", b"1", b"null", b'"text"', b"[{}]"):
-        yield body
+    yield from (b"[]", b"1", b"null", b'"text"', b"[{}]")
 
 
 def accepted(field: str, value: Any, *, optional: bool) -> bool:
     """Whether a value of WRONG_TYPE happens to be right for this field."""
     if value is None:
         return optional
-    if field in {"description"}:
+    if field == "description":
         return isinstance(value, str) and len(value) <= 500 and "\x00" not in value
     if field in {"tenant_id", "idempotency_key"}:
         return value == "1"

@@ -6,8 +6,7 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import AsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import psutil
 import pytest
@@ -20,7 +19,7 @@ from tests.stores import StoreProcess
 ANSWER_MAX_S = 2.0
 MARGIN_S = 0.5  # of a busy test machine
 
-Freeze = Callable[[], AsyncContextManager[None]]
+Freeze = Callable[[], AbstractAsyncContextManager[None]]
 
 
 def family(store: StoreProcess) -> list[psutil.Process]:

@@ -164,7 +164,8 @@ async def test_an_older_backup_is_refused_and_the_missing_seq_is_named(
 async def test_a_second_server_on_one_data_directory_is_refused(
     embedded: ShieldxServer, session: aiohttp.ClientSession
 ) -> None:
-    second = subprocess.run(
+    second = await asyncio.to_thread(
+        subprocess.run,
         [sys.executable, "-m", "app", "serve", "--port", "0", "--shadow-port", "0", "--data-dir", str(data_dir(embedded))],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
@@ -218,7 +219,8 @@ async def test_serve_says_where_it_listens_when_it_is_ready(embedded: ShieldxSer
 
 
 async def test_a_port_that_is_taken_is_named(server: ShieldxServer) -> None:
-    second = subprocess.run(
+    second = await asyncio.to_thread(
+        subprocess.run,
         [sys.executable, "-m", "app", "serve", "--port", str(server.port), "--shadow-port", "0"],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False,
         env=server._environment,

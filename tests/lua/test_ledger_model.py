@@ -53,7 +53,7 @@ class Play:
             self.run([({"op": "topup", "tenant": tenant, "amount": amount}, None)])
 
     def amount(self, tenant: str, wanted: int | str) -> int:
-        """Return the number that an edge stands for now."""
+        """Return the number that an edge stands for."""
         account = self.model.accounts.get(tenant, Account())
         available, room = account.balance - account.reserved, MAX - account.balance - account.incoming
         edges = {"all": available, "over": available + 1, "room": room, "flood": room + 1}

@@ -96,7 +96,7 @@ def test_no_include_is_left_unexpanded_and_the_name_is_the_digest(name: str) -> 
     script = load_script(name)
 
     assert "-- include:" not in script.text
-    assert script.sha == hashlib.sha1(script.text.encode()).hexdigest()
+    assert script.sha == hashlib.sha1(script.text.encode(), usedforsecurity=False).hexdigest()
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
