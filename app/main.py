@@ -20,6 +20,7 @@ from app.db.migrate import MigrationRefused
 from app.embedded import EmbeddedServers, root_key
 from app.metrics import Metrics
 from app.operations import METRICS, OPERATION_ROUTES
+from app.settings import SettingRefused, Settings
 from app.web.connections import ConnectionLimits, EdgeRunner
 from app.web.docs import reference_routes
 from app.web.edge import set_up
@@ -28,7 +29,6 @@ from app.web.routes import add_routes
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from app.settings import Settings
     from app.web.edge import Authenticator
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,12 @@ async def serve(settings: Settings) -> int:
 
 async def _listen(runner: EdgeRunner, host: str, port: int) -> int:
     site = web.TCPSite(runner, host, port, backlog=1024)
-    await site.start()
+    try:
+        await site.start()
+    except OSError as error:
+        raise SettingRefused(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --host or --port"
+        ) from None
     return int(runner.addresses[-1][1])
 
 

@@ -53,7 +53,7 @@ WHERE l.locktype = 'advisory' AND l.classid = $1::int::oid AND l.objsubid = 2 AN
 """
 
 
-class ServiceRefused(Exception):
+class ShardRefused(Exception):
     """The stores contradict each other in a way that only a person can resolve; the text says which."""
 
 
@@ -61,7 +61,7 @@ class Recovery(Protocol):
     """Brings Redis and Postgres of one shard together again."""
 
     async def recover(self, row: ShardRow, lease: Lease) -> ShardRow:
-        """Return the shard's row after Redis continues it. Raises ServiceRefused."""
+        """Return the shard's row after Redis continues it. Raises ShardRefused."""
 
 
 class Keeper:
@@ -101,7 +101,7 @@ class Keeper:
         while not self._stopping.is_set():
             try:
                 await self._session()
-            except ServiceRefused as error:
+            except ShardRefused as error:
                 log.critical("shard refused", extra={"shard": self._shard.number, "reason": str(error)})
                 self._shard.close(str(error), refused=True)
                 await self._pause(REFUSED_RETRY_S)

@@ -14,7 +14,7 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from app.audit.keeper import ServiceRefused
+from app.audit.keeper import ShardRefused
 from app.audit.shard import Shard, ShardRow, shard_row
 from app.audit.writer import POSTGRES_ANSWER_TIMEOUT_S, Fenced, Lease, RedisForgot, Writer
 from app.clock import ms_of, now_ms, time_of
@@ -55,7 +55,7 @@ class LedgerRecovery:
         self._keys = shard_keys(shard.number)
 
     async def recover(self, row: ShardRow, lease: Lease) -> ShardRow:
-        """Return the shard's row once Redis continues it. Raises ServiceRefused, Fenced, or a transient error."""
+        """Return the shard's row once Redis continues it. Raises ShardRefused, Fenced, or a transient error."""
         run_id = await self._link.open()
         known = await self._link.command("HMGET", self._keys[0], "generation", "seq", "durable", "restoring", "at")
         plan = self._plan(row, run_id, known)
@@ -91,7 +91,7 @@ class LedgerRecovery:
     def _plan(self, row: ShardRow, run_id: str, known: Sequence[bytes | None]) -> Plan:
         generation, seq, durable = (int(value) if value is not None else -1 for value in known[:3])
         if generation > row.generation or (generation == row.generation and durable > row.head_seq):
-            raise ServiceRefused(
+            raise ShardRefused(
                 f"Postgres ends at generation {row.generation}, seq {row.head_seq}, but Redis knows of generation "
                 f"{generation}, seq {durable}: seq {row.head_seq + 1} is missing from Postgres, which looks like an "
                 f"older backup. Restore the newer database, or empty this Redis to go on from the older one."

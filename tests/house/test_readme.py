@@ -64,7 +64,7 @@ def test_every_command_of_shieldx_that_is_named_exists() -> None:
 
 @pytest.mark.parametrize("field", msgspec.structs.fields(Settings), ids=lambda field: field.name)
 def test_every_setting_stands_in_a_row_of_the_table(field: msgspec.structs.FieldInfo) -> None:
-    rows = [line for line in README.splitlines() if line.startswith("|") and f"`{variable_of(field.name)}`" in line]
+    rows = [line for line in README.splitlines() if line.startswith(f"| `{variable_of(field.name)}` ")]
 
     assert len(rows) == 1, f"README.md needs one table row with `{variable_of(field.name)}`: {DESCRIPTIONS[field.name]}"
     if isinstance(field.default, int):

@@ -145,9 +145,7 @@ def test_pointer_names_the_place_inside_arrays_and_objects(data: bytes, pointer:
 
 def test_ordinary_bodies_are_read() -> None:
     plain = BODY.decode(spend())
-    full = BODY.decode(
-        spend(description='a "quoted" \\ text', metadata={"a": [1, 2.5, None, {"b": "\\u0000 é"}]})
-    )
+    full = BODY.decode(spend(description='a "quoted" \\ text', metadata={"a": [1, 2.5, None, {"b": "\\u0000 é"}]}))
 
     assert plain == Spend(tenant_id="t1", amount=5)
     assert full.description == 'a "quoted" \\ text'
@@ -159,15 +157,8 @@ def test_amounts_at_the_ends_of_the_range_are_read(amount: int) -> None:
     assert BODY.decode(spend(amount=amount)).amount == amount
 
 
-scalars = (
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**63 - 1)
-    | st.text(alphabet='ab"\\é\u0001', max_size=5)
-)
-pairs = st.lists(
-    st.tuples(st.sampled_from(["a", "b", "\\u0061", "c"]), st.deferred(lambda: texts)), max_size=4
-)
+scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(alphabet='ab"\\é\u0001', max_size=5)
+pairs = st.lists(st.tuples(st.sampled_from(["a", "b", "\\u0061", "c"]), st.deferred(lambda: texts)), max_size=4)
 texts: st.SearchStrategy[str] = st.one_of(
     scalars.map(json.dumps),
     st.lists(st.deferred(lambda: texts), max_size=3).map(lambda items: "[" + ",".join(items) + "]"),
@@ -236,11 +227,7 @@ def test_check_json_agrees_with_the_reference(text: str) -> None:
     assert refused == duplicate
 
 
-@given(
-    st.recursive(
-        scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner)
-    )
-)
+@given(st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner)))
 def test_values_never_stand_in_a_refusal(value: object) -> None:
     data = json.dumps({"tenant_id": value, "amount": "4111111111111111"}).encode()
 
@@ -284,9 +271,7 @@ async def test_body_is_read_and_answered(client: aiohttp.ClientSession) -> None:
         ("application/jsonp", 415),
     ],
 )
-async def test_media_type_must_be_json_in_utf_8(
-    client: aiohttp.ClientSession, media_type: str, status: int
-) -> None:
+async def test_media_type_must_be_json_in_utf_8(client: aiohttp.ClientSession, media_type: str, status: int) -> None:
     headers = {**HEADERS, "Content-Type": media_type}
 
     async with client.post("/v1/spend", data=spend(), headers=headers) as answer:

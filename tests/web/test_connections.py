@@ -88,9 +88,7 @@ async def test_malformed_http_is_a_problem_and_leaves_no_trace(
         (HEALTH[:-2] + b"A: b\r\n" * HEADER_FIELDS_MAX + b"\r\n", 431, "headers_too_large"),
     ],
 )
-async def test_oversized_head_names_what_is_too_large(
-    server: Server, request_bytes: bytes, status: int, code: str
-) -> None:
+async def test_oversized_head_names_what_is_too_large(server: Server, request_bytes: bytes, status: int, code: str) -> None:
     answer = parse(await exchange(server.port, request_bytes))
 
     assert (answer.status, answer.json()["code"]) == (status, code)

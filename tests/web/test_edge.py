@@ -19,9 +19,7 @@ async def test_request_id_of_the_client_is_taken_and_returned(client: aiohttp.Cl
 
 
 @pytest.mark.parametrize("given", ["", "a b", "é", "a" * 129, '"x"', "a\tb"])
-async def test_request_id_that_is_not_well_formed_is_replaced(
-    client: aiohttp.ClientSession, given: str
-) -> None:
+async def test_request_id_that_is_not_well_formed_is_replaced(client: aiohttp.ClientSession, given: str) -> None:
     async with client.get("/health", headers={"X-Request-ID": given}) as answer:
         assert re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]+", answer.headers["X-Request-ID"])
 
@@ -120,9 +118,7 @@ async def test_exception_of_a_route_is_a_generic_500_and_one_log_entry(
     assert answer.status == 500
     assert '"code":"internal_error"' in body
     assert "4111" not in body
-    assert [vars(record)["request_id"] for record in caplog.records if record.levelno == logging.ERROR] == [
-        "r1"
-    ]
+    assert [vars(record)["request_id"] for record in caplog.records if record.levelno == logging.ERROR] == ["r1"]
 
 
 async def test_http_exception_of_aiohttp_becomes_a_problem_without_its_text(
@@ -135,9 +131,7 @@ async def test_http_exception_of_aiohttp_becomes_a_problem_without_its_text(
 
 
 async def test_answer_that_had_begun_is_cut_off_when_its_route_fails(server: Server) -> None:
-    head = (
-        f"GET /v1/fail/stream HTTP/1.1\r\nHost: x\r\nAuthorization: {AUTH['Authorization']}\r\n\r\n".encode()
-    )
+    head = f"GET /v1/fail/stream HTTP/1.1\r\nHost: x\r\nAuthorization: {AUTH['Authorization']}\r\n\r\n".encode()
 
     data = await exchange(server.port, head)
 
@@ -155,9 +149,7 @@ async def test_every_answer_carries_the_security_headers(client: aiohttp.ClientS
         assert "aiohttp" not in answer.headers.get("Server", "") or path == "/v1/fail/plain"
 
 
-async def test_answers_are_recorded_under_the_route_template(
-    client: aiohttp.ClientSession, server: Server
-) -> None:
+async def test_answers_are_recorded_under_the_route_template(client: aiohttp.ClientSession, server: Server) -> None:
     for method, path in (
         ("GET", "/v1/accounts/t1"),
         ("GET", "/nothing/4111111111111111"),
@@ -187,9 +179,7 @@ async def test_unknown_query_parameter_is_refused(client: aiohttp.ClientSession)
 
 
 async def test_head_has_the_headers_of_get_and_no_body(server: Server) -> None:
-    answer = parse(
-        await exchange(server.port, b"HEAD /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-    )
+    answer = parse(await exchange(server.port, b"HEAD /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
 
     assert answer.status == 200
     assert answer.headers["content-length"] == "2"
@@ -219,17 +209,13 @@ async def test_expectation_100_continue_is_met_and_any_other_is_417(server: Serv
     assert other.json()["code"] == "expectation_failed"
 
 
-async def test_refusals_are_logged_by_their_weight(
-    client: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_refusals_are_logged_by_their_weight(client: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "shieldx.web")
     for path in ("/v1/fail/raised", "/v1/fail/returned", "/v1/accounts/t1"):
         async with client.get(path, headers=AUTH):
             pass
 
-    assert [
-        (record.levelname, record.getMessage()) for record in caplog.records if record.name == "shieldx.web"
-    ] == [
+    assert [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "shieldx.web"] == [
         ("INFO", "GET /v1/fail/{how} 402"),
         ("WARNING", "GET /v1/fail/{how} 503"),
         ("DEBUG", "GET /v1/accounts/{tenant_id} 200"),

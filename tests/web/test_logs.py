@@ -41,9 +41,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 
 
 def test_line_is_one_json_object_with_its_extra_fields(stream: io.StringIO) -> None:
-    logging.getLogger("shieldx.test").warning(
-        "took %d\nlines", 2, extra={"request_id": "r1", "ms": 1.5, "of": ["a"]}
-    )
+    logging.getLogger("shieldx.test").warning("took %d\nlines", 2, extra={"request_id": "r1", "ms": 1.5, "of": ["a"]})
 
     (line,) = lines(stream)
     assert line.pop("at").endswith("Z")

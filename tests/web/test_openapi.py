@@ -26,9 +26,7 @@ def as_python(schema: Any) -> Any:
     """A schema whose patterns mean to Python what they mean to ECMA 262: there `$` is the very end."""
     if isinstance(schema, dict):
         return {
-            key: re.sub(r"\$\Z", r"\\Z", value)
-            if key == "pattern" and isinstance(value, str)
-            else as_python(value)
+            key: re.sub(r"\$\Z", r"\\Z", value) if key == "pattern" and isinstance(value, str) else as_python(value)
             for key, value in schema.items()
         }
     return [as_python(item) for item in schema] if isinstance(schema, list) else schema
@@ -59,9 +57,7 @@ def test_open_route_needs_no_key_and_every_other_one_names_401() -> None:
 
 def test_money_route_needs_a_key_and_lists_its_problems() -> None:
     spend = operation("post", "/v1/spend")
-    codes = spend["responses"]["402"]["content"]["application/problem+json"]["schema"]["allOf"][1][
-        "properties"
-    ]["code"]
+    codes = spend["responses"]["402"]["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"]["code"]
 
     assert {"$ref": "#/components/parameters/Idempotency-Key"} in spend["parameters"]
     assert codes == {"enum": ["insufficient_credits"]}
@@ -86,9 +82,7 @@ def test_two_routes_of_one_name_are_refused() -> None:
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.text(alphabet='aA0._:-\0\n"é ', max_size=6),
-    lambda inner: (
-        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["a", "\0", "b"]), inner, max_size=2)
-    ),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["a", "\0", "b"]), inner, max_size=2),
     max_leaves=5,
 )
 spends = st.fixed_dictionaries(
@@ -124,18 +118,14 @@ def test_problem_matches_its_schema() -> None:
 
 
 def test_every_title_is_one_short_sentence() -> None:
-    assert [
-        code for code, title in TITLES.items() if len(title) > 60 or title.endswith(".") or not title
-    ] == []
+    assert [code for code, title in TITLES.items() if len(title) > 60 or title.endswith(".") or not title] == []
 
 
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
     """A client of a server that serves the reference of the sample routes."""
     app = web.Application()
-    add_routes(
-        app, reference_routes(ROUTES, title="sample", version="1.2.3", description="Some `code` <here>.")
-    )
+    add_routes(app, reference_routes(ROUTES, title="sample", version="1.2.3", description="Some `code` <here>."))
     runner = EdgeRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -8,9 +8,7 @@ SPEND = b'{"tenant_id":"t1","amount":5}'
 
 
 async def key_seen(client: aiohttp.ClientSession, given: str) -> tuple[int, str]:
-    async with client.post(
-        "/v1/spend", data=SPEND, headers={**AUTH, **JSON, "Idempotency-Key": given}
-    ) as answer:
+    async with client.post("/v1/spend", data=SPEND, headers={**AUTH, **JSON, "Idempotency-Key": given}) as answer:
         body = await answer.json()
         return answer.status, body.get("key", body.get("code"))
 
@@ -29,18 +27,12 @@ async def key_seen(client: aiohttp.ClientSession, given: str) -> tuple[int, str]
         ("~!@#$%^&*()", "~!@#$%^&*()"),
     ],
 )
-async def test_bare_and_quoted_keys_are_the_same_key(
-    client: aiohttp.ClientSession, given: str, key: str
-) -> None:
+async def test_bare_and_quoted_keys_are_the_same_key(client: aiohttp.ClientSession, given: str, key: str) -> None:
     assert await key_seen(client, given) == (200, key)
 
 
-@pytest.mark.parametrize(
-    "given", ["", "x" * 256, '"' + "x" * 256 + '"', '""', '"', '"a', '"a"b', '"a\\b"', "é", "a\tb"]
-)
-async def test_key_that_is_not_printable_ascii_of_1_to_255_is_invalid(
-    client: aiohttp.ClientSession, given: str
-) -> None:
+@pytest.mark.parametrize("given", ["", "x" * 256, '"' + "x" * 256 + '"', '""', '"', '"a', '"a"b', '"a\\b"', "é", "a\tb"])
+async def test_key_that_is_not_printable_ascii_of_1_to_255_is_invalid(client: aiohttp.ClientSession, given: str) -> None:
     assert await key_seen(client, given) == (400, "idempotency_key_invalid")
 
 
@@ -58,9 +50,7 @@ async def test_two_keys_are_invalid(client: aiohttp.ClientSession) -> None:
 
 
 async def test_replay_is_marked(client: aiohttp.ClientSession) -> None:
-    async with client.post(
-        "/v1/spend", data=SPEND, headers={**AUTH, **JSON, "Idempotency-Key": "again"}
-    ) as answer:
+    async with client.post("/v1/spend", data=SPEND, headers={**AUTH, **JSON, "Idempotency-Key": "again"}) as answer:
         assert answer.headers["Idempotent-Replayed"] == "true"
 
 
@@ -83,9 +73,7 @@ async def look(client: aiohttp.ClientSession, query: str, **headers: str) -> tup
         ("deep=false", "deep", False),
     ],
 )
-async def test_query_parameter_is_read(
-    client: aiohttp.ClientSession, query: str, name: str, value: object
-) -> None:
+async def test_query_parameter_is_read(client: aiohttp.ClientSession, query: str, name: str, value: object) -> None:
     status, seen = await look(client, query)
 
     assert (status, seen[name]) == (200, value)
@@ -100,9 +88,7 @@ async def test_query_parameter_is_read(
         "at=2026-02-30T00:00:00Z", "at=1767225600", "kind=refund", "kind=", "deep=1", "deep=True",
     ],
 )  # fmt: skip
-async def test_query_parameter_of_the_wrong_shape_is_422_at_its_name(
-    client: aiohttp.ClientSession, query: str
-) -> None:
+async def test_query_parameter_of_the_wrong_shape_is_422_at_its_name(client: aiohttp.ClientSession, query: str) -> None:
     status, problem = await look(client, query)
 
     assert status == 422
@@ -119,12 +105,8 @@ async def test_if_match_is_a_version(client: aiohttp.ClientSession, given: str, 
     assert (status, seen["if_match"]) == (200, version)
 
 
-@pytest.mark.parametrize(
-    "given", ['W/"7"', '"7', '7"', '"x"', '"7", "8"', "-1", "07", "", "99999999999999999999"]
-)
-async def test_if_match_that_is_not_one_strong_version_is_422(
-    client: aiohttp.ClientSession, given: str
-) -> None:
+@pytest.mark.parametrize("given", ['W/"7"', '"7', '7"', '"x"', '"7", "8"', "-1", "07", "", "99999999999999999999"])
+async def test_if_match_that_is_not_one_strong_version_is_422(client: aiohttp.ClientSession, given: str) -> None:
     status, problem = await look(client, "", **{"If-Match": given})
 
     assert status == 422

@@ -91,9 +91,7 @@ async def spend(request: web.Request) -> Handled:
     """Read a body and a key."""
     key = idempotency_key(request)
     body = await SPEND.read(request)
-    return json_answer(
-        msgspec.json.encode(Spent(body.tenant_id, body.amount, key)), etag=7, replayed=key == "again"
-    )
+    return json_answer(msgspec.json.encode(Spent(body.tenant_id, body.amount, key)), etag=7, replayed=key == "again")
 
 
 async def look(request: web.Request) -> Handled:
