@@ -24,6 +24,7 @@ READY_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 30.0
 POLL_S: Final = 0.02
 LOG_TAIL_CHARACTERS: Final = 6_000
+ACCESS_LOGGER: Final = '"logger":"shieldx.web"'
 
 
 def free_port() -> int:
@@ -85,9 +86,11 @@ class ShieldxServer:
 
     @property
     def log_tail(self) -> str:
-        """What the server wrote last."""
+        """What the server wrote last, without the lines of single requests that were no fault of it."""
         with contextlib.suppress(FileNotFoundError):
-            return self.log.read_text(errors="replace")[-LOG_TAIL_CHARACTERS:]
+            lines = self.log.read_text(errors="replace").splitlines()
+            telling = [line for line in lines if ACCESS_LOGGER not in line or " 500" in line]
+            return "\n".join(telling)[-LOG_TAIL_CHARACTERS:]
         return ""
 
     def launch(self) -> None:

@@ -16,7 +16,7 @@ from app.settings import Settings
 from tests.credits.ledger_client import AUTHORIZED, Client
 from tests.server import ROOT_KEY, ShieldxServer
 
-EXAMPLES_PER_CALL = 4
+EXAMPLES_PER_CALL = 3
 # Valid by its schema, and refused all the same: a key that was used before, credits that are not there.
 UNDECIDABLE = "positive_data_acceptance"
 UNDOCUMENTED = {"/docs", "/openapi.json"}  # they describe the calls and are none

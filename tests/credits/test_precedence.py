@@ -6,6 +6,7 @@ import asyncio
 import re
 from typing import Any
 
+import orjson
 import pytest
 
 from tests.credits.ledger_client import AUTHORIZED, Client, fresh
@@ -187,6 +188,29 @@ async def test_a_client_that_leaves_does_not_stop_its_operation(client: Client, 
 
     assert {reply.status for reply in replies} == {200}
     assert await client.numbers(tenant) == (80, 0, 22)
+
+
+async def test_a_batch_whose_client_has_left_is_finished(client: Client, server: ShieldxServer) -> None:
+    tenant = await client.tenant(5_000)
+    body = orjson.dumps({"operations": [{"op": "consume", "tenant_id": tenant, "amount": 1}] * 5_000})
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(raw_consume(body, len(body), fresh("key")).replace(b"consume HTTP", b"batch HTTP", 1))
+    await writer.drain()
+    while (await client.numbers(tenant))[0] == 5_000:
+        await asyncio.sleep(0)
+
+    writer.transport.abort()
+
+    async with asyncio.timeout(20):
+        while (await client.numbers(tenant))[0] > 0:
+            await asyncio.sleep(0.01)
+    assert await client.numbers(tenant) == (0, 0, 5_002)
+
+
+async def test_a_batch_above_sixteen_mebibytes_is_refused_before_it_is_read(server: ShieldxServer) -> None:
+    answer = await send_raw(server, raw_consume(b"{", 16 * 1024 * 1024 + 1, "k").replace(b"consume HTTP", b"batch HTTP", 1))
+
+    assert answer.startswith(b"HTTP/1.1 413")
 
 
 async def test_both_ports_serve_the_same_ledger(client: Client, server: ShieldxServer) -> None:

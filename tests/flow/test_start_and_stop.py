@@ -124,6 +124,36 @@ async def test_a_login_without_the_right_to_migrate_is_refused_at_start(house: L
     assert "permission denied" in server.log_tail
 
 
+async def test_without_its_stores_a_server_waits_says_so_and_stops_in_order(
+    house: LedgerHouse, ledger: Ledger, session: aiohttp.ClientSession
+) -> None:
+    nowhere = "postgresql://postgres@/x?host=/nonexistent&port=5432"
+    server = house.server_on(Ledger(ledger.redis_url, nowhere), "waiting")
+    server.launch()
+    deadline_s = time.monotonic() + DEADLINE_S
+    while (found := await server.readiness())[0] == 0:
+        assert time.monotonic() < deadline_s, server.log_tail
+        await asyncio.sleep(0.02)
+
+    refused = await Client(session, server.url).get("/v1/accounts")
+
+    assert (found[0], found[1]["status"]) == (503, "waiting")
+    assert refused.refusal == (503, "unavailable")
+    assert refused.headers["Retry-After"]
+    assert await asyncio.to_thread(server.stop) == 0
+
+
+async def test_a_database_that_is_not_there_ends_the_start(house: LedgerHouse, ledger: Ledger) -> None:
+    server = house.server_on(Ledger(ledger.redis_url, house.postgres.url("never_made")), "no-database")
+    server.launch()
+
+    code = await until_ended(server)
+
+    assert code not in {0, None}
+    assert "never_made" in server.log_tail
+    assert "Traceback" not in server.log_tail
+
+
 async def test_an_older_backup_is_refused_and_the_missing_seq_is_named(
     house: LedgerHouse, session: aiohttp.ClientSession
 ) -> None:

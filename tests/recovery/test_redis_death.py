@@ -33,6 +33,7 @@ async def test_redis_far_behind_or_empty_loses_and_repeats_nothing(scene: Scene)
         for cut in scene.random.sample(DEEP_CUTS, len(DEEP_CUTS)):
             await scene.some_time()
             if cut == "flush":
+                print("flush")
                 await redis.flush()
             else:
                 redis.kill()
