@@ -17,7 +17,7 @@ import redis.exceptions
 
 from app.actor import ActorStopped
 from app.audit.shard import shard_row
-from app.audit.writer import POSTGRES_ANSWER_TIMEOUT_S, Fenced, Lease, RedisForgot
+from app.audit.writer import BEAT_INTERVAL_S, POSTGRES_ANSWER_TIMEOUT_S, Fenced, Lease, RedisForgot
 from app.db.keys import applied_channel
 from app.db.postgres import cut_off
 from app.db.retry import TRANSIENT, delay_ms
@@ -45,6 +45,7 @@ _RAISE_EPOCH: Final = """
 UPDATE ledger_shards SET epoch = epoch + 1, writer = $2, beat_at = now() WHERE shard = $1
 RETURNING epoch, generation, run_id, head_seq, head_hash
 """
+_BEAT: Final = "UPDATE ledger_shards SET beat_at = now() WHERE shard = $1 AND epoch = $2"
 _END_STALE: Final = """
 SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN ledger_shards s ON s.shard = l.objid::int
 WHERE l.locktype = 'advisory' AND l.classid = $1::int::oid AND l.objsubid = 2 AND l.granted
@@ -170,7 +171,11 @@ class Keeper:
             row = shard_row(await connection.fetchrow(_RAISE_EPOCH, self._shard.number, self._name))
         lease = Lease(connection, row.epoch, asyncio.get_running_loop().create_future())
         self._writer.stand_at(row.head_seq, row.head_hash)
-        row = await self._recovery.recover(row, lease)
+        beating = asyncio.create_task(self._beat(row.epoch))
+        try:
+            row = await self._recovery.recover(row, lease)
+        finally:
+            await _end(beating)
         self._shard.learn(row.generation, row.run_id, row.head_seq)
         self._shard.leading = True
         self._writer.lead(lease)
@@ -182,9 +187,22 @@ class Keeper:
         try:
             await self._serve(lease)
         finally:
-            listener.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await listener
+            await _end(listener)
+
+    async def _beat(self, epoch: int) -> None:
+        """Show that this process lives while it recovers the shard, which may take long, over a session of its own."""
+        while True:
+            try:
+                connection = await self._connect()
+                try:
+                    while True:
+                        with cut_off(connection, POSTGRES_ANSWER_TIMEOUT_S):
+                            await connection.execute(_BEAT, self._shard.number, epoch)
+                        await asyncio.sleep(BEAT_INTERVAL_S)
+                finally:
+                    connection.terminate()
+            except (*TRANSIENT, asyncpg.PostgresError):
+                await asyncio.sleep(POLL_INTERVAL_S)
 
     async def _serve(self, lease: Lease) -> None:
         """Look at the outbox a few times a second until the lease is lost or the process stops."""
@@ -221,3 +239,10 @@ class Keeper:
                 # The writer's own look every POLL_INTERVAL_S finds what is missed here.
                 await asyncio.sleep(delay_ms(attempt) / 1000)
                 attempt += 1
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait until it has ended."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

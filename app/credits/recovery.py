@@ -75,7 +75,8 @@ class LedgerRecovery:
         if plan == "adopt":
             generation += 1
             await self._restore(lease.epoch, "hold")
-            await self._lay_refusals(lease.connection, lease.epoch)
+            async with lease.connection.transaction(isolation="repeatable_read", readonly=True):
+                await self._lay_refusals(lease)
             await self._restore(lease.epoch, "adopt", generation, self._writer.head_seq)
         elif plan == "rebuild":
             generation += 1
@@ -136,7 +137,7 @@ class LedgerRecovery:
             await self._lay_accounts(lease)
             await self._lay_holds(lease)
             last_at_ms = await self._lay_answers(lease)
-            await self._lay_refusals(lease.connection, lease.epoch)
+            await self._lay_refusals(lease)
         await self._restore(lease.epoch, "open", generation, self._writer.head_seq, last_at_ms)
 
     async def _clear(self, epoch: int) -> None:
@@ -185,13 +186,11 @@ class LedgerRecovery:
             )
         return ms_of(last) if last is not None else 0
 
-    async def _lay_refusals(self, connection: asyncpg.Connection[Any], epoch: int) -> None:
+    async def _lay_refusals(self, lease: Lease) -> None:
         """Lay the refusals and batch keys of the last day: they have no seq, so Redis may have lost the newest."""
         now = now_ms()
-        with cut_off(connection, PAGE_TIMEOUT_S):
-            rows = await connection.fetch(query("remembered_answers"), self._shard.number)
-        for row in rows:
-            await self._restore(epoch, "answers", row[0], row[1] + row[2], _seconds_left(ms_of(row[3]), now))
+        async for rows in self._pages(lease, query("remembered_answers")):
+            await self._lay(lease, "answers", [[r[0], r[1] + r[2], _seconds_left(ms_of(r[3]), now)] for r in rows])
 
 
 def _seconds_left(at_ms: int, now: int) -> int:

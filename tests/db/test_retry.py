@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import asyncpg
 import pytest
 import redis.exceptions
@@ -64,6 +66,19 @@ async def test_a_final_error_is_raised_at_once(error: Exception) -> None:
     with pytest.raises(type(error)):
         await retry(failing.work, sleep=failing.sleep)
     assert failing.calls == 1
+
+
+async def test_a_value_that_postgres_cannot_take_is_not_sent_again(empty: asyncpg.Connection[Any]) -> None:
+    tried = 0
+
+    async def work() -> object:
+        nonlocal tried
+        tried += 1
+        return await empty.fetch("SELECT $1::uuid", "no uuid")
+
+    with pytest.raises(ValueError, match="uuid"):
+        await retry(work)
+    assert tried == 1
 
 
 @given(st.integers(0, 60), st.floats(0, 1, exclude_max=True))

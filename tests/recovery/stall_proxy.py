@@ -28,6 +28,7 @@ class StallProxy:
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"proxy of {socket.name}", daemon=True)
         self._links: set[_Link] = set()
         self._stalled: frozenset[str] = frozenset()
+        self._delay_s = 0.0
         self._server: asyncio.Server | None = None
         self.port = 0
 
@@ -47,6 +48,10 @@ class StallProxy:
         """Forward nothing more in this direction; new connections are accepted and stalled as well."""
         stalled = frozenset({"to_store", "from_store"} if direction == "both" else {direction})
         self._loop.call_soon_threadsafe(self._set, stalled)
+
+    def slow_down(self, delay_s: float) -> None:
+        """Hold back everything for so long, in both directions; 0 ends it."""
+        self._loop.call_soon_threadsafe(setattr, self, "_delay_s", delay_s)
 
     def release(self, end: End) -> None:
         """End the stall.
@@ -96,11 +101,25 @@ class StallProxy:
         self._links.add(link)
         try:
             await asyncio.gather(
-                link.forward("to_store", reader, store_writer), link.forward("from_store", store_reader, writer)
+                self._forward(link.open["to_store"], reader, store_writer),
+                self._forward(link.open["from_store"], store_reader, writer),
             )
         finally:
             self._links.discard(link)
             link.reset()
+
+    async def _forward(self, gate: asyncio.Event, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass on what comes, while the gate of this direction is open."""
+        with contextlib.suppress(ConnectionError):
+            while chunk := await reader.read(CHUNK_BYTES):
+                if self._delay_s:
+                    await asyncio.sleep(self._delay_s)
+                await gate.wait()
+                writer.write(chunk)
+                await writer.drain()
+        await gate.wait()
+        with contextlib.suppress(RuntimeError):
+            writer.close()
 
 
 class _Link:
@@ -108,11 +127,11 @@ class _Link:
 
     def __init__(self, client: asyncio.StreamWriter, store: asyncio.StreamWriter) -> None:
         self._writers = (client, store)
-        self._open = {"to_store": asyncio.Event(), "from_store": asyncio.Event()}
+        self.open = {"to_store": asyncio.Event(), "from_store": asyncio.Event()}
 
     def set(self, stalled: frozenset[str]) -> None:
         """Stall these directions and let the others flow."""
-        for direction, gate in self._open.items():
+        for direction, gate in self.open.items():
             if direction in stalled:
                 gate.clear()
             else:
@@ -124,15 +143,3 @@ class _Link:
             with contextlib.suppress(RuntimeError):
                 writer.transport.abort()
         self.set(frozenset())
-
-    async def forward(self, direction: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Pass on what comes, while the gate of this direction is open."""
-        gate = self._open[direction]
-        with contextlib.suppress(ConnectionError):
-            while chunk := await reader.read(CHUNK_BYTES):
-                await gate.wait()
-                writer.write(chunk)
-                await writer.drain()
-        await gate.wait()
-        with contextlib.suppress(RuntimeError):
-            writer.close()

@@ -10,6 +10,7 @@ import pytest
 from recovery_scene import Scene
 from server import ShieldxServer
 
+SLOW_LINK_S: Final = 0.2  # each way: the dozen calls of a rebuild then take longer than a writer may be silent
 TAKEOVER_TIMEOUT_S: Final = 20.0  # a writer counts as gone after 3 s of silence
 AWAKE_S: Final = 0.5
 
@@ -21,6 +22,17 @@ async def writer_among(servers: list[ShieldxServer]) -> ShieldxServer:
         if any(shard["leading"] for shard in body["checks"]["shard"]["shards"]):
             return server
     raise AssertionError("nobody writes")
+
+
+async def wait_for_a_writer(servers: list[ShieldxServer]) -> None:
+    """Wait until one of the replicas has recovered what there is to recover, and writes."""
+    deadline_s = time.monotonic() + TAKEOVER_TIMEOUT_S
+    while True:
+        views = [(await server.readiness())[1] for server in servers]
+        if any(shard["leading"] for view in views for shard in view["checks"]["shard"]["shards"]):
+            return
+        assert time.monotonic() < deadline_s, f"nobody writes: {views}\n{servers[0].log_tail}"
+        await asyncio.sleep(0.02)
 
 
 async def wait_for_all_shards(server: ShieldxServer) -> None:
@@ -66,3 +78,15 @@ async def test_paused_writer_cannot_write_after_it_was_replaced(scene: Scene) ->
 
         paused.resume()
         await load.run_for(AWAKE_S)
+
+
+async def test_long_recovery_is_not_taken_for_a_silent_writer(proxied_scene: Scene) -> None:
+    house = proxied_scene.house
+    async with proxied_scene.load(servers=2):
+        await proxied_scene.some_time()
+        house.proxies["redis"].slow_down(SLOW_LINK_S)
+        await house.redis.flush()
+        await proxied_scene.outage()
+
+        await wait_for_a_writer(house.servers)
+        house.proxies["redis"].slow_down(0)
