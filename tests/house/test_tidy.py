@@ -51,6 +51,12 @@ def texts(*suffixes: str) -> list[Path]:
     return [path for path in tracked() if path.suffix in wanted and path.name not in LOCKS]
 
 
+@cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """Return every node of a Python file, the module first."""
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
 def name(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
 
@@ -74,7 +80,7 @@ def test_the_repository_is_seen() -> None:
 def test_no_function_is_longer_than_a_screen() -> None:
     long = []
     for path in texts(".py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes_of(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 if lines > FUNCTION_LINES_MAX:
@@ -100,7 +106,7 @@ def test_nothing_is_named_for_a_doer() -> None:
     for path in texts(".py", ".lua", ".sql"):
         found += [name(path)] if doers.search(" ".join(words.findall(path.stem))) else []
         if path.suffix == ".py":
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in nodes_of(path):
                 if isinstance(node, ast.ClassDef) and doers.search(" ".join(words.findall(node.name))):
                     found.append(f"{name(path)}:{node.lineno} class {node.name}")
 
@@ -150,7 +156,7 @@ def test_no_test_waits_for_a_fixed_time() -> None:
     """A wait stands in a loop that looks for something; what must not happen may be waited for, but not long."""
     found = []
     for path in texts(".py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes_of(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
                 for call in sleeps(node):
                     seconds = call.args[0] if call.args else None
@@ -178,7 +184,7 @@ def test_every_module_class_and_function_for_others_has_a_docstring() -> None:
     bare = []
     for path in texts(".py"):
         if "tests" not in path.parts:
-            tree = ast.parse(path.read_text())
+            tree = nodes_of(path)[0]
             bare += [
                 f"{name(path)}:{getattr(node, 'lineno', 1)}"
                 for node in (tree, *public(tree))

@@ -148,7 +148,7 @@ class Play:
 
 # A failure is shown as it was found: to shrink it takes minutes, because time goes on meanwhile.
 @settings(
-    max_examples=40,
+    max_examples=30,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[
