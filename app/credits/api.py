@@ -91,7 +91,7 @@ def book_of(request: web.Request) -> Book:
 def outage(error: Exception) -> Problem | None:
     """Return the 503 of an exception that means: nothing was applied, or a retry with the same key tells what was."""
     match error:
-        case asyncpg.DataError():
+        case ValueError() | asyncpg.DataError():
             return None
         case InboxFull():
             return unavailable("The ledger has more work than it takes.")

@@ -56,7 +56,7 @@ async def retry(work: Callable[[], Awaitable[T]], *, sleep: Callable[[float], Aw
     for attempt in range(RETRIES_MAX):
         try:
             return await work()
-        except asyncpg.DataError:  # an InterfaceError, but about a value that will not be better next time
+        except ValueError:  # asyncpg's word for a value that it cannot send, although it calls it an InterfaceError too
             raise
         except TRANSIENT:
             await sleep(delay_ms(attempt) / 1000)
