@@ -38,6 +38,7 @@ APPLIED_MAX: Final = 4_096  # operations applied and not yet durable; beyond it 
 ASK_TIMEOUT_S: Final = 1.6  # callers hear of an outage within 2 s
 SWEEP_INTERVAL_S: Final = 0.5  # how late an expired hold may still be shown as held
 SWEEP_HOLDS_MAX: Final = 256  # holds that one sweep expires: about 5 ms of Redis
+JOIN_BELOW: Final = SCRIPT_OPERATIONS_MAX // 2  # operations; a batch of this size gains nothing by growing
 NEVER: Final = -1  # a generation that no order can be answered in
 OUTAGE_PAUSE_S: Final = 0.05  # between looks at a shard that is closed
 
@@ -119,7 +120,7 @@ class Ledger(Actor[Order]):
         start = attempt = 0
         size = SCRIPT_OPERATIONS_MAX
         while start < len(work):
-            await self._wait_for_room()
+            await self._wait_for_room(len(work) - start)
             chunk = [(order, i) for order, i in work[start : start + size] if order.open]
             try:
                 decided = not chunk or await self._decide(chunk)
@@ -290,9 +291,12 @@ class Ledger(Actor[Order]):
         if lost:
             self.put_back(lost)
 
-    async def _wait_for_room(self) -> None:
-        """Stay one batch ahead of the writer, no more: what would wait for its commit rather waits here and joins."""
-        while self._applied_operations >= APPLIED_MAX or self._writer.waiting:
+    async def _wait_for_room(self, ready: int) -> None:
+        """Stay one batch ahead of the writer: a small batch that would wait for its commit rather waits here and grows.
+
+        A large one (`ready` operations) goes on, so that Redis, Postgres and this process work at the same time.
+        """
+        while self._applied_operations >= APPLIED_MAX or (ready < JOIN_BELOW and self._writer.waiting):
             await self._wait_moved()
 
     async def _wait_moved(self) -> None:
