@@ -147,7 +147,9 @@ class Keeper:
                     await self._end_stale(connection)
                 row = shard_row(record and tuple(record)[:5])
             self._shard.learn(row.generation, row.run_id, row.head_seq)
-            if self._shard.state != "open" and row.generation > 0:
+            if record is not None and record["stale"]:
+                self._shard.close("the writer of the shard is silent")
+            elif self._shard.state != "open" and row.generation > 0:
                 self._shard.open()
             self._failures = 0
             await self._pause(POLL_INTERVAL_S)
