@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COLUMNS: Final = ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]
-FIRST_LINE: Final = 2  # of the file that holds a request; line 1 names the columns
 TOKENS_MAX: Final = 10**9  # per request and kind; far above any context window, far below the ledger's 10^14 - 1
 GENERATED_TOKENS_MAX: Final = 4_096  # credits held for an answer of unknown length: a usual limit for output tokens
 TOP_UP_CREDITS: Final = 200_000  # per top-up: about 96 requests of the code trace, so top-ups stay near 1 % of calls

@@ -243,15 +243,14 @@ class Writer(Actor[Handover]):
     async def _append(self, lease: Lease, events: Sequence[Event], rows: Sequence[str | bytes]) -> None:
         """Run one statement, or one transaction where the events fold to more than accounts."""
         note = f"{self._shard.generation}:{events[-1].seq}"
-        append = lease.connection.execute(
-            APPEND, self._shard.number, lease.epoch, self._head_seq, self._head_hash, self._seal.key_id, note, *rows
-        )
+        fence = (self._shard.number, lease.epoch, self._head_seq, self._head_hash)
+        values = (*fence, self._seal.key_id, note, *rows)
         folded = self._projection.beyond_accounts(events)
         if not folded:
-            await append
+            await lease.connection.execute(APPEND, *values)
             return
         async with lease.connection.transaction():
-            await append
+            await lease.connection.execute(APPEND, *values)
             await self._projection.apply(lease.connection, folded)
 
     async def _beat(self, lease: Lease) -> None:

@@ -194,10 +194,12 @@ class Ledger(Actor[Order]):
             outcome, made = outcome_of(number, generation, mask, order.fields[i], answer)
             outcomes.append(outcome)
             events.extend(made)
-            if isinstance(outcome, Refused | Done) and "soft" not in order.fields[i]:
-                kept.append((order.fields[i], first_answer(answer)))
+            fields = order.fields[i]
+            # A sweep is done without a key, and a soft claim need not survive Redis: neither is worth a statement.
+            if isinstance(outcome, Refused | Done) and "key" in fields and "soft" not in fields:
+                kept.append((fields, first_answer(answer)))
                 if isinstance(outcome, Refused) and outcome.code == "no_account" and not outcome.replayed:
-                    missing.append(order.fields[i])
+                    missing.append(fields)
         if head >= first:
             self._writer.offer(generation, first, head, events)
         if missing and await self._has_forgotten(missing):

@@ -92,7 +92,7 @@ class Records:
     async def remember(self, shard: int, refusals: Sequence[tuple[dict[str, Any], bytes]]) -> None:
         """Keep refusals, so that they are the answer to a retry even if Redis forgets. Params: fields and answer."""
         # A key may stand in one batch twice, and a statement may touch its row only once.
-        keyed = {fields["key"]: (fields["fp"], answer) for fields, answer in refusals if "key" in fields}
+        keyed = {fields["key"]: (fields["fp"], answer) for fields, answer in refusals}
         if keyed:
             await self.rows(
                 query("remember_answers"), shard, [raw16(key) for key in keyed],
