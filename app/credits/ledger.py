@@ -24,6 +24,7 @@ from app.db.retry import TRANSIENT, delay_ms
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from app.actor import Reply
     from app.audit.entry import Event
     from app.audit.shard import Shard
     from app.audit.writer import Writer
@@ -81,9 +82,11 @@ class Ledger(Actor[Order]):
         self._moved = asyncio.Event()
         self._sweeper: asyncio.Task[None] | None = None
         self._doubted = False
+        self._settling = False
         self.batches = 0
         self.operations = 0
         shard.subscribe(self._on_shard_change)
+        writer.on_taken = self._moved.set
 
     def start(self, on_crash: Callable[[BaseException], None]) -> None:
         """Open the mailbox and start to sweep expired holds whenever this process leads."""
@@ -107,6 +110,13 @@ class Ledger(Actor[Order]):
         Raises InboxFull or ActorStopped, its future AskTimeout; then the operations may still be applied.
         """
         return self.ask(Order(fields))
+
+    def submit_one(self, fields: dict[str, Any], reply: Reply[list[Outcome]]) -> None:
+        """Have one operation decided; `reply` gets its outcome in a list, or the error, as soon as it is durable.
+
+        Raises InboxFull or ActorStopped; `reply` may get AskTimeout.
+        """
+        self.post(Order([fields]), reply)
 
     def doubt(self) -> None:
         """Have the shard rebuilt before the next operation: Postgres knows something that Redis has forgotten."""
@@ -263,8 +273,15 @@ class Ledger(Actor[Order]):
         return True
 
     def _on_shard_change(self) -> None:
-        self._settle()
+        # The next batch leaves for Redis before the answers of this one are written: both then happen at once.
         self._moved.set()
+        if not self._settling:
+            self._settling = True
+            asyncio.get_running_loop().call_soon(self._settle_now)
+
+    def _settle_now(self) -> None:
+        self._settling = False
+        self._settle()
 
     def _settle(self) -> None:
         """Answer what has become durable; submit again what an older generation applied and may have lost.
