@@ -95,6 +95,9 @@ class Actor(Generic[M]):
         """Make the batch durable, then answer its asks. An exception here is a crash."""
         raise AssertionError(f"{type(self).__name__} must define receive() for {len(batch)} messages")
 
+    async def gather(self) -> None:
+        """Return when the messages that wait should become a batch; at once, unless a subclass knows better."""
+
     @property
     def waiting(self) -> int:
         """The weight of the messages that wait in the mailbox."""
@@ -188,6 +191,7 @@ class Actor(Generic[M]):
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
             self._wake = None
+        await self.gather()
         if self._weight <= self._batch_max:
             batch = list(self._inbox)
             self._inbox.clear()

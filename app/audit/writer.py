@@ -100,7 +100,6 @@ class Writer(Actor[Handover]):
         self._head_hash = b""
         self._ticked_seq = -1
         self._beat_s = 0.0
-        self.on_taken: Callable[[], None] | None = None
         self.commits = 0
         self.events_committed = 0
 
@@ -141,8 +140,6 @@ class Writer(Actor[Handover]):
     async def receive(self, batch: list[Handover]) -> None:
         """Append what is next in order; lose the lease at any doubt."""
         lease = self._lease
-        if self.on_taken is not None:
-            self.on_taken()
         if lease is None:
             return
         try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from aiohttp import web
 
+from app.turns import Turns
 from app.web.answers import Answer
 from app.web.request import Request
 
@@ -93,6 +94,7 @@ class Paths:
     def __init__(self, app: web.Application) -> None:
         """Begin empty; `app` is what requests belong to."""
         self.app: Final = app
+        self.turns: Final = Turns()
         self._fixed: dict[tuple[str, str], Taker] = {}
         self._shaped: dict[str, list[tuple[re.Pattern[str], Taker]]] = {}
 
@@ -123,7 +125,7 @@ PATHS: Final[web.AppKey[Paths]] = web.AppKey("paths", Paths)
 def start_task(coroutine: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine as a task: at once where Python can (3.12), else from the next turn of the loop."""
     loop = asyncio.get_running_loop()
-    if sys.version_info >= (3, 12):  # noqa: SIM108 - mypy knows versions in statements only.
+    if sys.version_info >= (3, 12):
         task = asyncio.Task(coroutine, loop=loop, eager_start=True)
     else:
         task = loop.create_task(coroutine)
@@ -145,24 +147,31 @@ class FastConnection(web.RequestHandler):
         self._aligned = True
         self._body_left = 0
         self._serving = False
+        self._queued = False  # for a turn, with a backlog
         self._answered: asyncio.Future[None] | None = None
         self._backlog = b""
         self._hold: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
         """Take bytes: for the request that is read, behind the one that is answered, or as new ones."""
-        if self._serving:
-            self._backlog += data
-            if len(self._backlog) > BACKLOG_MAX_BYTES:
-                self.pause_reading()
-        elif not self._aligned:
+        if not self._aligned:
             super().data_received(data)
-        elif self._hold is not None:
+            return
+        self._backlog += data
+        if self._hold is not None:
             self._hold.cancel()
             self._hold = None
-            data, self._backlog = self._backlog + data, b""
-            self._advance(data, may_hold=True)
-        else:
+        if self._serving:
+            if len(self._backlog) > BACKLOG_MAX_BYTES:
+                self.pause_reading()
+        elif not self._queued:
+            self._queued = True
+            self._paths.turns.add(self._go_on)
+
+    def _go_on(self) -> None:
+        self._queued = False
+        data, self._backlog = self._backlog, b""
+        if data and self.transport is not None:
             self._advance(data, may_hold=True)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -267,7 +276,7 @@ class FastConnection(web.RequestHandler):
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         if self._answered is not None and not self._answered.done():
             self._answered.set_result(None)
-        data, self._backlog = self._backlog, b""
-        if data and self.transport is not None:
+        if self._backlog and self.transport is not None:
             self.resume_reading()
-            self._advance(data, may_hold=True)
+            self._queued = True
+            self._paths.turns.add(self._go_on)
