@@ -148,6 +148,7 @@ class FastConnection(web.RequestHandler):
         self._body_left = 0
         self._serving = False
         self._queued = False  # for a turn, with a backlog
+        self._full = False  # the backlog, so that reading is paused
         self._answered: asyncio.Future[None] | None = None
         self._backlog = b""
         self._hold: asyncio.TimerHandle | None = None
@@ -162,8 +163,9 @@ class FastConnection(web.RequestHandler):
             self._hold.cancel()
             self._hold = None
         if self._serving:
-            if len(self._backlog) > BACKLOG_MAX_BYTES:
-                self.pause_reading()
+            if len(self._backlog) > BACKLOG_MAX_BYTES and not self._full and self.transport is not None:
+                self._full = True
+                self.transport.pause_reading()
         elif not self._queued:
             self._queued = True
             self._paths.turns.add(self._go_on)
@@ -181,6 +183,12 @@ class FastConnection(web.RequestHandler):
             self._hold = None
         self._backlog = b""
         super().connection_lost(exc)
+
+    def _process_keepalive(self) -> None:
+        """Close the connection when it has been idle for its time; one whose request runs is not idle."""
+        if self._serving:
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        super()._process_keepalive()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:
         """Let the request that runs be answered within `timeout` seconds, then close as aiohttp does."""
@@ -233,7 +241,6 @@ class FastConnection(web.RequestHandler):
     def _serve(self, taker: Taker, match_info: Mapping[str, str], head: Head, body: bytes) -> None:
         self._serving = True
         self._request_count += 1
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         request = Request(
             self._paths.app, head.method, head.path, match_info, head.query_text, head.headers, body, self.transport
         )
@@ -277,6 +284,8 @@ class FastConnection(web.RequestHandler):
         if self._answered is not None and not self._answered.done():
             self._answered.set_result(None)
         if self._backlog and self.transport is not None:
-            self.resume_reading()
+            if self._full and len(self._backlog) <= BACKLOG_MAX_BYTES:
+                self._full = False
+                self.transport.resume_reading()
             self._queued = True
             self._paths.turns.add(self._go_on)

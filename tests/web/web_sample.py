@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -185,12 +185,12 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
 
-async def start(limits: ConnectionLimits) -> Server:
+async def start(limits: ConnectionLimits, routes: Sequence[Route] = ROUTES) -> Server:
     """The sample server on a free port."""
     app = web.Application()
     records: list[tuple[str, str, int, float]] = []
     edge.set_up(app, authenticate, lambda *record: records.append(record))
-    add_routes(app, ROUTES)
+    add_routes(app, routes)
     runner = EdgeRunner(app, limits, shutdown_timeout=0.5)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
