@@ -10,7 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from app.audit.entry import HASH_BYTES
-from app.audit.merkle import TILE_WIDTH, Node, Span, consistency_spans, inclusion_spans, span_hash
+from app.audit.merkle import TILE_WIDTH, Node, Span, consistency_spans, inclusion_spans, root_of_inclusion, span_hash
 from app.audit.note import Verifier
 from app.audit.receipt import Receipt
 from app.audit.tiles import Run, Tile, bundle, node_in, runs_for
@@ -69,10 +69,16 @@ class Log:
     """The logs of all shards of a ledger, over a pool of connections of the server's role."""
 
     def __init__(
-        self, pool: asyncpg.Pool[Any], ledger_origin: str, keys: Mapping[int, Sequence[Verifier]] | None = None
+        self,
+        pool: asyncpg.Pool[Any],
+        ledger_origin: str,
+        keys: Mapping[int, Sequence[Verifier]] | None = None,
+        *,
+        read_timeout_s: float = READ_TIMEOUT_S,
     ) -> None:
         """`ledger_origin` is that of the table ledger; `keys` are the log's own verifiers by shard, to be handed out."""
         self._pool = pool
+        self._read_timeout_s = read_timeout_s
         self._ledger_origin = ledger_origin
         self.keys: Final = dict(keys or {})
 
@@ -92,10 +98,10 @@ class Log:
 
     async def inclusion(self, shard: int, seq: int, size: int) -> InclusionProof:
         """Prove that entry `seq` is in the tree of `size`. Raises NotPublished, ProofInvalid for seq >= size."""
-        spans = [*inclusion_spans(seq, size), Span(seq, seq + 1), Span(0, size)]
+        spans = [*inclusion_spans(seq, size), Span(seq, seq + 1)]
         await self.checkpoint(shard, size)
-        *hashes, leaf, root = await self.hashes(shard, spans)
-        return InclusionProof(seq, size, leaf, hashes, root)
+        *hashes, leaf = await self.hashes(shard, spans)
+        return InclusionProof(seq, size, leaf, hashes, root_of_inclusion(seq, size, leaf, hashes))
 
     async def consistency(self, shard: int, size1: int, size2: int) -> ConsistencyProof:
         """Prove that the tree of `size2` extends that of `size1`, at least 1. Raises NotPublished, ProofInvalid."""
@@ -156,9 +162,10 @@ class Log:
         return {run: row[0] for run, row in zip(runs, rows, strict=True)}
 
     async def rows(self, sql: str, *values: Any) -> list[asyncpg.Record]:
-        """Return all rows of one statement, within READ_TIMEOUT_S; transient errors are tried again meanwhile."""
-        async with asyncio.timeout(READ_TIMEOUT_S):
-            return await retry(lambda: read_rows(self._pool, READ_TIMEOUT_S, sql, values))
+        """Return all rows of one statement, within the time limit; transient errors are tried again meanwhile."""
+        limit_s = self._read_timeout_s
+        async with asyncio.timeout(limit_s):
+            return await retry(lambda: read_rows(self._pool, limit_s, sql, values))
 
     async def write(self, sql: str, *values: Any) -> None:
         """Run one statement, once, within WRITE_TIMEOUT_S. When it raises it may have been carried out all the same."""

@@ -174,12 +174,17 @@ def verify_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes],
 
     Raises ProofInvalid. The length of the proof has to be exact.
     """
+    _check_lengths((root,))
+    if root_of_inclusion(index, size, leaf, proof) != root:
+        raise ProofInvalid("the inclusion proof leads to another root")
+
+
+def root_of_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes]) -> bytes:
+    """Return the root that an inclusion proof leads to. Raises ProofInvalid when it has not the right form."""
     if not 0 <= index < size <= SIZE_MAX:
         raise ProofInvalid(f"there is no leaf {index} in a tree of size {size}")
-    _check_lengths((leaf, root, *proof))
-    _, digest = _climb(index, size - 1, leaf, proof)
-    if digest != root:
-        raise ProofInvalid("the inclusion proof leads to another root")
+    _check_lengths((leaf, *proof))
+    return _climb(index, size - 1, leaf, proof)[1]
 
 
 def verify_consistency(size1: int, size2: int, proof: Sequence[bytes], root1: bytes, root2: bytes) -> None:
