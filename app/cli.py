@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EXIT_REFUSED: Final = 2  # the command line or the settings are wrong, or a check could not be made
-_SECRET: Final = frozenset({"root_key", "audit_key", "redis_url", "database_url", "migrate_database_url"})
+_SECRET: Final = frozenset({"root_key", "audit_key", "checkpoint_keys", "redis_url", "database_url", "migrate_database_url"})
 
 
 def _parser() -> argparse.ArgumentParser:

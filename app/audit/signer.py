@@ -43,6 +43,7 @@ CHECKPOINT_ENTRIES_MAX: Final = 65_536  # new entries under one checkpoint: 70 m
 FETCH_HASHES: Final = 4_096  # in one round trip: 128 KiB
 SLICE_HASHES: Final = 512  # hashed at once: about 0.5 ms, then others have their turn
 _KEEP: Final = "SELECT checkpoint_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+_STORE_ERRORS: Final = (redis.exceptions.RedisError, asyncpg.PostgresError)
 
 State = Literal["waiting", "following", "signing", "refused"]
 
@@ -104,10 +105,13 @@ class ShardSigner:
         self._task = asyncio.create_task(self._run(on_crash), name=f"signer s{self._shard.number:02d}")
 
     async def stop(self) -> None:
-        """End after the round that is under way."""
+        """Sign what is durable by now, if this process writes the shard, and end."""
         self._stopping.set()
         if self._task is not None:
             await self._task
+            if self._shard.leading and self.state == "signing":
+                with contextlib.suppress(LogForked, TreeDamaged, SignerLate, *TRANSIENT, *_STORE_ERRORS):
+                    await self.round()
         await self._link.close()
 
     async def wait_published(self, timeout_s: float) -> None:
@@ -130,7 +134,7 @@ class ShardSigner:
                     log.critical("log not signed", extra={"shard": self._shard.number, "reason": str(error)})
                 self._forget("refused", str(error))
                 pause_s = REFUSED_INTERVAL_S
-            except (SignerLate, *TRANSIENT, redis.exceptions.RedisError, asyncpg.PostgresError) as error:
+            except (SignerLate, *TRANSIENT, *_STORE_ERRORS) as error:
                 self._forget("waiting", f"{type(error).__name__}: {error}")
             except Exception as error:  # noqa: BLE001 - an unknown fault stops the process, which starts clean
                 on_crash(error)
