@@ -10,7 +10,16 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from app.audit.entry import HASH_BYTES
-from app.audit.merkle import TILE_WIDTH, Node, Span, consistency_spans, inclusion_spans, root_of_inclusion, span_hash
+from app.audit.merkle import (
+    SIZE_MAX,
+    TILE_WIDTH,
+    Node,
+    Span,
+    consistency_spans,
+    inclusion_spans,
+    root_of_inclusion,
+    span_hash,
+)
 from app.audit.note import Verifier
 from app.audit.receipt import Receipt
 from app.audit.tiles import Run, Tile, bundle, node_in, runs_for
@@ -91,7 +100,8 @@ class Log:
 
         Raises NotPublished when there is none.
         """
-        rows = await self.rows(query("published_checkpoint"), shard, size_min, cosigned)
+        possible = size_min <= SIZE_MAX
+        rows = await self.rows(query("published_checkpoint"), shard, size_min, cosigned) if possible else []
         if not rows:
             raise NotPublished(f"shard {shard} has no checkpoint of {size_min} entries or more")
         return Published(*rows[0])

@@ -61,6 +61,10 @@ class Signing(NamedTuple):
     witnesses: tuple[Witness, ...]
     post: Post
 
+    def __repr__(self) -> str:
+        """Show no seed."""
+        return f"Signing({len(self.seeds)} keys, {len(self.witnesses)} witnesses)"
+
 
 class _Parts(NamedTuple):
     """One shard of this process."""

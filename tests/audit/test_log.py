@@ -67,8 +67,11 @@ async def test_nothing_is_shown_beyond_the_last_checkpoint(house: LogHouse) -> N
         await house.log.inclusion(0, 5, 301)
     with pytest.raises(NotPublished):
         await house.log.consistency(0, 5, 301)
-    with pytest.raises(NotPublished):
-        await house.log.receipt(0, 300)
+    for seq in (300, 2**63 - 1, 2**70):
+        with pytest.raises(NotPublished):
+            await house.log.receipt(0, seq)
+    with pytest.raises(ProofInvalid):
+        await house.log.receipt(0, -1)
     for tile in (Tile(0, 1, 45), Tile(0, 1), Tile("entries", 1, 45), Tile(1, 0, 2), Tile(2, 0, 1), Tile(63, 0, 1)):
         with pytest.raises(NotPublished):
             await house.log.tile(0, tile)

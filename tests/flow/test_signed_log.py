@@ -7,12 +7,14 @@ import re
 
 import aiohttp
 import asyncpg
+import redis
 
 from app.audit.checkpoint import open_checkpoint
 from app.audit.log import Log, NotPublished
 from app.audit.merkle import verify_consistency
 from app.audit.note import Signer
 from app.audit.receipt import parse_receipt, verify_receipt
+from app.db.keys import checkpoint_key, shard_keys
 from app.db.postgres import open_pool
 from tests.credits.ledger_client import Client
 from tests.credits.ledger_house import LedgerHouse
@@ -57,6 +59,35 @@ async def test_a_served_ledger_is_signed_and_goes_on_after_a_restart(
     newest = verify_receipt(parse_receipt(later), [key]).checkpoint
     proof = await log.consistency(0, before.size, newest.size)
     verify_consistency(before.size, newest.size, proof.hashes, before.root, newest.root)
+    pool.terminate()
+    server.stop()
+
+
+async def test_what_was_signed_stays_known_when_redis_is_rebuilt(house: LedgerHouse, session: aiohttp.ClientSession) -> None:
+    ledger = await house.make_ledger()
+    server = house.server_on(ledger, "rebuilt", checkpoint_keys=SEED.hex())
+    await server.start()
+    client = Client(session, server.url)
+    tenant = await client.tenant(100)
+    spent = await client.done("/v1/credits/consume", {"tenant_id": tenant, "amount": 30})
+    pool = await open_pool(ledger.database_url, 2)
+    log = Log(pool, await pool.fetchval("SELECT origin FROM ledger"))
+    async with asyncio.timeout(SIGNED_WITHIN_S):
+        await receipt_of(log, spent["seq"])
+    server.stop()
+
+    with redis.Redis.from_url(ledger.redis_url) as connection:
+        known = connection.hgetall(checkpoint_key(0))
+        connection.delete(shard_keys(0)[0])
+        await server.start()
+        rebuilt = connection.hgetall(checkpoint_key(0))
+    generation = await pool.fetchval("SELECT generation FROM ledger_shards")
+    last = await client.done("/v1/credits/consume", {"tenant_id": tenant, "amount": 2})
+    async with asyncio.timeout(SIGNED_WITHIN_S):
+        await receipt_of(log, last["seq"])
+
+    assert generation > 1, "Redis was laid anew"
+    assert known[b"size"] == rebuilt[b"size"] == str(spent["seq"] + 1).encode()
     pool.terminate()
     server.stop()
 
