@@ -18,7 +18,7 @@ from app.audit.entry import ENTRY_PREFIX, Record, genesis_hash
 from app.audit.fold import BALANCE_MAX, Hold, Transfer, detail
 from app.audit.log import log_origin
 from app.audit.merkle import EMPTY_ROOT, Frontier, Node, Span, inclusion_spans, root_of_inclusion, span_hash
-from app.audit.ranges import Range, prove
+from app.audit.ranges import PLAN_SQL, Range, prove
 from app.audit.report import Bad, Finding, Report, ShardReport
 from app.audit.state import REFUNDS_SQL
 from app.audit.tiles import node_in, runs_for
@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from app.audit.trust import Trust
 
 _BEFORE: Final = """
-    SELECT DISTINCT ON (tenant_id) tenant_id, seq, balance, reserved, version FROM audit_entries
-    WHERE tenant_id = ANY($1) AND shard = $2 AND seq < $3 ORDER BY tenant_id, seq DESC
+    SELECT t.tenant_id, e.seq, e.balance, e.reserved, e.version FROM unnest($1::text[]) AS t (tenant_id)
+    CROSS JOIN LATERAL (
+      SELECT seq, balance, reserved, version FROM audit_entries
+      WHERE tenant_id = t.tenant_id AND shard = $2 AND seq < $3 ORDER BY seq DESC LIMIT 1) AS e
 """
 _ACCOUNTS: Final = "SELECT tenant_id, balance, reserved, version FROM credit_accounts WHERE tenant_id = ANY($1)"
 _HOLDS: Final = """
@@ -64,7 +66,7 @@ async def verify_since(
     connection = await asyncpg.connect(database_url, timeout=CONNECT_TIMEOUT_S)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            await connection.execute("SET LOCAL search_path = public; SET LOCAL statement_timeout = 0")
+            await connection.execute(PLAN_SQL)
             checked_at = time_text(now_ms())
             origin, shard_count = await ledger_of(connection)
             numbers = {log_origin(origin, number): number for number in range(shard_count)}

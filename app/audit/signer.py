@@ -186,7 +186,12 @@ class ShardSigner:
         if not self._link.is_open:
             await self._link.open()
         size, root = await self._link.command("HMGET", checkpoint_key(self._shard.number), "size", "root")
-        return NOTHING if size is None or root is None else Signed(int(size), bytes.fromhex(root.decode()), "")
+        if size is None and root is None:
+            return NOTHING
+        try:
+            return Signed(int(size), bytes.fromhex(root.decode("ascii")), "")
+        except (TypeError, ValueError, AttributeError):
+            raise LogForked(f"what Redis remembers of shard {self._shard.number} cannot be read") from None
 
     async def _check_memory(self, known: Signed, size: int) -> None:
         """Extend the frontier to `size`, and hold the tree on the way against what Redis remembers."""

@@ -102,6 +102,11 @@ class Credits:
         """The shards of this process, by number; empty before Postgres has answered."""
         return [parts.shard for parts in self._parts]
 
+    @property
+    def signers(self) -> list[ShardSigner]:
+        """The signers of the shards' logs, by number; empty before Postgres has answered."""
+        return [parts.signer for parts in self._parts]
+
     def start(self) -> None:
         """Begin to open, and go on trying until it succeeds."""
         self._task = asyncio.create_task(self._open(), name="credits opening")

@@ -124,6 +124,18 @@ async def test_a_redis_that_forgot_the_newest_is_caught_up(house: LogHouse, size
     assert await house.redis.hget(checkpoint_key(0), "size") == b"25"
 
 
+@pytest.mark.parametrize(
+    "memory", [{"size": "x", "root": "00"}, {"size": "5", "root": "no hex"}, {"size": "5"}, {"root": "00"}]
+)
+async def test_a_memory_that_cannot_be_read_is_not_passed_over(house: LogHouse, memory: dict[str, str]) -> None:
+    await house.write(mixed_events(30, 3))
+    await house.redis.hset(checkpoint_key(0), mapping=memory)
+    house.shard.durable = 9
+
+    with pytest.raises(LogForked, match="cannot be read"):
+        await house.signer().round()
+
+
 async def test_a_postgres_from_a_backup_is_not_signed(house: LogHouse) -> None:
     await house.write(mixed_events(MANY, 3))
     await rounds(house, 300, 600)

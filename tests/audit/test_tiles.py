@@ -119,6 +119,19 @@ def test_consistency_comes_from_a_few_tiles(size1: int) -> None:
     assert len(runs) <= 6
 
 
+@given(st.sampled_from([5, 257, 700]), st.integers(0, 2**16), st.integers(0, 7))
+@settings(max_examples=60, deadline=None)
+def test_any_flipped_bit_of_a_tile_gives_another_root(size: int, place: int, bit: int) -> None:
+    levels = levels_of(size)
+    runs = {run: bytearray(b"".join(levels[run.level][run.low : run.high])) for run in runs_for([Span(0, size)])}
+    chosen = list(runs.values())[place % len(runs)]
+    chosen[place % len(chosen)] ^= 1 << bit
+
+    lookup = node_in({run: bytes(data) for run, data in runs.items()})
+
+    assert span_hash(Span(0, size), lookup) != root_of(LEAVES[:size])
+
+
 def test_a_node_that_was_not_read_is_not_made_up() -> None:
     lookup = node_in({Run(0, 4, 8): b"".join(LEAVES[4:8])})
 
