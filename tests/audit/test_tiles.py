@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.audit.entry import entry_bytes
 from app.audit.merkle import Frontier, Node, Span, consistency_spans, inclusion_spans, span_hash
 from app.audit.tiles import (
     ENTRY_BYTES_MAX,
@@ -22,6 +24,7 @@ from app.audit.tiles import (
     split_hashes,
     tiles_of_tree,
 )
+from tests.audit.chain import Book
 from tests.audit.naive_tree import path_of, proof_of, root_of
 
 SIZES = [1, 2, 3, 255, 256, 257, 511, 512, 513, 65_535, 65_536, 65_537, 70_000]
@@ -155,6 +158,20 @@ def test_an_entry_has_to_fit_into_a_bundle() -> None:
     assert split_bundle(bundle([b"e" * ENTRY_BYTES_MAX])) == [b"e" * ENTRY_BYTES_MAX]
     with pytest.raises(TileRefused):
         bundle([b"e" * (ENTRY_BYTES_MAX + 1)])
+
+
+def test_the_longest_entry_of_a_consume_fits_into_a_bundle() -> None:
+    """The edge takes 4,096 bytes of metadata and 500 characters of description; escaping makes the most of these."""
+    metadata = json.dumps({"k": '"' * 2_040})
+    assert len(metadata) <= 4_096
+    book = Book()
+    book.account("t" * 64).details = json.dumps({"settings": json.dumps({"metadata": metadata})})
+    book.topup("t" * 64, 1, description="\x01" * 500, metadata=metadata)
+
+    entries = [entry_bytes(event, bytes(32)) for event in book.events]
+
+    assert max(map(len, entries)) < ENTRY_BYTES_MAX / 2
+    assert split_bundle(bundle(entries)) == entries
 
 
 @pytest.mark.parametrize("data", [b"\x00", b"\x00\x02a", b"\x00\x00\x00", b"\xff\xff"])
