@@ -3,10 +3,12 @@
 -- The leaf hashes, tile level 0 of C2SP tlog-tiles, are audit_entries.hash. audit_tree holds the tile levels above: hash
 -- `number` of level l covers the entries number * 256^l to before (number + 1) * 256^l, and is stored once, when the last
 -- of them is under a checkpoint. So a tile, whole or partial, is a range of at most 256 rows, and no row ever changes.
+-- Level 0 stands in audit_tree only for entries that were archived: whoever takes a partition of audit_entries away puts
+-- its hashes there in the same transaction, and all proofs go on.
 
 CREATE TABLE audit_tree (
   shard  smallint NOT NULL,
-  level  smallint NOT NULL CHECK (level BETWEEN 1 AND 7),
+  level  smallint NOT NULL CHECK (level BETWEEN 0 AND 7),
   number bigint NOT NULL CHECK (number >= 0),
   hash   bytea NOT NULL CHECK (length(hash) = 32),
   PRIMARY KEY (shard, level, number) INCLUDE (hash)
@@ -72,6 +74,14 @@ BEGIN
     IF levels[i] = 0 THEN
       SELECT string_agg(h.hash, ''::bytea) INTO run FROM (
         SELECT hash FROM audit_entries WHERE shard = of_shard AND seq >= lows[i] AND seq < highs[i] ORDER BY seq) AS h;
+      IF coalesce(octet_length(run), 0) < 32 * (highs[i] - lows[i]) THEN
+        SELECT string_agg(h.hash, ''::bytea) INTO run FROM (
+          SELECT seq, hash FROM audit_entries WHERE shard = of_shard AND seq >= lows[i] AND seq < highs[i]
+          UNION ALL
+          SELECT number, hash FROM audit_tree
+          WHERE shard = of_shard AND level = 0 AND number >= lows[i] AND number < highs[i]
+          ORDER BY 1) AS h;
+      END IF;
     ELSE
       SELECT string_agg(h.hash, ''::bytea) INTO run FROM (
         SELECT hash FROM audit_tree

@@ -137,6 +137,24 @@ async def test_hashes_that_are_missing_are_named(house: LogHouse) -> None:
         await house.log.entry_bundle(0, 0)
 
 
+async def test_proofs_go_on_when_old_entries_are_archived_with_their_hashes_kept(house: LogHouse) -> None:
+    await signed(house, 300)
+    session = house.database.session
+    async with session.transaction():
+        await session.execute("INSERT INTO audit_tree SELECT shard, 0, seq, hash FROM audit_entries WHERE seq < 280")
+        await session.execute("DELETE FROM audit_entries WHERE seq < 280")
+    house.shard.durable = 649
+    await house.signer().round()
+
+    for seq in (0, 279, 280, 500):
+        proof = await house.log.inclusion(0, seq, 650)
+        verify_inclusion(seq, 650, house.leaves[seq], proof.hashes, root_of(house.leaves[:650]))
+    assert split_hashes(await house.log.tile(0, Tile(0, 1))) == house.leaves[256:512]
+    assert (await house.log.consistency(0, 250, 650)).hashes == proof_of(250, house.leaves[:650])
+    with pytest.raises(TreeDamaged):
+        await house.log.receipt(0, 5)
+
+
 ENTRIES = 10_000_000
 LAST_TILE, LAST_WIDTH = divmod(ENTRIES, 256)
 
