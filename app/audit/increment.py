@@ -50,10 +50,12 @@ _REFUNDS: Final = "SELECT transaction_id::text, consumed FROM credit_refunds WHE
 _ENTRY: Final = "SELECT entry FROM audit_entries WHERE shard = $1 AND seq = $2"
 _HASHES: Final = (
     # Hashes of archived entries stand in audit_tree.
-    (
-        "SELECT hash FROM (SELECT seq, hash FROM audit_entries WHERE shard = $1 AND seq >= $2 AND seq < $3 UNION ALL "
-        "SELECT number, hash FROM audit_tree WHERE shard = $1 AND level = 0 AND number >= $2 AND number < $3) AS h ORDER BY seq"
-    ),
+    """
+    SELECT hash FROM (
+      SELECT seq, hash FROM audit_entries WHERE shard = $1 AND seq >= $2 AND seq < $3 UNION ALL
+      SELECT number, hash FROM audit_tree WHERE shard = $1 AND level = 0 AND number >= $2 AND number < $3) AS h
+    ORDER BY seq
+    """,
     "SELECT hash FROM audit_tree WHERE shard = $1 AND number >= $2 AND number < $3 AND level = $4 ORDER BY number",
 )
 
