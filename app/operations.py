@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from app.credits.opening import Credits
+    from app.web.request import Request
 
 METRICS: Final = web.AppKey("metrics", Metrics)
 CHECK_TIMEOUT_S: Final = 1.0  # a probe that takes longer is a failed one
 
 
-async def health(_request: web.Request) -> Handled:
+async def health(_request: Request) -> Handled:
     """GET /health: the event loop runs. Touches nothing."""
     return Answer(b'{"status":"ok"}')
 
@@ -41,7 +42,7 @@ def _ms(started: float) -> float:
     return round((time.perf_counter() - started) * 1000, 3)
 
 
-async def ready(request: web.Request) -> Handled:
+async def ready(request: Request) -> Handled:
     """GET /ready: Redis, Postgres, shards and chain, each with state and ms; 503 names what is waited for."""
     credits_ = request.app[CREDITS]
     book = credits_.book
@@ -75,7 +76,7 @@ def _shards(credits_: Credits) -> dict[str, Any]:
     return {"state": state, "ms": _ms(started), "shards": shards}
 
 
-async def metrics(request: web.Request) -> Handled:
+async def metrics(request: Request) -> Handled:
     """GET /metrics: all series in the Prometheus text format."""
     return Answer(request.app[METRICS].text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import asyncpg
+import msgspec
 import orjson
 import redis.exceptions
 from aiohttp import web
@@ -31,14 +32,17 @@ from app.credits.wire import (
 )
 from app.db.retry import TRANSIENT
 from app.web.body import Body
-from app.web.edge import request_id_of
 from app.web.problems import Problem, problem_body
 from app.web.routes import Handled, idempotency_key, if_match, json_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Callable
 
     from app.credits.book import Book, Settled
+    from app.web.edge import Done
+    from app.web.request import Request
+
+B = TypeVar("B", bound=msgspec.Struct)
 
 CREDITS: Final = web.AppKey("credits", Credits)
 RETRY_AFTER_S: Final = 1
@@ -80,7 +84,7 @@ def unavailable(reason: str) -> Problem:
     )  # fmt: skip
 
 
-def book_of(request: web.Request) -> Book:
+def book_of(request: Request) -> Book:
     """Return the ledger, or refuse with 503 while this process has not reached Postgres yet."""
     book = request.app[CREDITS].book
     if book is None:
@@ -131,13 +135,64 @@ def refused_answer(outcome: Settled, request_id: str) -> Handled:
     return problem
 
 
-def reservation_answer(outcome: Settled, status: str, request_id: str) -> Handled:
-    """Return the answer of a call that makes or aborts a reservation."""
+def held_answer(outcome: Settled, request_id: str) -> Handled:
+    """Return the answer of a call that makes a reservation."""
+    return _reservation_answer(outcome, "held", request_id)
+
+
+def aborted_answer(outcome: Settled, request_id: str) -> Handled:
+    """Return the answer of a call that aborts a reservation."""
+    return _reservation_answer(outcome, "aborted", request_id)
+
+
+def _reservation_answer(outcome: Settled, status: str, request_id: str) -> Handled:
     if isinstance(outcome, Applied):
         event = outcome.events[0]
         body = f'{{{reservation_fields(event)},"status":"{status}"}}'.encode()
         return json_answer(body, etag=event.version, replayed=outcome.replayed)
     return refused_answer(outcome, request_id)
+
+
+class MoneyCall(Generic[B]):
+    """A call that is one operation of the ledger: from body and headers to its fields, from its outcome to an answer."""
+
+    def __init__(
+        self,
+        body: Body[B],
+        fields: Callable[[B, Request], dict[str, Any]],
+        answer: Callable[[Settled, str], Handled],
+    ) -> None:
+        """`fields` says what is asked, without key; `answer` takes the outcome and the request's id."""
+        self._body = body
+        self._fields = fields
+        self._answer = answer
+
+    async def __call__(self, request: Request) -> Handled:
+        """Answer a request whose body may still be on its way."""
+        book, fields = self._ask(request, await self._body.read(request))
+        return self._answer(await book.decide(fields), request.request_id)
+
+    def begin(self, request: Request, done: Done) -> None:
+        """Answer a request that is whole, as soon as its operation is durable and without a task (`app.web.edge.Prompt`)."""
+        book, fields = self._ask(request, self._body.take(request))
+
+        def reply(outcome: Settled | None, error: Exception | None) -> None:
+            if outcome is None:
+                done(error or AssertionError("neither an outcome nor an error"))
+                return
+            try:
+                answer = self._answer(outcome, request.request_id)
+            except Exception as fault:  # noqa: BLE001 - a fault of ours is an answer too, and must not stop the ledger
+                done(fault)
+            else:
+                done(answer)
+
+        book.decide_soon(fields, reply)
+
+    def _ask(self, request: Request, body: B) -> tuple[Book, dict[str, Any]]:
+        fields = self._fields(body, request)
+        book = book_of(request)
+        return book, book.fingerprints.stamp(fields, idempotency_key(request), request.request_id)
 
 
 CONSUME: Final = Body(Consume)
@@ -150,53 +205,22 @@ NEW_ACCOUNT: Final = Body(NewAccount)
 ACCOUNT_CHANGE: Final = Body(AccountChange)
 
 
-def _decide(request: web.Request, fields: dict[str, Any]) -> Awaitable[Settled]:
-    book = book_of(request)
-    book.fingerprints.stamp(fields, idempotency_key(request), request_id_of(request))
-    return book.decide(fields)
-
-
-async def consume(request: web.Request) -> Handled:
-    """POST /v1/credits/consume."""
-    body = await CONSUME.read(request)
-    outcome = await _decide(request, spend_fields("consume", body, if_match(request)))
-    return transaction_answer(outcome, request_id_of(request))
-
-
-async def topup(request: web.Request) -> Handled:
-    """POST /v1/credits/topup."""
-    body = await TOPUP.read(request)
-    outcome = await _decide(request, spend_fields("topup", body, if_match(request)))
-    return transaction_answer(outcome, request_id_of(request))
-
-
-async def refund(request: web.Request) -> Handled:
-    """POST /v1/credits/refund."""
-    body = await REFUND.read(request)
-    return transaction_answer(await _decide(request, refund_fields(body)), request_id_of(request))
-
-
-async def reserve(request: web.Request) -> Handled:
-    """POST /v1/credits/reserve."""
-    body = await RESERVE.read(request)
-    outcome = await _decide(request, reserve_fields(body, if_match(request)))
-    return reservation_answer(outcome, "held", request_id_of(request))
-
-
-async def commit(request: web.Request) -> Handled:
-    """POST /v1/credits/reservations/{reservation_id}/commit."""
-    body = await COMMIT.read(request)
-    identifier = request.match_info["reservation_id"]
-    outcome = await _decide(request, close_fields("commit", identifier, body.amount, if_match(request)))
-    return transaction_answer(outcome, request_id_of(request))
-
-
-async def abort(request: web.Request) -> Handled:
-    """POST /v1/credits/reservations/{reservation_id}/abort."""
-    await ABORT.read(request)
-    identifier = request.match_info["reservation_id"]
-    outcome = await _decide(request, close_fields("abort", identifier, None, if_match(request)))
-    return reservation_answer(outcome, "aborted", request_id_of(request))
+consume: Final = MoneyCall(
+    CONSUME, lambda body, request: spend_fields("consume", body, if_match(request)), transaction_answer
+)
+topup: Final = MoneyCall(TOPUP, lambda body, request: spend_fields("topup", body, if_match(request)), transaction_answer)
+refund: Final = MoneyCall(REFUND, lambda body, _: refund_fields(body), transaction_answer)
+reserve: Final = MoneyCall(RESERVE, lambda body, request: reserve_fields(body, if_match(request)), held_answer)
+commit: Final = MoneyCall(
+    COMMIT,
+    lambda body, request: close_fields("commit", request.match_info["reservation_id"], body.amount, if_match(request)),
+    transaction_answer,
+)
+abort: Final = MoneyCall(
+    ABORT,
+    lambda _, request: close_fields("abort", request.match_info["reservation_id"], None, if_match(request)),
+    aborted_answer,
+)
 
 
 def _changed_account(outcome: Settled, status: int, request_id: str) -> Handled:
@@ -212,24 +236,24 @@ def _changed_account(outcome: Settled, status: int, request_id: str) -> Handled:
     return json_answer(account_body(row), status=status, etag=event.version, replayed=outcome.replayed)
 
 
-async def create_account(request: web.Request) -> Handled:
+async def create_account(request: Request) -> Handled:
     """POST /v1/accounts; an Idempotency-Key is welcome but not needed, since a second account is refused anyway."""
     body = await NEW_ACCOUNT.read(request)
-    key = idempotency_key(request) if "Idempotency-Key" in request.headers else None
+    key = idempotency_key(request) if "idempotency-key" in request.headers else None
     fields = {"op": "account", "tenant": body.tenant_id, "settings": settings_of(body)}
     book = book_of(request)
-    book.fingerprints.stamp(fields, key, request_id_of(request))
-    return _changed_account(await book.decide(fields), 201, request_id_of(request))
+    book.fingerprints.stamp(fields, key, request.request_id)
+    return _changed_account(await book.decide(fields), 201, request.request_id)
 
 
-async def change_account(request: web.Request) -> Handled:
+async def change_account(request: Request) -> Handled:
     """PATCH /v1/accounts/{tenant_id}."""
     body = await ACCOUNT_CHANGE.read(request)
     fields: dict[str, Any] = {"op": "update", "tenant": request.match_info["tenant_id"], "settings": settings_of(body)}
     expected = if_match(request)
     if expected is not None:
         fields["expect"] = expected
-    key = idempotency_key(request) if "Idempotency-Key" in request.headers else None
+    key = idempotency_key(request) if "idempotency-key" in request.headers else None
     book = book_of(request)
-    book.fingerprints.stamp(fields, key, request_id_of(request))
-    return _changed_account(await book.decide(fields), 200, request_id_of(request))
+    book.fingerprints.stamp(fields, key, request.request_id)
+    return _changed_account(await book.decide(fields), 200, request.request_id)

@@ -11,13 +11,11 @@ from app.credits.operation import Applied, Done, Refused, Reused
 from app.credits.request import batch_fields
 from app.credits.wire import BATCH_BODY_MAX_BYTES, Batch, reservation_fields, transaction_fields
 from app.web.body import Body
-from app.web.edge import request_id_of
 from app.web.routes import Handled, idempotency_key, json_answer
 
 if TYPE_CHECKING:
-    from aiohttp import web
-
     from app.credits.book import Settled
+    from app.web.request import Request
 
 BATCH: Final = Body(Batch, limit_bytes=BATCH_BODY_MAX_BYTES)
 
@@ -36,10 +34,10 @@ def _result(op: str, outcome: Settled) -> str:
     return orjson.dumps({"status": problem.status, "code": problem.code, "detail": problem.detail, **problem.extra}).decode()
 
 
-async def batch(request: web.Request) -> Handled:
+async def batch(request: Request) -> Handled:
     """Claim the batch's key, then decide the operations; a retry meets the same results one by one."""
     body = await BATCH.read(request)
-    key, request_id, book = idempotency_key(request), request_id_of(request), book_of(request)
+    key, request_id, book = idempotency_key(request), request.request_id, book_of(request)
     stamp = book.fingerprints.stamp
     operations = [
         stamp(batch_fields(operation), operation.idempotency_key or f"{key}/{i}", request_id)

@@ -7,12 +7,14 @@ import zlib
 from typing import TYPE_CHECKING, Any, Final
 
 from app.actor import AskTimeout
+from app.credits.account_reads import AccountReads
 from app.credits.operation import Applied, Done, NeedsEvidence, Refused, Remembered, Reused, position_of
 from app.credits.transfers import Transfers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
+    from app.actor import Reply
     from app.audit.entry import Event
     from app.audit.shard import Shard
     from app.credits.ledger import Ledger
@@ -30,7 +32,13 @@ class Book:
     """All shards of the ledger in this process."""
 
     def __init__(
-        self, ledgers: Sequence[Ledger], shards: Sequence[Shard], records: Records, fingerprints: Fingerprints, mask: IdMask
+        self,
+        ledgers: Sequence[Ledger],
+        shards: Sequence[Shard],
+        records: Records,
+        fingerprints: Fingerprints,
+        mask: IdMask,
+        account_reads: AccountReads,
     ) -> None:
         """`ledgers` and `shards` by shard number."""
         self.ledgers: Final = ledgers
@@ -39,6 +47,8 @@ class Book:
         self.fingerprints: Final = fingerprints
         self.mask: Final = mask
         self.transfers: Final = Transfers(self)
+        self.account_reads: Final = account_reads
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def shard_of_tenant(self, tenant: str) -> int:
         """Return the shard of a tenant: fixed when the ledger was created, because their number is."""
@@ -84,6 +94,46 @@ class Book:
                 return outcomes[0]
             return (await self._finish(0, [fields], outcomes))[0]
         return (await self.decide_all([fields]))[0]
+
+    def decide_soon(self, fields: dict[str, Any], reply: Reply[Settled]) -> None:
+        """Give the durable outcome of one operation, or the error, to `reply`; it may be called before this returns.
+
+        For the usual outcome of an operation of a single shard this takes no task and no turn of the event loop.
+        Raises what `Ledger.submit` raises at once.
+        """
+        if len(self.ledgers) > 1 or fields["op"] == "refund":
+            self._start(self.decide(fields), reply)
+            return
+
+        def settle(outcomes: list[Outcome] | None, error: Exception | None) -> None:
+            if outcomes is None:
+                reply(None, error)
+                return
+            outcome = outcomes[0]
+            if isinstance(outcome, Remembered | NeedsEvidence):
+                self._start(self._finish_one(fields, outcome), reply)
+            else:
+                reply(outcome, None)
+
+        self.ledgers[0].submit_one(fields, settle)
+
+    async def _finish_one(self, fields: dict[str, Any], outcome: Outcome) -> Settled:
+        return (await self._finish(0, [fields], [outcome]))[0]
+
+    def _start(self, work: Coroutine[Any, Any, Settled], reply: Reply[Settled]) -> None:
+        """Run `work` in a task of its own and give what it returns or raises to `reply`."""
+
+        async def run() -> None:
+            try:
+                outcome = await work
+            except Exception as error:  # noqa: BLE001 - whatever it is, the caller waits for it
+                reply(None, error)
+            else:
+                reply(outcome, None)
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def decide_all(self, operations: Sequence[dict[str, Any]]) -> list[Settled]:
         """Return the durable outcomes of operations, each on its own, in order within each shard."""

@@ -20,10 +20,12 @@ from app.credits.operation import Done, IdMask, Order, Outcome, Refused, first_a
 from app.db.keys import applied_channel, shard_keys, shard_tag
 from app.db.lua import load_script
 from app.db.retry import TRANSIENT, delay_ms
+from app.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from app.actor import Reply
     from app.audit.entry import Event
     from app.audit.shard import Shard
     from app.audit.writer import Writer
@@ -38,6 +40,7 @@ APPLIED_MAX: Final = 4_096  # operations applied and not yet durable; beyond it 
 ASK_TIMEOUT_S: Final = 1.6  # callers hear of an outage within 2 s
 SWEEP_INTERVAL_S: Final = 0.5  # how late an expired hold may still be shown as held
 SWEEP_HOLDS_MAX: Final = 256  # holds that one sweep expires: about 5 ms of Redis
+AHEAD_MAX: Final = 2  # batches between Redis and durable: one that commits, one that waits for its turn
 JOIN_BELOW: Final = SCRIPT_OPERATIONS_MAX // 2  # operations; a batch of this size gains nothing by growing
 NEVER: Final = -1  # a generation that no order can be answered in
 OUTAGE_PAUSE_S: Final = 0.05  # between looks at a shard that is closed
@@ -81,6 +84,8 @@ class Ledger(Actor[Order]):
         self._moved = asyncio.Event()
         self._sweeper: asyncio.Task[None] | None = None
         self._doubted = False
+        self._settling = False
+        self._turns = Turns()
         self.batches = 0
         self.operations = 0
         shard.subscribe(self._on_shard_change)
@@ -108,6 +113,13 @@ class Ledger(Actor[Order]):
         """
         return self.ask(Order(fields))
 
+    def submit_one(self, fields: dict[str, Any], reply: Reply[list[Outcome]]) -> None:
+        """Have one operation decided; `reply` gets its outcome in a list, or the error, as soon as it is durable.
+
+        Raises InboxFull or ActorStopped; `reply` may get AskTimeout.
+        """
+        self.post(Order([fields]), reply)
+
     def doubt(self) -> None:
         """Have the shard rebuilt before the next operation: Postgres knows something that Redis has forgotten."""
         self._doubted = True
@@ -120,7 +132,8 @@ class Ledger(Actor[Order]):
         start = attempt = 0
         size = SCRIPT_OPERATIONS_MAX
         while start < len(work):
-            await self._wait_for_room(len(work) - start)
+            while self._applied_operations >= APPLIED_MAX:
+                await self._wait_moved()
             chunk = [(order, i) for order, i in work[start : start + size] if order.open]
             try:
                 decided = not chunk or await self._decide(chunk)
@@ -263,8 +276,15 @@ class Ledger(Actor[Order]):
         return True
 
     def _on_shard_change(self) -> None:
-        self._settle()
+        # The next batch leaves for Redis before the answers of this one are written: both then happen at once.
         self._moved.set()
+        if not self._settling:
+            self._settling = True
+            asyncio.get_running_loop().call_soon(self._settle_now)
+
+    def _settle_now(self) -> None:
+        self._settling = False
+        self._settle()
 
     def _settle(self) -> None:
         """Answer what has become durable; submit again what an older generation applied and may have lost.
@@ -287,18 +307,18 @@ class Ledger(Actor[Order]):
                     order.generation = NEVER
             for order in chunk.orders:
                 if order.generation == generation:
-                    order.answer(order.outcomes)
+                    self._turns.add(order.tell)
                 elif order.open:
                     lost.append(order)
         if lost:
             self.put_back(lost)
 
-    async def _wait_for_room(self, ready: int) -> None:
-        """Stay one batch ahead of the writer: a small batch that would wait for its commit rather waits here and grows.
+    async def gather(self) -> None:
+        """Stay one batch ahead of the writer: a small batch that would only wait for its commit grows instead.
 
-        A large one (`ready` operations) goes on, so that Redis, Postgres and this process work at the same time.
+        So one batch is in Redis, one in Postgres, and the callers of a third are answered, all at the same time.
         """
-        while self._applied_operations >= APPLIED_MAX or (ready < JOIN_BELOW and self._writer.waiting):
+        while len(self._applied) >= AHEAD_MAX and self.waiting < JOIN_BELOW and not self._stopping:
             await self._wait_moved()
 
     async def _wait_moved(self) -> None:

@@ -19,6 +19,7 @@ from app.audit.signer import ShardSigner
 from app.audit.signing_keys import signers_of
 from app.audit.witness import Post, Witness, WitnessFeed
 from app.audit.writer import Writer
+from app.credits.account_reads import AccountReads
 from app.credits.book import Book
 from app.credits.ledger import Ledger
 from app.credits.operation import IdMask, events_of_item
@@ -28,7 +29,7 @@ from app.credits.recovery import LedgerRecovery
 from app.credits.request import Fingerprints
 from app.credits.upkeep import Upkeep
 from app.db.migrate import LedgerRow, found_ledger, migrate
-from app.db.postgres import open_owner, open_pool, open_session
+from app.db.postgres import open_owner, open_pool, open_reader, open_session
 from app.db.redis import RedisLink, make_pool
 from app.db.retry import TRANSIENT, delay_ms
 
@@ -124,6 +125,7 @@ class Credits:
                 await self._task
         if self.book is not None:
             await self.book.transfers.stop()
+            await self.book.account_reads.stop()
         if self._upkeep is not None:
             await self._upkeep.stop()
         await asyncio.gather(*(parts.ledger.stop() for parts in self._parts))
@@ -200,8 +202,10 @@ class Credits:
         self.waiting_for = "shards"
         self.log = log_
         ledgers = [parts.ledger for parts in self._parts]
-        self.book = Book(ledgers, self.shards, records, Fingerprints(row.salt), mask)
+        reads = AccountReads(lambda: open_reader(self._stores.database_url))
+        self.book = Book(ledgers, self.shards, records, Fingerprints(row.salt), mask, reads)
         self.book.transfers.start(self._on_crash)
+        self.book.account_reads.start(self._on_crash)
         self._upkeep = Upkeep(records)
         self._upkeep.start()
 

@@ -85,10 +85,14 @@ class Order(Ask[list[Outcome]]):
         """`fields`: one dictionary an operation, as in the module's text."""
         super().__init__()
         self.fields = fields
-        self.raws = [orjson.dumps(one) for one in fields]
+        self.raws = [orjson.dumps(fields[0])] if len(fields) == 1 else [orjson.dumps(one) for one in fields]
         self.outcomes: list[Outcome] = []
         self.weight = len(fields)
         self.generation = 0  # of the Redis that decided the first operation
+
+    def tell(self) -> None:
+        """Give the outcomes to whoever waits for them."""
+        self.answer(self.outcomes)
 
 
 class IdMask(NamedTuple):

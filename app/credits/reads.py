@@ -11,6 +11,7 @@ import orjson
 from msgspec import Struct
 
 from app.clock import ms_of, time_text
+from app.credits.account_reads import AccountAsk
 from app.credits.api import book_of
 from app.credits.operation import position_of
 from app.credits.wire import (
@@ -32,10 +33,10 @@ from app.web.routes import Handled, cursor, json_answer, limit, query, time
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from aiohttp import web
-
     from app.audit.entry import Event
     from app.credits.records import Account as AccountRow
+    from app.web.edge import Done
+    from app.web.request import Request
 
 SEQ_END: Final = 1 << 60  # above every seq
 ID_END: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"  # not below any id
@@ -184,20 +185,37 @@ def page(items: Sequence[bytes], next_cursor: str | None) -> Handled:
     return json_answer(b'{"data":[' + b",".join(items) + b'],"next_cursor":' + following.encode() + b"}")
 
 
-async def _account(request: web.Request) -> AccountRow:
-    row = await book_of(request).records.account(request.match_info["tenant_id"])
+async def _account(request: Request) -> AccountRow:
+    row: AccountRow | None = await book_of(request).account_reads.ask(AccountAsk(request.match_info["tenant_id"]))
     if row is None:
         raise no_account()
     return row
 
 
-async def account(request: web.Request) -> Handled:
+class AccountRead:
     """GET /v1/accounts/{tenant_id}."""
-    row = await _account(request)
+
+    async def __call__(self, request: Request) -> Handled:
+        """Answer from a task, as every other read does."""
+        return _account_answer(await _account(request))
+
+    def begin(self, request: Request, done: Done) -> None:
+        """Answer without a task (`app.web.edge.Prompt`)."""
+
+        def reply(row: AccountRow | None, error: Exception | None) -> None:
+            done(error or (no_account() if row is None else _account_answer(row)))
+
+        book_of(request).account_reads.post(AccountAsk(request.match_info["tenant_id"]), reply)
+
+
+def _account_answer(row: AccountRow) -> Handled:
     return json_answer(account_body(row), etag=row.version)
 
 
-async def accounts(request: web.Request) -> Handled:
+account: Final = AccountRead()
+
+
+async def accounts(request: Request) -> Handled:
     """GET /v1/accounts."""
     count = limit(request)
     rows = await book_of(request).records.accounts(decode_cursor(cursor(request), str, ""), count + 1)
@@ -205,7 +223,7 @@ async def accounts(request: web.Request) -> Handled:
     return page([account_body(row) for row in rows[:count]], following)
 
 
-async def transactions(request: web.Request) -> Handled:
+async def transactions(request: Request) -> Handled:
     """GET /v1/accounts/{tenant_id}/transactions."""
     count = limit(request)
     before = decode_cursor(cursor(request), int, SEQ_END)
@@ -217,7 +235,7 @@ async def transactions(request: web.Request) -> Handled:
     return page([f"{{{transaction_fields(event)}}}".encode() for event in events[:count]], following)
 
 
-async def balance(request: web.Request) -> Handled:
+async def balance(request: Request) -> Handled:
     """GET /v1/accounts/{tenant_id}/balance; now, unless a time is given."""
     at = time(request, "at") or datetime.now(UTC)
     await _account(request)
@@ -228,7 +246,7 @@ async def balance(request: web.Request) -> Handled:
     return json_answer(orjson.dumps({name: getattr(answer, name) for name in BalanceAt.__struct_fields__}))
 
 
-async def reservations(request: web.Request) -> Handled:
+async def reservations(request: Request) -> Handled:
     """GET /v1/accounts/{tenant_id}/reservations."""
     count = limit(request)
     before = decode_cursor(cursor(request), str, ID_END, _is_id)
@@ -239,7 +257,7 @@ async def reservations(request: web.Request) -> Handled:
     return page([reservation_body(row) for row in rows[:count]], following)
 
 
-async def reservation(request: web.Request) -> Handled:
+async def reservation(request: Request) -> Handled:
     """GET /v1/credits/reservations/{reservation_id}."""
     row = await book_of(request).records.reservation(request.match_info["reservation_id"])
     if row is None or row.purpose != "spend":
@@ -247,7 +265,7 @@ async def reservation(request: web.Request) -> Handled:
     return json_answer(reservation_body(row))
 
 
-async def usage(request: web.Request) -> Handled:
+async def usage(request: Request) -> Handled:
     """GET /v1/accounts/{tenant_id}/usage; the last 24 hours by the hour, unless asked otherwise."""
     granularity = query(request, "granularity", Literal["hour", "day"], "hour")
     until = time(request, "to") or datetime.now(UTC)
@@ -282,7 +300,7 @@ def transfer_fields(events: Sequence[Event]) -> str:
     )
 
 
-async def transaction(request: web.Request) -> Handled:
+async def transaction(request: Request) -> Handled:
     """GET /v1/transactions/{transaction_id}."""
     book = book_of(request)
     identifier = request.match_info["transaction_id"]
@@ -307,7 +325,7 @@ async def transaction(request: web.Request) -> Handled:
     return json_answer(f"{{{fields},{audit}}}".encode())
 
 
-async def trial_balance(request: web.Request) -> Handled:
+async def trial_balance(request: Request) -> Handled:
     """GET /v1/ledger/trial-balance."""
     balances = await book_of(request).records.trial_balance()
     tenants = balances.pop("tenants")

@@ -93,14 +93,9 @@ class Records:
         rows = await self.rows("SELECT tenant_id FROM credit_accounts WHERE tenant_id = ANY($1)", list(tenants))
         return [row[0] for row in rows]
 
-    async def account(self, tenant: str) -> Account | None:
-        """Return a tenant's account as its last durable event left it."""
-        rows = await self.rows(query("account"), tenant)
-        return _account(rows[0]) if rows else None
-
     async def accounts(self, after: str, limit: int) -> list[Account]:
         """Return accounts in the order of their names, from the first name beyond `after`."""
-        return [_account(row) for row in await self.rows(query("accounts"), after, limit)]
+        return [account_of(row) for row in await self.rows(query("accounts"), after, limit)]
 
     async def events(self, shard: int, first: int, count: int = 1) -> list[Event]:
         """Return the events seq first .. first + count - 1 of a shard that are durable."""
@@ -163,6 +158,7 @@ class Records:
         return {"heads": {str(shard): head_seq for shard, head_seq, _ in rows}}
 
 
-def _account(row: asyncpg.Record) -> Account:
+def account_of(row: asyncpg.Record) -> Account:
+    """Return a row of `accounts_of.sql` or `accounts.sql`."""
     tenant, balance, reserved, version, created_at, updated_at, settings = row
     return Account(tenant, balance, reserved, version, created_at, updated_at, orjson.loads(settings))

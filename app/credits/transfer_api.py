@@ -11,14 +11,12 @@ from app.credits.operation import Applied, Refused, Reused
 from app.credits.reads import transfer_fields
 from app.credits.wire import Legs
 from app.web.body import Body
-from app.web.edge import request_id_of
 from app.web.problems import invalid
 from app.web.routes import Handled, idempotency_key, json_answer
 
 if TYPE_CHECKING:
-    from aiohttp import web
-
     from app.credits.book import Book
+    from app.web.request import Request
 
 LEGS: Final = Body(Legs)
 
@@ -44,14 +42,14 @@ async def _over_shards(book: Book, legs: list[dict[str, Any]], stamp: dict[str, 
     return refused_answer(Refused(code, tuple(values), first_request_id, replayed), request_id)
 
 
-async def transfer(request: web.Request) -> Handled:
+async def transfer(request: Request) -> Handled:
     """Move credits between tenants: the legs sum to zero, all are applied or none."""
     body = await LEGS.read(request)
     if any(leg.amount == 0 for leg in body.legs):
         raise invalid(f"/legs/{[leg.amount for leg in body.legs].index(0)}/amount", "Expected an amount that is not 0")
     if sum(leg.amount for leg in body.legs) != 0:
         raise invalid("/legs", "Expected amounts that sum to 0")
-    book, request_id = book_of(request), request_id_of(request)
+    book, request_id = book_of(request), request.request_id
     legs = [{"tenant_id": leg.tenant_id, "amount": leg.amount} for leg in body.legs]
     stamp = book.fingerprints.stamp({"op": "transfer", "legs": legs}, idempotency_key(request), request_id)
     if len({book.shard_of_tenant(leg.tenant_id) for leg in body.legs}) > 1:

@@ -76,6 +76,11 @@ async def open_session(database_url: str) -> asyncpg.Connection[Any]:
     )
 
 
+async def open_reader(database_url: str) -> asyncpg.Connection[Any]:
+    """Return one connection for reads that share a statement."""
+    return await asyncpg.connect(database_url, timeout=CONNECT_TIMEOUT_S, server_settings=_SERVER_SETTINGS)
+
+
 async def open_owner(database_url: str) -> asyncpg.Connection[Any]:
     """Return one connection of the role that owns the schema, for migrations."""
     return await asyncpg.connect(database_url, timeout=CONNECT_TIMEOUT_S, server_settings={"timezone": "UTC"})

@@ -146,33 +146,41 @@ class Answer(web.StreamResponse):
         transport = request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client left before its answer")
-        encoded = self.encoded()
+        encoded = self.encoded(
+            close=not self.keep_alive, old=request.version == HttpVersion10, head_only=request.method == "HEAD"
+        )
         transport.write(encoded)
         request.writer.output_size += len(encoded)
         if request.protocol.writing_paused:
             await request.writer.drain()
 
-    def encoded(self) -> bytes:
-        """The bytes of the answer; before `prepare`, those of an answer after which the connection is closed.
+    @property
+    def closes(self) -> bool:
+        """Whether the answer itself forces the connection shut."""
+        return self._keep_alive is False
+
+    def encoded(self, *, close: bool, old: bool = False, head_only: bool = False) -> bytes:
+        """The bytes of the answer.
 
         The version is always HTTP/1.1, the highest we conform to (RFC 9110 2.5).
+
+        close      say that the connection ends after it
+        old        say to an HTTP/1.0 client that it does not
+        head_only  leave out the content, for HEAD
         """
         empty = self._status in EMPTY_STATUSES
         content = b"" if empty else self.body
         lines = self.fields
         if "_headers" in self.__dict__:
             lines += own_fields(self._headers.items())
-        request = self.answered
-        if not self.keep_alive:
+        if close:
             lines += "Connection: close\r\n"
-        elif request is not None and request.version == HttpVersion10:
+        elif old:
             lines += "Connection: keep-alive\r\n"
         if not empty:
             lines += f"Content-Length: {len(content)}\r\n"
         head = (f"{self.answer_head}Date: {_date.now()}\r\nX-Request-ID: {self.request_id}\r\n{lines}\r\n").encode("latin-1")
-        if request is not None and request.method == "HEAD":
-            return head
-        return head + content
+        return head if head_only else head + content
 
 
 def own_fields(items: Iterable[tuple[str, str]]) -> str:

@@ -12,12 +12,12 @@ import re
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 import msgspec
-from aiohttp import hdrs, web
-from aiohttp.streams import StreamReader
+from aiohttp import web
 from msgspec import inspect
 
 from app.web.fields import DEPTH_MAX, Metadata, decode_custom, deeper_than
 from app.web.problems import FieldError, Problem
+from app.web.request import Request
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -112,16 +112,16 @@ def field_errors(error: msgspec.ValidationError) -> tuple[FieldError, ...]:
     return (FieldError(pointer, detail),)
 
 
-def check_media_type(request: web.Request) -> None:
+def check_media_type(request: Request) -> None:
     """Raise Problem 415 unless the body is declared as application/json in UTF-8 without a content coding."""
     headers = request.headers
-    declared = headers.get(hdrs.CONTENT_TYPE, "")
+    declared = headers.get("content-type", "")
     if declared != "application/json":
         essence, _, parameters = declared.partition(";")
         charsets = [part for part in parameters.split(";") if part.strip().lower().startswith("charset")]
         if essence.strip().lower() != "application/json" or not all(map(_charset.match, charsets)):
             raise Problem(415, "unsupported_media_type", "Content-Type must be application/json, in UTF-8.")
-    if headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+    if headers.get("content-encoding", "identity").lower() != "identity":
         raise Problem(415, "unsupported_media_type", "Content-Encoding is not supported.")
 
 
@@ -152,18 +152,25 @@ class Body(Generic[T]):
         self.decoder = msgspec.json.Decoder(struct_type, strict=True, dec_hook=decode_custom)
         self.encode = msgspec.json.Encoder().encode
 
-    async def read(self, request: web.Request) -> T:
+    async def read(self, request: Request) -> T:
         """The decoded body.
 
         refuses  408 `request_timeout`, 413 `payload_too_large`, 415 `unsupported_media_type`,
                  400 `malformed_json`, 422 `invalid_request`, in this order
         faults   ConnectionError when the client left before the body was complete
         """
-        content = request.content
-        data = content.read_nowait() if content.is_eof() else await self._gather(request, content)
+        return self._checked(request, await self._gather(request) if request.body is None else request.body)
+
+    def take(self, request: Request) -> T:
+        """The decoded body of a request that is whole; refuses what `read` refuses, but for 408."""
+        if request.body is None:
+            raise AssertionError("the body has not been read yet")
+        return self._checked(request, request.body)
+
+    def _checked(self, request: Request, data: bytes) -> T:
         if len(data) > self.limit_bytes:
             raise self._too_large()
-        if not data and hdrs.CONTENT_TYPE not in request.headers:
+        if not data and "content-type" not in request.headers:
             if self.optional:
                 return self.decode(b"{}")
             raise _malformed("A JSON body is required.")
@@ -194,9 +201,15 @@ class Body(Generic[T]):
     def _too_large(self) -> Problem:
         return Problem(413, "payload_too_large", f"The body is larger than {self.limit_bytes} bytes.", close=True)
 
-    async def _gather(self, request: web.Request, content: StreamReader) -> bytes:
-        """The body of a request that has not arrived completely, chunk by chunk, within the limits."""
-        declared = request.content_length
+    async def _gather(self, request: Request) -> bytes:
+        """The body of a request that came through aiohttp, chunk by chunk, within the limits."""
+        source = request.source
+        if source is None:
+            raise AssertionError("a request has its body or a source to read it from")
+        content = source.content
+        if content.is_eof():
+            return content.read_nowait()
+        declared = source.content_length
         if declared is not None and declared > self.limit_bytes:
             raise self._too_large()
         chunks: list[bytes] = []
@@ -216,7 +229,7 @@ class Body(Generic[T]):
                 close=True,
             ) from None
         except web.RequestPayloadError as error:
-            if request.transport is None or request.transport.is_closing():
+            if request.gone:
                 raise ConnectionResetError("the client left before its body was complete") from error
             raise Problem(400, "malformed_http", "The body is framed wrongly.", close=True) from None
         return b"".join(chunks)

@@ -18,8 +18,10 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_request import BaseRequest
 
 from app.web.answers import problem_answer
-from app.web.edge import FIXED, Fixed, next_request_id
+from app.web.edge import FIXED, Fixed
+from app.web.fastpath import PATHS, FastConnection, Paths
 from app.web.problems import Problem
+from app.web.request_ids import ids
 
 # a first header section of 16 KiB at 13 kbit/s; slower clients hold a socket only.
 HEADER_TIMEOUT_S: Final = 10.0
@@ -70,12 +72,12 @@ def problem_of(error: BaseException | None, limits: ConnectionLimits) -> Problem
     return Problem(400, "malformed_http", "The bytes received are not an HTTP/1.1 message.", close=True)
 
 
-class EdgeConnection(web.RequestHandler):
+class EdgeConnection(FastConnection):
     """One connection: deadlines, a place in the count, and problem+json for bad HTTP."""
 
     def __init__(self, server: "EdgeServer", **options: Any) -> None:
         """One per accepted socket; `options` are those of `web.RequestHandler`."""
-        super().__init__(server, **options)
+        super().__init__(server, server.paths, **options)
         self.server = server
         self.admitted = False
         self.deadline: asyncio.TimerHandle | None = None
@@ -151,7 +153,7 @@ class EdgeConnection(web.RequestHandler):
         """
         if isinstance(exc, ConnectionError) or request.writer.output_size:
             raise ConnectionResetError("there is no answer to give on this connection") from exc
-        request_id = next_request_id()
+        request_id = ids.next()
         if status == 400:
             problem = problem_of(exc, self.server.limits)
             log.info("%d %s", problem.status, problem.code, extra={"request_id": request_id})
@@ -190,6 +192,7 @@ class EdgeServer(web.Server):
         self,
         plain: web.Server,
         fixed: Mapping[tuple[str, str], Fixed],
+        paths: Paths,
         limits: ConnectionLimits,
         options: dict[str, Any],
     ) -> None:
@@ -199,6 +202,7 @@ class EdgeServer(web.Server):
             request_factory=plain.request_factory,
             handler_cancellation=plain.handler_cancellation,
         )
+        self.paths = paths
         self.limits = limits
         self.options = options
         self.open_connections = 0
@@ -228,7 +232,7 @@ class EdgeServer(web.Server):
             headers={"Retry-After": "1"},
             close=True,
         )
-        return problem_answer(problem, next_request_id()).encoded()
+        return problem_answer(problem, ids.next()).encoded(close=True)
 
 
 def _dispatch(handle: _Handle, fixed: Mapping[tuple[str, str], Fixed]) -> _Handle:
@@ -240,13 +244,13 @@ def _dispatch(handle: _Handle, fixed: Mapping[tuple[str, str], Fixed]) -> _Handl
 
     async def refuse(_: BaseRequest) -> web.StreamResponse:
         problem = Problem(404, "not_found", "The request target is not a path of this server.", close=True)
-        return problem_answer(problem, next_request_id())
+        return problem_answer(problem, ids.next())
 
     def admit(request: BaseRequest) -> Awaitable[web.StreamResponse]:
         found = fixed.get((request.method, request.raw_path))
         if found is not None and isinstance(request, web.Request) and hdrs.EXPECT not in request.headers:
             request._match_info = found.match  # noqa: SLF001 - as Application._handle does; it gives request.app
-            return found.enclosed(request)
+            return found.adapted(request)
         return handle(request) if request.rel_url.raw_path.startswith("/") else refuse(request)
 
     return admit
@@ -266,6 +270,7 @@ class EdgeRunner(web.AppRunner):
         return EdgeServer(
             plain,
             self.app.get(FIXED, {}),
+            self.app.get(PATHS) or Paths(self.app),
             limits,
             {
                 "access_log": None,

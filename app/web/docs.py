@@ -15,6 +15,7 @@ from aiohttp import web
 from app.web.answers import JSON, PROBLEM_JSON, Answer
 from app.web.openapi import openapi
 from app.web.problems import Problem
+from app.web.request import Request
 from app.web.routes import Route
 from app.web.samples import Json, resolve, sample
 
@@ -238,10 +239,10 @@ def reference_routes(routes: Sequence[Route], *, title: str, version: str, descr
     Both are rendered once, here.
     """
 
-    async def document_of(_: web.Request) -> web.StreamResponse | Problem:
+    async def document_of(_: Request) -> web.StreamResponse | Problem:
         return Answer(text, cache=REVALIDATE)
 
-    async def page_of(_: web.Request) -> web.StreamResponse | Problem:
+    async def page_of(_: Request) -> web.StreamResponse | Problem:
         return Answer(page, content_type=HTML, cache=REVALIDATE, fields=fields)
 
     own = [

@@ -7,29 +7,24 @@ key, path and query shape, every exception to problem+json, metrics. aiohttp's o
 more coroutines per request and is not used.
 """
 
-import itertools
 import logging
-import os
-import re
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
-from aiohttp.web_request import BaseRequest
 from multidict import istr
 
 from app.web.answers import Answer, problem_answer
 from app.web.problems import FieldError, Problem
+from app.web.request import Principal, Request
 from app.web.typed import typed
 
 if TYPE_CHECKING:
     from app.web.routes import Handled, Route
 
 SLOW_REQUEST_S: Final = 1.0  # two orders above the target latency; such a request is logged always.
-REQUEST_ID_MAX: Final = 128  # characters; a trace id with its span fits twice.
 HEADERS_MAX_BYTES: Final = 16 * 1024  # names and values of one request together; four times a crowded one.
 # business refusals: expected in numbers, logged below warning.
 QUIET_STATUSES: Final = frozenset({402, 404, 409})
@@ -44,78 +39,38 @@ X_REQUEST_ID: Final = istr("X-Request-ID")
 log = logging.getLogger("shieldx.web")
 
 
-class Principal(Protocol):
-    """Whoever a key stands for."""
-
-    @property
-    def key_id(self) -> str:
-        """Id of the key; never the key."""
-
-    @property
-    def role(self) -> str:
-        """Role of the key."""
-
-
 Authenticator = Callable[[str | None], Principal | None]
 Faults = Callable[[Exception], Problem | None]
 Record = Callable[[str, str, int, float], None]
-Enclosed = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Enclosed = Callable[[Request], Awaitable[web.StreamResponse]]
+# What takes the end of a call: what its route made of it, or the exception it ended with.
+Done = Callable[["web.StreamResponse | Problem | Exception"], None]
+Respond = Callable[[web.StreamResponse], None]
+Conclude = Callable[[Request, float, "web.StreamResponse | Problem | Exception"], web.StreamResponse]
+Begun = Callable[[Request, Respond], None]
+Adapted = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 AUTHENTICATOR: Final[web.AppKey[Authenticator]] = web.AppKey("authenticator")
+
+
+@runtime_checkable
+class Prompt(Protocol):
+    """A route that needs no task: it begins a request that is whole, and hands its end to a callback."""
+
+    def begin(self, request: Request, done: Done) -> None:
+        """Have `done` called once, now or later. An exception raised here is the end, too."""
 
 
 class Fixed(NamedTuple):
     """A route whose path has no parameters: what the router finds for it, and what answers."""
 
     match: web.UrlMappingMatchInfo
-    enclosed: Enclosed
+    adapted: Adapted
 
 
 FIXED: Final[web.AppKey[Mapping[tuple[str, str], Fixed]]] = web.AppKey("fixed")
 FAULTS: Final[web.AppKey[Faults]] = web.AppKey("faults")
 RECORD: Final[web.AppKey[Record]] = web.AppKey("record")
-REQUEST_ID: Final = web.RequestKey("request_id", str)
-PRINCIPAL: Final = web.RequestKey("principal", Principal)
-
-_request_id = re.compile(rf"[A-Za-z0-9._:-]{{1,{REQUEST_ID_MAX}}}\Z")
-
-
-class RequestIds:
-    """Unique request ids: a random prefix per process and a counter. A forked child gets its own prefix."""
-
-    def __init__(self) -> None:
-        """Begin; a fork begins again."""
-        self.restart()
-        os.register_at_fork(after_in_child=self.restart)
-
-    def restart(self) -> None:
-        """Begin again under a new prefix of 64 random bits."""
-        prefix = secrets.token_hex(8)
-        self.next = map((prefix + "-{:x}").format, itertools.count(1)).__next__
-
-
-_ids = RequestIds()
-
-
-def next_request_id() -> str:
-    """A new request id, for what has none of its own."""
-    return _ids.next()
-
-
-def request_id_for(request: BaseRequest) -> str:
-    """The client's X-Request-ID if it is well formed, else a new one."""
-    given = request.headers.get(X_REQUEST_ID)
-    return given if given is not None and _request_id.match(given) is not None else _ids.next()
-
-
-def request_id_of(request: web.Request) -> str:
-    """The id of this request, as it stands in X-Request-ID of the answer."""
-    return request[REQUEST_ID]
-
-
-def principal_of(request: web.Request) -> Principal:
-    """Who calls. KeyError on an open route."""
-    return request[PRINCIPAL]
 
 
 def set_up(
@@ -144,23 +99,23 @@ def _unauthorized() -> Problem:
     )
 
 
-def _check_shape(request: web.Request, route: "Route") -> None:
+def _check_shape(request: Request, route: "Route") -> None:
     """Check path parameters against their types; refuse unknown query parameters."""
     for name, kind in route.path_fields.items():
         typed(request.match_info[name], kind, f"{{{name}}}")
-    if not route.any_query and request.rel_url.raw_query_string:
+    if not route.any_query and request.query_text:
         wrong = [name for name in request.query if name not in route.query]
         if wrong:
             error = FieldError("?", "Unknown query parameter; known are: " + (", ".join(route.query) or "none"))
             raise Problem(422, "invalid_request", "The request has invalid fields.", errors=(error,))
 
 
-def _answer_to(error: Exception, request: web.Request, template: str) -> Answer:
+def _answer_to(error: Exception, request: Request, template: str) -> Answer:
     """The answer to what a route raised. A client that left gets none: its ConnectionError is raised."""
-    request_id = request[REQUEST_ID]
+    request_id = request.request_id
     if isinstance(error, Problem):
         return problem_answer(error, request_id)
-    gone = request.transport is None or request.transport.is_closing()
+    gone = request.gone
     faults = request.app.get(FAULTS)
     known = faults(error) if faults is not None and not (gone and isinstance(error, ConnectionError)) else None
     if known is not None:
@@ -182,7 +137,7 @@ def _answer_to(error: Exception, request: web.Request, template: str) -> Answer:
         exc_info=error,
         extra={"request_id": request_id},
     )
-    if request.writer.output_size:
+    if request.source is not None and request.source.writer.output_size:
         raise ConnectionResetError("the answer had begun and cannot be completed") from error
     return problem_answer(
         Problem(
@@ -205,7 +160,7 @@ def stamp(response: web.StreamResponse, request_id: str) -> None:
         response.headers.setdefault("Cache-Control", "no-store")
 
 
-def _note(request: web.Request, template: str, status: int, seconds: float) -> None:
+def _note(request: Request, template: str, status: int, seconds: float) -> None:
     """The access line: faults and slow requests warn, business refusals inform, the rest is debug."""
     if seconds >= SLOW_REQUEST_S or (status >= 400 and status not in QUIET_STATUSES):
         level = logging.WARNING
@@ -220,11 +175,11 @@ def _note(request: web.Request, template: str, status: int, seconds: float) -> N
             request.method,
             template,
             status,
-            extra={"request_id": request[REQUEST_ID], "ms": round(seconds * 1000, 3)},
+            extra={"request_id": request.request_id, "ms": round(seconds * 1000, 3)},
         )
 
 
-def _admission(app: web.Application, route: "Route") -> Callable[[web.Request], Problem | None]:
+def _admission(app: web.Application, route: "Route") -> Callable[[Request], Problem | None]:
     """What lets a request in or refuses it before its route runs, with all that is fixed looked up once.
 
     In the order of the API: 431, 401, 403, then the shape of path and query (422); the route itself goes on
@@ -233,19 +188,18 @@ def _admission(app: web.Application, route: "Route") -> Callable[[web.Request], 
     roles = route.roles
     closed = not route.open
     shaped = bool(route.path_fields)
-    pairs = itertools.chain.from_iterable
 
-    def admit(request: web.Request) -> Problem | None:
-        if len(b"".join(pairs(request.raw_headers))) > HEADERS_MAX_BYTES:
+    def admit(request: Request) -> Problem | None:
+        if request.header_bytes > HEADERS_MAX_BYTES:
             return Problem(431, "headers_too_large", "The header section is too large.", close=True)
         if closed:
-            principal = app[AUTHENTICATOR](request.headers.get(hdrs.AUTHORIZATION))
+            principal = app[AUTHENTICATOR](request.headers.get("authorization"))
             if principal is None:
                 return _unauthorized()
             if roles is not None and principal.role not in roles:
                 return Problem(403, "forbidden", "The key does not have the right for this call.")
-            request[PRINCIPAL] = principal
-        if shaped or request.rel_url.raw_query_string:
+            request.principal = principal
+        if shaped or request.query_text:
             _check_shape(request, route)
         return None
 
@@ -263,24 +217,18 @@ def _finished(response: "Handled", request_id: str) -> web.StreamResponse:
     return response
 
 
-def enclose(app: web.Application, route: "Route") -> Enclosed:
-    """The coroutine that aiohttp runs for `route`: admission, the route, its answer, the record."""
-    handler = route.handler
+def _conclusion(
+    app: web.Application, route: "Route"
+) -> Callable[[Request, float, "Handled | Exception"], web.StreamResponse]:
+    """What makes the answer out of the end of a call that began at a time, and records it."""
     template = route.path
-    admit = _admission(app, route)
     logs = log.isEnabledFor
 
-    async def enclosed(request: web.Request) -> web.StreamResponse:
-        started = perf_counter()
-        request_id = request.headers.get(X_REQUEST_ID)
-        if request_id is None or _request_id.match(request_id) is None:
-            request_id = _ids.next()
-        request[REQUEST_ID] = request_id
-        try:
-            returned = admit(request) or await handler(request)
-        except Exception as error:  # noqa: BLE001 - the outermost frame: nothing may become aiohttp's 500.
-            returned = _answer_to(error, request, template)
-        response = _finished(returned, request_id)
+    def conclude(request: Request, started: float, end: "Handled | Exception") -> web.StreamResponse:
+        returned = _answer_to(end, request, template) if isinstance(end, Exception) else end
+        if request.source is None and not isinstance(returned, Answer | Problem):
+            returned = _answer_to(AssertionError(f"{template} must be a route that streams"), request, template)
+        response = _finished(returned, request.request_id)
         seconds = perf_counter() - started
         status = response.status
         record = app.get(RECORD)
@@ -290,15 +238,56 @@ def enclose(app: web.Application, route: "Route") -> Enclosed:
             _note(request, template, status, seconds)
         return response
 
+    return conclude
+
+
+def enclose(app: web.Application, route: "Route") -> Enclosed:
+    """The coroutine that runs for `route`: admission, the route, its answer, the record."""
+    handler = route.handler
+    admit = _admission(app, route)
+    conclude = _conclusion(app, route)
+
+    async def enclosed(request: Request) -> web.StreamResponse:
+        started = perf_counter()
+        try:
+            end: Handled | Exception = admit(request) or await handler(request)
+        except Exception as error:  # noqa: BLE001 - the outermost frame: nothing may become aiohttp's 500.
+            end = error
+        return conclude(request, started, end)
+
     return enclosed
 
 
-async def _refuse_unknown(app: web.Application, request: web.Request) -> Problem:
+def begin(app: web.Application, route: "Route", prompt: Prompt) -> Begun:
+    """The same as `enclose` for a route that needs no task: its answer goes to a callback."""
+    admit = _admission(app, route)
+    conclude = _conclusion(app, route)
+
+    def begun(request: Request, respond: Respond) -> None:
+        started = perf_counter()
+
+        def done(end: "Handled | Exception") -> None:
+            respond(conclude(request, started, end))
+
+        try:
+            refused = admit(request)
+            if refused is None:
+                prompt.begin(request, done)
+                return
+        except Exception as error:  # noqa: BLE001 - the outermost frame, as in `enclose`.
+            done(error)
+        else:
+            done(refused)
+
+    return begun
+
+
+async def _refuse_unknown(app: web.Application, source: web.Request | None) -> Problem:
     """404, or 405 with Allow where another method has a route. Both are public."""
     allowed: set[str] = set()
     for resource in app.router.resources():
-        if resource.canonical != "/{rest}":
-            _, methods = await resource.resolve(request)
+        if source is not None and resource.canonical != "/{rest}":
+            _, methods = await resource.resolve(source)
             allowed |= methods
     code, detail = HTTP_ERRORS[405 if allowed else 404]
     if allowed:
@@ -310,18 +299,27 @@ def enclose_unknown(app: web.Application) -> Enclosed:
     """The coroutine for every request that no route takes; its metrics go under the template `unknown`."""
     from app.web.routes import Route  # noqa: PLC0415 - routes imports this file; the class is needed only here.
 
-    async def refuse(request: web.Request) -> Problem:
-        return await _refuse_unknown(app, request)
+    async def refuse(request: Request) -> Problem:
+        return await _refuse_unknown(app, request.source)
 
     return enclose(app, Route("GET", "unknown", refuse, summary="", tag="", open=True, any_query=True))
 
 
-async def expect_continue(request: web.Request) -> web.StreamResponse | None:
+def adapt(enclosed: Enclosed) -> Adapted:
+    """Return what aiohttp runs for a route: its request becomes ours."""
+
+    async def adapted(source: web.Request) -> web.StreamResponse:
+        return await enclosed(Request.of(source))
+
+    return adapted
+
+
+async def expect_continue(source: web.Request) -> web.StreamResponse | None:
     """Answer `Expect: 100-continue`; 417 for any other expectation (RFC 9110 10.1.1)."""
-    if request.version < HttpVersion11:
+    if source.version < HttpVersion11:
         return None
-    if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
-        return problem_answer(Problem(417, *HTTP_ERRORS[417]), request_id_for(request))
-    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    request.writer.output_size = 0  # The interim answer is not the answer: an error can still be sent.
+    if source.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
+        return problem_answer(Problem(417, *HTTP_ERRORS[417]), Request.of(source).request_id)
+    await source.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    source.writer.output_size = 0  # The interim answer is not the answer: an error can still be sent.
     return None

@@ -7,9 +7,9 @@ from typing import Any, Final
 import msgspec
 
 from app.web.answers import JSON, PROBLEM_JSON
-from app.web.edge import REQUEST_ID_MAX
 from app.web.fields import INT64_MAX, INT64_MIN, METADATA_MAX_BYTES, Metadata
 from app.web.problems import TITLES, TYPE_PREFIX
+from app.web.request import REQUEST_ID_MAX
 from app.web.routes import Route
 
 Json = dict[str, Any]

@@ -7,13 +7,14 @@ from datetime import datetime
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
-from aiohttp import hdrs, web
-from multidict import istr
+from aiohttp import web
 
 from app.web.answers import JSON, Answer, json_answer, problem_answer
-from app.web.edge import FIXED, Fixed, enclose, enclose_unknown, expect_continue
+from app.web.edge import FIXED, Fixed, Prompt, adapt, begin, enclose, enclose_unknown, expect_continue
+from app.web.fastpath import PATHS, Paths, Taker
 from app.web.fields import LIMIT_DEFAULT, Cursor, Limit, Time
 from app.web.problems import Problem, invalid
+from app.web.request import Request
 from app.web.typed import typed
 
 __all__ = [
@@ -37,7 +38,7 @@ E = TypeVar("E")
 Handled = web.StreamResponse | Problem
 KEY_MAX: Final = 255  # characters of an Idempotency-Key, as the API contract says.
 
-_IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
+_IDEMPOTENCY_KEY: Final = "idempotency-key"
 _bare_key = re.compile(r"[\x21\x23-\x7e][\x20-\x7e]{0,254}\Z")
 _quoted_key = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"\Z')
 _escape = re.compile(r'\\(["\\])')
@@ -62,12 +63,13 @@ class Route:
     media_type   media type of the answers below status 400
     body_optional  the body may be absent
     any_query    query parameters that are not declared are let through
+    streams      answers piece by piece, through `request.source`, so it needs aiohttp's request
     description  further sentences for the reference
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
-    handler: Callable[[web.Request], Awaitable[Handled]]
+    handler: Callable[[Request], Awaitable[Handled]]
     summary: str
     tag: str
     body: type[msgspec.Struct] | None = None
@@ -82,6 +84,7 @@ class Route:
     media_type: str = JSON
     body_optional: bool = False
     any_query: bool = False
+    streams: bool = False
     description: str = ""
 
 
@@ -92,15 +95,21 @@ def add_routes(app: web.Application, routes: Sequence[Route]) -> None:
     """
     router = app.router
     fixed: dict[tuple[str, str], Fixed] = {}
+    paths = Paths(app)
     for route in routes:
         enclosed = enclose(app, route)
+        adapted = adapt(enclosed)
+        if not route.streams:
+            begun = begin(app, route, route.handler) if isinstance(route.handler, Prompt) else None
+            paths.add(route.method, route.path, Taker(enclosed, begun))
         methods = ("GET", "HEAD") if route.method == "GET" else (route.method,)
         for method in methods:
-            added = router.add_route(method, route.path, enclosed, expect_handler=expect_continue)
+            added = router.add_route(method, route.path, adapted, expect_handler=expect_continue)
             if "{" not in route.path:
-                fixed[method, route.path] = Fixed(_match(app, added), enclosed)
-    router.add_route("*", "/{rest:.*}", enclose_unknown(app), expect_handler=expect_continue)
+                fixed[method, route.path] = Fixed(_match(app, added), adapted)
+    router.add_route("*", "/{rest:.*}", adapt(enclose_unknown(app)), expect_handler=expect_continue)
     app[FIXED] = fixed
+    app[PATHS] = paths
 
 
 def _match(app: web.Application, route: web.AbstractRoute) -> web.UrlMappingMatchInfo:
@@ -111,14 +120,13 @@ def _match(app: web.Application, route: web.AbstractRoute) -> web.UrlMappingMatc
     return match
 
 
-def idempotency_key(request: web.Request) -> str:
+def idempotency_key(request: Request) -> str:
     """The Idempotency-Key: 1-255 printable ASCII characters, in exactly one field.
 
     A quoted key (RFC 8941 string) is the same key as the bare one.
     refuses  400 `idempotency_key_missing`, `idempotency_key_invalid`
     """
-    headers = request.headers
-    given = headers.get(_IDEMPOTENCY_KEY)
+    given = request.headers.get(_IDEMPOTENCY_KEY)
     if given is None:
         raise Problem(400, "idempotency_key_missing", "This call needs an Idempotency-Key header.")
     if given.startswith('"'):
@@ -127,7 +135,7 @@ def idempotency_key(request: web.Request) -> str:
         good = 1 <= len(given) <= KEY_MAX
     else:
         good = _bare_key.match(given) is not None
-    if not good or len(headers.getall(_IDEMPOTENCY_KEY)) != 1:
+    if not good or _IDEMPOTENCY_KEY in request.repeated:
         raise Problem(
             400,
             "idempotency_key_invalid",
@@ -136,7 +144,7 @@ def idempotency_key(request: web.Request) -> str:
     return given
 
 
-def query(request: web.Request, name: str, kind: Any, default: E) -> Any | E:
+def query(request: Request, name: str, kind: Any, default: E) -> Any | E:
     """One query parameter, read as the annotated type `kind`; `default` if it is absent.
 
     refuses  422 `invalid_request` with pointer `?name`: twice, or not of that type
@@ -149,37 +157,37 @@ def query(request: web.Request, name: str, kind: Any, default: E) -> Any | E:
     return typed(texts[0], kind, f"?{name}")
 
 
-def limit(request: web.Request) -> int:
+def limit(request: Request) -> int:
     """`?limit=`: entries on a page, 1 to 1000, 100 by default."""
     return int(query(request, "limit", Limit, LIMIT_DEFAULT))
 
 
-def cursor(request: web.Request) -> str | None:
+def cursor(request: Request) -> str | None:
     """`?cursor=`: the opaque `next_cursor` of the page before, None for the first page."""
     text: str | None = query(request, "cursor", Cursor, None)
     return text
 
 
-def time(request: web.Request, name: str) -> datetime | None:
+def time(request: Request, name: str) -> datetime | None:
     """A query parameter that is an RFC 3339 time with a `Z`; None if it is absent."""
     at: datetime | None = query(request, name, Time, None)
     return at
 
 
-def path(request: web.Request, name: str) -> str:
+def path(request: Request, name: str) -> str:
     """One path parameter as text; the edge has checked it if the route declares it in `path_fields`."""
     return request.match_info[name]
 
 
-def if_match(request: web.Request) -> int | None:
+def if_match(request: Request) -> int | None:
     """The version in If-Match: `"7"` or `7`; None without one, or for `*`.
 
     refuses  422 `invalid_request`: a weak tag (RFC 9110 13.1.1 wants strong ones), a list, anything else
     """
-    given = request.headers.get(hdrs.IF_MATCH)
+    given = request.headers.get("if-match")
     if given is None or given == "*":
         return None
     match = _version.match(given)
-    if match is None or len(request.headers.getall(hdrs.IF_MATCH)) != 1:
+    if match is None or "if-match" in request.repeated:
         raise invalid("If-Match:", 'Expected one strong entity tag that is a version, like "7"')
     return int(match.group(1) or match.group(2))

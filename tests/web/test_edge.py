@@ -7,7 +7,8 @@ import aiohttp
 import pytest
 from web_sample import AUTH, JSON, KEY, Server, exchange, parse
 
-from app.web.edge import HEADERS_MAX_BYTES, RequestIds
+from app.web.edge import HEADERS_MAX_BYTES
+from app.web.request_ids import RequestIds
 
 
 async def test_request_id_of_the_client_is_taken_and_returned(client: aiohttp.ClientSession) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from app.web.body import Body
 from app.web.connections import ConnectionLimits, EdgeRunner
 from app.web.fields import Amount, Cursor, Description, Input, Limit, Metadata, Name, Time
 from app.web.problems import Problem
+from app.web.request import Request
 from app.web.routes import (
     Handled,
     Route,
@@ -87,14 +88,14 @@ SPEND = Body(Spend, limit_bytes=4096 + 2048, timeout_s=0.3)
 MAYBE = Body(Quota, optional=True)
 
 
-async def spend(request: web.Request) -> Handled:
+async def spend(request: Request) -> Handled:
     """Read a body and a key."""
     key = idempotency_key(request)
     body = await SPEND.read(request)
     return json_answer(msgspec.json.encode(Spent(body.tenant_id, body.amount, key)), etag=7, replayed=key == "again")
 
 
-async def look(request: web.Request) -> Handled:
+async def look(request: Request) -> Handled:
     """Echo what the readers of the query made of it."""
     at = time(request, "at")
     seen = {
@@ -105,13 +106,13 @@ async def look(request: web.Request) -> Handled:
         "kind": query(request, "kind", Literal["topup", "spend"], None),
         "deep": query(request, "deep", bool, default=False),
         "if_match": if_match(request),
-        "caller": edge.principal_of(request).key_id,
-        "request_id": edge.request_id_of(request),
+        "caller": request.principal and request.principal.key_id,
+        "request_id": request.request_id,
     }
     return json_answer(json.dumps(seen).encode())
 
 
-async def fail(request: web.Request) -> Handled:
+async def fail(request: Request) -> Handled:
     """Every way to fail."""
     match request.match_info["how"]:
         case "value":
@@ -127,19 +128,20 @@ async def fail(request: web.Request) -> Handled:
             return web.Response(text="plain")
         case "stream":
             stream = web.StreamResponse()
-            await stream.prepare(request)
+            assert request.source is not None
+            await stream.prepare(request.source)
             await stream.write(b"begun")
             raise ValueError
         case _:
             return Problem(503, "unavailable", "Out of reach.", headers={"Retry-After": "2"})
 
 
-async def wide(_: web.Request) -> Handled:
+async def wide(_: Request) -> Handled:
     """An answer larger than every socket buffer."""
     return json_answer(b"[" + b"0," * 8_000_000 + b"0]")
 
 
-async def alive(_: web.Request) -> Handled:
+async def alive(_: Request) -> Handled:
     """An open route."""
     return json_answer(b"{}")
 
@@ -155,8 +157,9 @@ ROUTES = (
         answers={200: None}, path_fields={"tenant_id": Name}, etag=True,
         query={"limit": Limit, "cursor": Cursor, "at": Time, "kind": Literal["topup", "spend"], "deep": bool},
     ),
-    Route("GET", "/v1/fail/{how}", fail, "Fail", "Sample", answers={200: None}),
-    Route("DELETE", "/v1/fail/{how}", fail, "Fail as admin", "Sample", answers={204: None}, roles=frozenset({"admin"})),
+    Route("GET", "/v1/fail/{how}", fail, "Fail", "Sample", answers={200: None}, streams=True),
+    Route("DELETE", "/v1/fail/{how}", fail, "Fail as admin", "Sample", answers={204: None}, roles=frozenset({"admin"}),
+          streams=True),
     Route("GET", "/v1/wide", wide, "Wide", "Sample", answers={200: None}),
     Route("GET", "/health", alive, "Alive", "Sample", answers={200: None}, open=True),
 )  # fmt: skip
@@ -182,12 +185,12 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
 
-async def start(limits: ConnectionLimits) -> Server:
+async def start(limits: ConnectionLimits, routes: Sequence[Route] = ROUTES) -> Server:
     """The sample server on a free port."""
     app = web.Application()
     records: list[tuple[str, str, int, float]] = []
     edge.set_up(app, authenticate, lambda *record: records.append(record))
-    add_routes(app, ROUTES)
+    add_routes(app, routes)
     runner = EdgeRunner(app, limits, shutdown_timeout=0.5)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
