@@ -13,6 +13,7 @@ import asyncpg
 import orjson
 
 from app.credits.operation import event_of_entry
+from app.db.postgres import read_rows
 from app.db.retry import retry
 from app.db.sql import query
 
@@ -75,19 +76,7 @@ class Records:
     async def rows(self, sql: str, *values: Any) -> list[asyncpg.Record]:
         """Return all rows of one statement, within READ_TIMEOUT_S; transient errors are tried again meanwhile."""
         async with asyncio.timeout(READ_TIMEOUT_S):
-            return await retry(lambda: self._rows(sql, values))
-
-    async def _rows(self, sql: str, values: Sequence[Any]) -> list[asyncpg.Record]:
-        connection = await self._pool.acquire(timeout=READ_TIMEOUT_S)
-        try:
-            return await connection.fetch(sql, *values)
-        except BaseException as error:
-            if not isinstance(error, asyncpg.PostgresError):
-                # Cancelled or cut off: giving it back would wait for the server, which may be what does not answer.
-                connection.terminate()
-            raise
-        finally:
-            await self._pool.release(connection, timeout=READ_TIMEOUT_S)
+            return await retry(lambda: read_rows(self._pool, READ_TIMEOUT_S, sql, values))
 
     async def remember(self, shard: int, refusals: Sequence[tuple[dict[str, Any], bytes]]) -> None:
         """Keep refusals, so that they are the answer to a retry even if Redis forgets. Params: fields and answer."""
