@@ -10,6 +10,7 @@
 {s00}:refunds:<id>       string  refunded so far of a transaction, 24 h
 {s00}:idem:<hash>        string  fingerprint and first answer of an idempotency key, 24 h
 {s00}:applied            channel the seq that a replica which does not write the chain has just reached
+{limits}:<policy>:<id>   string  units in a rate limit's bucket and the Unix microsecond they were counted at; until full
 """
 
 from __future__ import annotations
@@ -29,3 +30,8 @@ def shard_keys(shard: int) -> tuple[str, str, str]:
 def applied_channel(shard: int) -> str:
     """Return the pub/sub channel on which replicas tell the writer what they applied."""
     return f"{shard_tag(shard)}applied"
+
+
+def limit_key(policy: str, name: str) -> str:
+    """Return the key of a rate limit's bucket. All are in one slot, so that one script call checks many."""
+    return f"{{limits}}:{policy}:{name}"
