@@ -13,6 +13,7 @@ import msgspec
 import uvloop
 
 from app import __version__
+from app.access.commands import add_parsers, run_keys
 from app.embedded import EmbeddedFault, read_endpoints, root_key
 from app.settings import DESCRIPTIONS, SettingRefused, Settings, read_settings, variable_of
 
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--database-url", help="Postgres to check (DATABASE_URL; default: the embedded one)")
     verify.add_argument("--data-dir", dest="data_dir", help="data directory with the embedded servers and the root key")
     verify.add_argument("--json", action="store_true", help="print one JSON object")
+    add_parsers(commands)
     replay = commands.add_parser("replay", help="play a file of metered requests against a server")
     replay.add_argument("file", type=Path, help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens")
     replay.add_argument("--url", default="http://127.0.0.1:5004")
@@ -86,6 +88,11 @@ def _audit(arguments: argparse.Namespace) -> int:
     return run_verify(url, seals, arguments.json)
 
 
+def _keys(arguments: argparse.Namespace) -> int:
+    url = arguments.database_url or os.environ.get("DATABASE_URL") or read_endpoints(_data_dir(arguments)).admin_database_url
+    return run_keys(arguments, url)
+
+
 def _replay(arguments: argparse.Namespace) -> int:
     from app.replay import ReplayOptions, run_replay  # noqa: PLC0415
 
@@ -110,6 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 0
             case "audit":
                 return _audit(parsed)
+            case "keys":
+                return _keys(parsed)
             case _:
                 return _replay(parsed)
     except (SettingRefused, EmbeddedFault) as error:

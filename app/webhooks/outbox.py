@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 import orjson
@@ -131,7 +132,9 @@ class Outbox:
     ) -> Endpoint | None:  # fmt: skip
         """Make an endpoint; None when there are ENDPOINTS_MAX."""
         listed = None if types is None else sorted(set(types))
-        details = {"actor": maker, "endpoint_id": endpoint_id, "tenant_id": tenant_id, "url": url, "types": listed}
+        # A path may hold a secret of the customer's own, and the chain forgets nothing: only the origin enters it.
+        origin = urlsplit(url)._replace(path="", query="").geturl()
+        details = {"actor": maker, "endpoint_id": endpoint_id, "tenant_id": tenant_id, "origin": origin, "types": listed}
         rows = await self._statements.rows(
             query("create_endpoint"), endpoint_id, tenant_id, url, listed, description, maker, signing_key_id,
             ENDPOINTS_MAX, orjson.dumps(details).decode(),

@@ -15,7 +15,7 @@ from app.db.migrate import migrate
 from app.db.postgres import open_pool
 from app.db.statements import Statements
 
-DEADLINE_S = 5.0
+DEADLINE_S = 20.0
 POLL_S = 0.01
 
 

@@ -40,6 +40,7 @@ async def test_the_secret_is_shown_once_and_is_nowhere_in_the_database(
     dump = str(await owner.fetch("SELECT w::text FROM webhook_endpoints w UNION ALL SELECT p::text FROM pending_entries p"))
     assert made.secret.startswith("whsec_")
     assert made.secret not in text + dump
+    assert URL not in str(await owner.fetch("SELECT details::text FROM pending_entries"))
     assert (made.types, listed[0].endpoint_id) == (["a", "b.c"], made.endpoint_id)
 
 
