@@ -1,6 +1,6 @@
-"""Keeps the key table of this process equal to Postgres, and writes back when keys were last used.
+"""Keeps the keys and rate limits of this process equal to Postgres, and writes back when keys were last used.
 
-One session listens for changes, and compares the revision of the keys once a second besides, because a notification
+One session listens for changes, and compares the revisions once a second besides, because a notification
 may be lost with the session that it was sent to. So a revocation is in effect on every replica that reaches Postgres
 within POLL_INTERVAL_S plus one query; what happens on one that does not, `app.access.table` decides.
 """
@@ -13,7 +13,9 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
+import msgspec
 
+from app.access.rates import rate_of
 from app.access.store import NAMED_DAYS, loaded_key
 from app.clock import time_of
 from app.db.postgres import cut_off
@@ -21,30 +23,38 @@ from app.db.retry import TRANSIENT, delay_ms
 from app.db.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
+    from app.access.rates import TenantRates
+    from app.access.scope import Rate
     from app.access.table import KeyTable
 
 log = logging.getLogger(__name__)
 
-CHANNEL: Final = "shieldx_keys"
+CHANNEL: Final = "shieldx_access"
 POLL_INTERVAL_S: Final = 1.0  # half of the 2 s within which a revocation must be in effect everywhere
 LOOK_TIMEOUT_S: Final = 0.8  # a look that takes longer is on a dead session: a new one still fits into the 2 s
 LOAD_TIMEOUT_S: Final = 5.0  # KEYS_MAX keys take about 0.1 s
 LAST_USE_INTERVAL_S: Final = 60.0  # how stale the shown time of last use may be
 
+_RATES: Final = "SELECT tenant_id, settings ->> 'rate_limit' FROM credit_accounts WHERE settings ? 'rate_limit'"
+
 
 class KeyWatch:
     """The loop described above, as one task."""
 
-    def __init__(self, table: KeyTable, connect: Callable[[], Awaitable[asyncpg.Connection[Any]]]) -> None:
+    def __init__(
+        self, table: KeyTable, rates: TenantRates, connect: Callable[[], Awaitable[asyncpg.Connection[Any]]]
+    ) -> None:
         """`connect` opens a Postgres session of the server's role."""
         self._table = table
+        self._rates = rates
         self._connect = connect
         self._stopping = False
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._revision: int | None = None
+        self._keys_revision: int | None = None
+        self._rates_revision: int | None = None
         self._written_s = 0.0
 
     def start(self, on_crash: Callable[[BaseException], None]) -> None:
@@ -82,7 +92,7 @@ class KeyWatch:
     async def _session(self, connection: asyncpg.Connection[Any]) -> None:
         """Watch over one session until it breaks or the watch is to stop."""
         loop = asyncio.get_running_loop()
-        self._revision = None  # a change may have been missed while there was no session
+        self._keys_revision = self._rates_revision = None  # a change may have been missed without a session
         try:
             with cut_off(connection, LOOK_TIMEOUT_S):
                 await connection.add_listener(CHANNEL, self._wake)
@@ -100,17 +110,24 @@ class KeyWatch:
         self._woken.set()
 
     async def _look(self, connection: asyncpg.Connection[Any]) -> None:
-        """Load the keys if they have changed; else note that they have not."""
+        """Load what has changed; then the keys are those of Postgres.
+
+        A revision is read before what it is of: what changes in between is loaded again at the next look.
+        """
         with cut_off(connection, LOOK_TIMEOUT_S):
-            revision = await connection.fetchval("SELECT revision FROM api_key_revision")
-        if revision == self._revision:
+            keys_revision, rates_revision = (await connection.fetch("SELECT keys, rates FROM access_revision"))[0]
+        if keys_revision != self._keys_revision:
+            with cut_off(connection, LOAD_TIMEOUT_S):
+                rows = await connection.fetch(query("load_keys"), NAMED_DAYS)
+            self._table.replace(dict(map(loaded_key, rows)))
+            self._keys_revision = keys_revision
+        else:
             self._table.confirm()
-            return
-        # The revision is read before the keys: what changes in between is loaded again at the next look.
-        with cut_off(connection, LOAD_TIMEOUT_S):
-            rows = await connection.fetch(query("load_keys"), NAMED_DAYS)
-        self._table.replace(dict(map(loaded_key, rows)))
-        self._revision = revision
+        if rates_revision != self._rates_revision:
+            with cut_off(connection, LOAD_TIMEOUT_S):
+                rows = await connection.fetch(_RATES)
+            self._rates.replace(_readable_rates(rows))
+            self._rates_revision = rates_revision
 
     async def _write_last_use(self, connection: asyncpg.Connection[Any]) -> None:
         used = self._table.take_used()
@@ -123,3 +140,14 @@ class KeyWatch:
         except BaseException:
             self._table.put_back_used(used)
             raise
+
+
+def _readable_rates(rows: Sequence[asyncpg.Record]) -> dict[str, Rate]:
+    """Return the rates by tenant; one that was spoilt by hand is left out, because it must not stop the server."""
+    rates = {}
+    for tenant, text in rows:
+        try:
+            rates[tenant] = rate_of(text)
+        except msgspec.MsgspecError:
+            log.warning("rate limit not readable", extra={"tenant": tenant})
+    return rates

@@ -1,4 +1,4 @@
--- API keys, and what is to become an entry of the chain because of them.
+-- API keys, what is to become an entry of the chain because of them, and how replicas hear of keys and rate limits.
 --
 -- A key itself is nowhere: only its SHA-256, which is enough for a secret of 190 random bits.
 -- The server's role may make, end and date keys; it may not change whose a key is or what it may do, nor delete one.
@@ -24,16 +24,17 @@ CREATE TABLE api_keys (
 );
 
 -- One row, raised in the transaction of every change: replicas compare it once a second.
-CREATE TABLE api_key_revision (
+CREATE TABLE access_revision (
   singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
-  revision  bigint NOT NULL DEFAULT 0
+  keys      bigint NOT NULL DEFAULT 0,          -- of api_keys
+  rates     bigint NOT NULL DEFAULT 0           -- of the rate limits that accounts have
 );
-INSERT INTO api_key_revision DEFAULT VALUES;
+INSERT INTO access_revision DEFAULT VALUES;
 
 CREATE FUNCTION api_keys_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-  UPDATE api_key_revision SET revision = revision + 1;
-  PERFORM pg_notify('shieldx_keys', '');
+  UPDATE access_revision SET keys = keys + 1;
+  PERFORM pg_notify('shieldx_access', '');
   RETURN NULL;
 END $$;
 
@@ -41,6 +42,19 @@ END $$;
 CREATE TRIGGER api_keys_changed
 AFTER INSERT OR DELETE OR TRUNCATE OR UPDATE OF hash, role, tenants, services, rate_per_s, burst, expires_at, revoked_at
 ON api_keys FOR EACH STATEMENT EXECUTE FUNCTION api_keys_changed();
+
+CREATE FUNCTION account_rates_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  UPDATE access_revision SET rates = rates + 1;
+  PERFORM pg_notify('shieldx_access', '');
+  RETURN NULL;
+END $$;
+
+-- The statement that moves money names no settings, so that it never meets this.
+CREATE TRIGGER account_rates_changed AFTER UPDATE OF settings ON credit_accounts FOR EACH ROW
+WHEN (OLD.settings -> 'rate_limit' IS DISTINCT FROM NEW.settings -> 'rate_limit')
+EXECUTE FUNCTION account_rates_changed();
+CREATE INDEX credit_accounts_rated ON credit_accounts (tenant_id) WHERE settings ? 'rate_limit';
 
 -- Written in the transaction of the change it tells of; one replica hands each to the chain, then dates it.
 CREATE TABLE pending_entries (
@@ -63,6 +77,6 @@ FOR EACH STATEMENT EXECUTE FUNCTION pending_entries_grew();
 
 GRANT SELECT, INSERT ON api_keys TO shieldx_app;
 GRANT UPDATE (expires_at, revoked_at, replaced_by, last_used_at) ON api_keys TO shieldx_app;
-GRANT SELECT, UPDATE (revision) ON api_key_revision TO shieldx_app;
+GRANT SELECT, UPDATE (keys, rates) ON access_revision TO shieldx_app;
 GRANT SELECT, INSERT ON pending_entries TO shieldx_app;
 GRANT UPDATE (claimed_until, recorded_at) ON pending_entries TO shieldx_app;

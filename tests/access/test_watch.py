@@ -10,7 +10,9 @@ import asyncpg
 import pytest
 
 from app.access import calls, watch
+from app.access.bucket import Bucket
 from app.access.calls import NewKey, Rotation
+from app.access.rates import TenantRates
 from app.access.scope import ROOT, Key
 from app.access.store import KeyStore
 from app.access.table import Denial, KeyTable
@@ -30,7 +32,8 @@ class Replica:
         self.sessions: list[asyncpg.Connection[Any]] = []
         self.faults: list[BaseException] = []
         self._url = database_url
-        self.watch = KeyWatch(self.table, self.connect)
+        self.rates = TenantRates()
+        self.watch = KeyWatch(self.table, self.rates, self.connect)
 
     async def connect(self) -> asyncpg.Connection[Any]:
         session = await open_session(self._url)
@@ -126,7 +129,7 @@ async def test_last_use_is_written_in_a_batch_and_at_the_end(
     await replica.start()
     used, idle = await calls.create(BODY, ROOT, store), await calls.create(BODY, ROOT, store)
     await until(lambda: isinstance(replica.sees(used.key), Key), "the new key")
-    revision = await owner.fetchval("SELECT revision FROM api_key_revision")
+    revision = await owner.fetchval("SELECT keys FROM access_revision")
 
     before = await owner.fetchval("SELECT last_used_at FROM api_keys WHERE key_id = $1", used.key_id)
     await replica.watch.stop()
@@ -135,7 +138,7 @@ async def test_last_use_is_written_in_a_batch_and_at_the_end(
     assert before is None
     assert dates[used.key_id] is not None
     assert dates[idle.key_id] is None
-    assert await owner.fetchval("SELECT revision FROM api_key_revision") == revision
+    assert await owner.fetchval("SELECT keys FROM access_revision") == revision
 
 
 async def test_last_use_is_written_while_the_server_runs(
@@ -165,3 +168,39 @@ async def test_a_date_of_use_never_goes_back(store: KeyStore, owner: asyncpg.Con
         await statements.rows(query("date_keys"), [made.key_id, "key_gone"], [time_of(at_ms)] * 2)
 
     assert await owner.fetchval("SELECT last_used_at FROM api_keys") == time_of(2_000)
+
+
+async def test_a_tenants_limit_reaches_every_replica_and_goes_again(
+    replicas: list[Replica], owner: asyncpg.Connection[Any]
+) -> None:
+    key = Key("k", "writer")
+    await owner.execute(
+        "INSERT INTO credit_accounts (tenant_id, shard, balance, reserved, version, created_at, updated_at) "
+        "VALUES ('acme', 0, 0, 0, 1, now(), now())"
+    )
+    fold = "UPDATE credit_accounts SET settings = $1::jsonb"
+
+    await owner.execute(fold, '{"rate_limit": "{\\"rate\\":0.5,\\"burst\\":3}", "metadata": "{}"}')
+    await until(lambda: all(replica.rates.buckets(key, "acme") for replica in replicas), "the limit")
+    limited = replicas[0].rates.buckets(key, "acme")
+    await owner.execute(fold, '{"rate_limit": "spoilt by hand"}')
+    await until(lambda: not any(replica.rates.buckets(key, "acme") for replica in replicas), "no limit")
+
+    assert limited == (Bucket("tenant", "acme", 500, 3),)
+    assert replicas[0].rates.buckets(key, "other") == ()
+
+
+async def test_money_moves_without_a_look_at_the_limits(replicas: list[Replica], owner: asyncpg.Connection[Any]) -> None:
+    await owner.execute(
+        "INSERT INTO credit_accounts (tenant_id, shard, balance, reserved, version, created_at, updated_at) "
+        "VALUES ('acme', 0, 0, 0, 1, now(), now())"
+    )
+    before = await owner.fetchval("SELECT rates FROM access_revision")
+
+    await owner.execute(
+        "INSERT INTO credit_accounts AS a (tenant_id, shard, balance, reserved, version, created_at, updated_at) "
+        "VALUES ('acme', 0, 5, 0, 2, now(), now()) ON CONFLICT (tenant_id) DO UPDATE SET balance = excluded.balance"
+    )
+    await owner.execute('UPDATE credit_accounts SET settings = \'{"metadata": "{}"}\'')
+
+    assert await owner.fetchval("SELECT rates FROM access_revision") == before
