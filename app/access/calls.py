@@ -104,6 +104,8 @@ async def create(body: NewKey, actor: Key, store: KeyStore) -> MadeKey:
     new = NewKeyRow(name=body.name, role=body.role, tenants=tenants, services=services, rate=rate, expires_at=expires_at)
     details = _details(actor, key_id) | {
         "role": body.role, "tenants": tenants, "services": services, "expires_at": _text(expires_at),
+        # An entry holds no fractions.
+        "rate_milli": None if rate is None else round(rate.per_s * 1000), "burst": None if rate is None else rate.burst,
     }  # fmt: skip
     row = await store.create(key_id, secret, new, actor.key_id, details)
     if row is None:

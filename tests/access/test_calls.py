@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -63,10 +64,26 @@ async def test_every_change_and_what_is_said_of_it_are_one(store: KeyStore, owne
     assert [kind for kind, _ in told] == ["key.create", "key.rotate", "key.revoke"]
     assert told[0][1] == {
         "actor": "root", "key_id": made.key_id, "role": "writer", "tenants": ["b", "a"], "services": ["credits"],
-        "expires_at": None,
+        "expires_at": None, "rate_milli": None, "burst": None,
     }  # fmt: skip
     assert told[1][1]["new_key_id"] == rotated.key_id
     assert told[2][1] == {"actor": "key_x", "key_id": rotated.key_id}
+
+
+async def test_what_is_said_fits_into_an_entry(store: KeyStore, owner: Connection) -> None:
+    made = await calls.create(
+        msgspec.structs.replace(WRITER, rate_limit=KeyRate(rate=0.5, burst=9), expires_at=soon(days=1)), ROOT, store
+    )
+    await calls.rotate(made.key_id, Rotation(), ROOT, store)
+
+    def fits(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(re.fullmatch("[a-z0-9_]+", name) and fits(one) for name, one in value.items())
+        return all(map(fits, value)) if isinstance(value, list) else isinstance(value, str | int | bool | None)
+
+    told = await entries(owner)
+    assert all(fits(details) for _, details in told)
+    assert (told[0][1]["rate_milli"], told[0][1]["burst"]) == (500, 9)
 
 
 async def test_a_change_that_fails_says_nothing(store: KeyStore, owner: Connection) -> None:

@@ -105,6 +105,19 @@ async def test_a_slow_redis_is_not_waited_for(limits: Limits, redis_url: str) ->
         assert not (await limits.check((BUCKET,))).local
 
 
+async def test_a_loop_that_was_held_up_does_not_blame_redis(limits: Limits) -> None:
+    await limits.check((BUCKET,))
+    asked = asyncio.create_task(limits.check((BUCKET,)))
+    calls = limits.calls
+    while limits.calls == calls:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+    time.sleep(0.05)
+
+    assert not (await asked).local
+
+
 async def test_a_redis_that_dies_leaves_each_process_its_share(redis_server: PrivateRedis, redis_url: str) -> None:
     limits = await started(redis_url, share=0.5)
     await until(lambda: limits.reachable, "Redis")
