@@ -130,6 +130,9 @@ class DenialLog:
         left_out, self.left_out = self.left_out, 0
         try:
             await self._record(kind, details | {"left_out": left_out})
+        except asyncio.CancelledError:
+            self.left_out += left_out + (kind == "access.denied")
+            raise
         except Exception as error:  # noqa: BLE001 - whatever the chain says, a denial must not stop the server
             self.left_out += left_out + (kind == "access.denied")
             log.warning("denial not recorded", extra={"reason": type(error).__name__, "left_out": self.left_out})

@@ -33,6 +33,7 @@ CONCURRENCY_MAX: Final = 16  # attempts at once in this process
 OF_ENDPOINT_MAX: Final = 2  # attempts at once for one endpoint, so that a slow one leaves room for others
 POLL_INTERVAL_S: Final = 1.0  # how often the outbox is looked at when nothing wakes the deliverer
 LEASE_S: Final = ANSWER_TIMEOUT_S * 3  # an attempt, and the statement that closes it, with room
+STOP_GRACE_S: Final = 5.0  # at the end of the process; most endpoints answer within one
 FORGET_INTERVAL_S: Final = 3_600.0  # how often old deliveries are removed
 
 _STORE_AWAY: Final = (*TRANSIENT, asyncpg.PostgresError)
@@ -64,12 +65,16 @@ class Deliverer:
         self._woken.set()
 
     async def stop(self) -> None:
-        """Claim nothing more, and finish the attempts that are under way: at most ANSWER_TIMEOUT_S."""
+        """Claim nothing more; attempts under way get STOP_GRACE_S, and what is cut off then is sent again later."""
         self._stopping = True
         self._woken.set()
         if self._task is not None:
             await self._task
-        await asyncio.gather(*self._attempts, return_exceptions=True)
+        if self._attempts:
+            _, late = await asyncio.wait(self._attempts, timeout=STOP_GRACE_S)
+            for attempt in late:
+                attempt.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def round(self) -> int:
         """Claim what there is room for and begin to send it; return how many attempts were begun."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -146,6 +147,24 @@ async def test_denials_are_recorded_in_the_background(denials: DenialLog, chain:
     await denials.stop()
 
     assert chain.told == 2
+
+
+async def test_an_entry_that_is_cut_off_by_the_end_is_counted(denials: DenialLog, chain: Chain) -> None:
+    hanging = asyncio.Event()
+
+    async def hang(kind: str, details: dict[str, Any]) -> None:
+        hanging.set()
+        await asyncio.Event().wait()
+
+    denials._record = hang
+    denials.start()
+    attempt(denials)
+    await hanging.wait()
+    denials._record = chain.record
+
+    await denials.stop()
+
+    assert chain.entries == [("access.denied_many", {"left_out": 1})]
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,27 @@ async def test_a_replica_that_dies_leaves_its_claim_to_another(
     assert await states(owner) == [("delivered", 2, 200, None)]
 
 
+async def test_the_end_does_not_wait_for_a_slow_endpoint_and_loses_nothing(
+    calls: WebhookCalls, outbox: Outbox, receiver: Receiver, statements: Statements, owner: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(delivery_module, "STOP_GRACE_S", 0.05)
+    patient = Post(HERE)
+    deliverer = Deliverer(outbox, patient, KEYS)
+    receiver.silent = True
+    await calls.create(NewEndpoint(url=receiver.url), "root", None)
+    await put_out(statements.rows, message())
+    deliverer.start(FAULTS.append)
+    await until(lambda: bool(receiver.requests), "the attempt")
+
+    await deliverer.stop()
+    await patient.close()
+
+    row = await owner.fetchrow("SELECT state, attempts, claimed_until > now() FROM webhook_deliveries")
+    assert tuple(row) == ("pending", 1, True)
+    assert deliverer._attempts == {}
+
+
 async def test_a_slow_endpoint_leaves_room_for_others(
     calls: WebhookCalls, deliverer: Deliverer, receiver: Receiver, statements: Statements, owner: Connection
 ) -> None:

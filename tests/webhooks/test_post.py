@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
+import ssl
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,6 +88,27 @@ async def test_https_to_a_server_without_it_is_a_failure(post: Post, receiver: R
 
     assert outcome in {Outcome(None, "tls"), Outcome(None, "connection")}
     assert receiver.requests == []
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_refused(post: Post) -> None:
+    """The certificate names the right address and is in date; all that it lacks is an authority."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(Path(__file__).with_name("untrusted.pem"))
+    seen: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.read(1))
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+
+    outcome = await post.send(f"https://127.0.0.1:{port}/", FIELDS, b"{}")
+
+    server.close()
+    await server.wait_closed()
+    assert outcome == Outcome(None, "tls")
+    assert b"".join(seen) == b""
 
 
 async def test_a_proxy_of_the_environment_is_not_used(
