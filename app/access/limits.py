@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 import redis.exceptions
@@ -39,12 +39,20 @@ PENDING_MAX: Final = 10_000  # requests that may wait for Redis; more are decide
 LOCAL_MAX: Final = 10_000  # buckets that a process keeps by itself; the one unused for longest is forgotten first
 
 
-class _Asked(NamedTuple):
-    """One request that waits for its decision."""
+class _Asked:
+    """One request that waits for its decision; it gets the first that comes."""
 
-    buckets: tuple[Bucket, ...]
-    tokens: int
-    reply: asyncio.Future[Decision]
+    __slots__ = ("_done", "buckets", "settled", "tokens")
+
+    def __init__(self, buckets: tuple[Bucket, ...], tokens: int, done: Callable[[Decision], None]) -> None:
+        self.buckets = buckets
+        self.tokens = tokens
+        self.settled = False
+        self._done = done
+
+    def settle(self, made: Decision) -> None:
+        self.settled = True
+        self._done(made)
 
 
 class LocalShare:
@@ -120,15 +128,20 @@ class Limits:
 
     async def check(self, buckets: Sequence[Bucket], tokens: int = 1) -> Decision:
         """Take `tokens` from every bucket, or from none. Never raises; without buckets everything may go on."""
+        reply: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+        self.check_soon(buckets, tokens, lambda made: None if reply.done() else reply.set_result(made))
+        return await reply
+
+    def check_soon(self, buckets: Sequence[Bucket], tokens: int, done: Callable[[Decision], None]) -> None:
+        """The same for a call without a task: `done` is called once, now or later, and must not raise."""
         wanted = tuple(buckets)
         if not wanted:
-            return Decision((), (), None, 0)
-        if not self._reachable or len(self._pending) >= PENDING_MAX:
-            return self._decide_here(wanted, tokens)
-        reply: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-        self._pending.append(_Asked(wanted, tokens, reply))
-        self._woken.set()
-        return await reply
+            done(Decision((), (), None, 0))
+        elif not self._reachable or len(self._pending) >= PENDING_MAX:
+            done(self._decide_here(wanted, tokens))
+        else:
+            self._pending.append(_Asked(wanted, tokens, done))
+            self._woken.set()
 
     async def _run(self, on_crash: Callable[[BaseException], None]) -> None:
         while True:
@@ -164,9 +177,9 @@ class Limits:
                 timer.cancel()
             self._reachable = True
             for asked, answer in zip(batch, answers, strict=True):
-                if not asked.reply.done():
+                if not asked.settled:
                     tokens = charge(asked.buckets, asked.tokens)
-                    asked.reply.set_result(decision(asked.buckets, tokens, answer[0], answer[1:]))
+                    asked.settle(decision(asked.buckets, tokens, answer[0], answer[1:]))
 
     async def _ask(self, batch: list[_Asked]) -> list[list[int]]:
         keys = [limit_key(bucket.policy, bucket.name) for asked in batch for bucket in asked.buckets]
@@ -180,7 +193,7 @@ class Limits:
         if turns:
             asyncio.get_running_loop().call_soon(self._slow, batch, turns - 1)
             return
-        if all(asked.reply.done() for asked in batch):
+        if all(asked.settled for asked in batch):
             return
         self._reachable = False
         self._give_up(batch)
@@ -193,8 +206,8 @@ class Limits:
 
     def _give_up(self, batch: list[_Asked]) -> None:
         for asked in batch:
-            if not asked.reply.done():
-                asked.reply.set_result(self._decide_here(asked.buckets, asked.tokens))
+            if not asked.settled:
+                asked.settle(self._decide_here(asked.buckets, asked.tokens))
 
     def _decide_here(self, buckets: tuple[Bucket, ...], tokens: int) -> Decision:
         self.local_decisions += 1

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from app.access import limits as limits_module
-from app.access.bucket import UNITS, Bucket
+from app.access.bucket import UNITS, Bucket, Decision
 from app.access.limits import LOCAL_MAX, Limits, LocalShare
 from app.db.redis import RedisLink, make_pool
 from tests.access.conftest import until
@@ -87,6 +87,18 @@ async def test_a_caller_that_leaves_takes_no_answer_of_another(limits: Limits) -
 
     assert (await stays).buckets[0].name == "other"
     assert (await limits.check((BUCKET,))).buckets[0].name == "key_a"
+
+
+async def test_a_call_without_a_task_is_answered_once(limits: Limits) -> None:
+    made: list[Decision] = []
+
+    limits.check_soon((), 1, made.append)
+    at_once = len(made)
+    limits.check_soon((BUCKET,), 2, made.append)
+    await until(lambda: len(made) == 2, "the answer")
+
+    assert at_once == 1
+    assert made[1].levels == (3 * UNITS,)
 
 
 async def test_a_slow_redis_is_not_waited_for(limits: Limits, redis_url: str) -> None:

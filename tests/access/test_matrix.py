@@ -6,20 +6,19 @@ import itertools
 
 import pytest
 
+from app.access.api import KEY_ROUTES
 from app.access.matrix import OPEN, RIGHTS, Right, forbidden
 from app.access.scope import ROLES, ROOT, SERVICE_NAMES, Key
 from app.credits.routes import ROUTES
 from app.operations import OPERATION_ROUTES
 from app.web.docs import reference_routes
+from app.webhooks.api import WEBHOOK_ROUTES
 
-SERVED = (*ROUTES, *OPERATION_ROUTES, *reference_routes((*ROUTES, *OPERATION_ROUTES), title="t", version="0"))
+OWN = (*ROUTES, *OPERATION_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES)
+SERVED = (*OWN, *reference_routes(OWN, title="t", version="0"))
 
-# Rows whose routes are wired by the HTTP rooms of audit, keys, privacy and webhooks: each line goes when its route comes.
-AWAITED = {
-    row
-    for row in RIGHTS
-    if row[1].startswith(("/v1/audit/", "/tiles/", "/v1/privacy/", "/v1/keys", "/v1/webhooks", "/v1/alerts"))
-}
+# Rows whose routes other rooms bring: a part goes when its routes come.
+AWAITED = {row for row in RIGHTS if row[1].startswith(("/v1/audit/", "/tiles/", "/v1/privacy/", "/v1/alerts"))}
 
 
 def test_every_route_of_the_server_stands_in_the_table() -> None:
@@ -32,6 +31,11 @@ def test_every_route_of_the_server_stands_in_the_table() -> None:
 
 def test_every_row_of_the_table_is_a_route_of_the_server() -> None:
     assert set(RIGHTS) - {(route.method, route.path) for route in SERVED} == AWAITED
+
+
+def test_a_route_that_names_roles_itself_names_those_of_its_row() -> None:
+    for route in SERVED:
+        assert route.roles in {None, RIGHTS[route.method, route.path].roles if not route.open else None}
 
 
 def test_only_known_roles_and_services_stand_in_the_table() -> None:
