@@ -104,7 +104,7 @@ async def test_a_call_without_a_task_is_answered_once(limits: Limits) -> None:
 async def test_a_slow_redis_is_not_waited_for(limits: Limits, redis_url: str) -> None:
     async with Redis.from_url(redis_url) as admin:
         await limits.check((BUCKET,))
-        await admin.execute_command("CLIENT", "PAUSE", 300, "ALL")
+        await admin.execute_command("CLIENT", "PAUSE", 1_000, "ALL")
         started_s = time.monotonic()
 
         first = await limits.check((BUCKET,))
@@ -112,7 +112,7 @@ async def test_a_slow_redis_is_not_waited_for(limits: Limits, redis_url: str) ->
         later = await limits.check((BUCKET,))
 
         assert (first.local, later.local) == (True, True)
-        assert waited_s < 0.2
+        assert waited_s < 0.9
         await until(lambda: limits.reachable, "Redis again")
         assert not (await limits.check((BUCKET,))).local
 

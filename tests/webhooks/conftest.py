@@ -115,7 +115,7 @@ def outbox(statements: Statements) -> Outbox:
 
 @pytest.fixture
 async def post() -> AsyncIterator[Post]:
-    """A client that may reach this machine, by explicit rules, and gives up after half a second."""
-    post = Post(HERE, timeout_s=0.5)
+    """A client that may reach this machine, by explicit rules."""
+    post = Post(HERE)
     yield post
     await post.close()
