@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EXIT_REFUSED: Final = 2  # the command line or the settings are wrong, or a check could not be made
-_SECRET: Final = frozenset({"root_key", "audit_key", "redis_url", "database_url", "migrate_database_url"})
+_SECRET: Final = frozenset(
+    {"root_key", "audit_key", "webhook_key", "webhook_old_key", "redis_url", "database_url", "migrate_database_url"}
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -31,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="run the server in the foreground")
     for field in msgspec.structs.fields(Settings):
         if field.name not in _SECRET:  # secrets on a command line are visible to every user of the machine
-            default = f"; default {field.default}" if field.default is not msgspec.NODEFAULT else ""
+            default = f"; default {_shown(field.default)}" if field.default is not msgspec.NODEFAULT else ""
             serve.add_argument(
                 f"--{field.name.replace('_', '-')}", dest=field.name,
                 help=f"{DESCRIPTIONS[field.name]} ({variable_of(field.name)}{default})".replace("%", "%%"),
@@ -57,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--run", dest="run_name", help="name of the run; the same name plays on where it stopped")
     replay.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _shown(default: object) -> str:
+    """Return a default as it would be typed."""
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) or "none"
+    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def _data_dir(arguments: argparse.Namespace) -> Path:

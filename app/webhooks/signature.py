@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from app.settings import Settings
+
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - the public beginning of every secret
 SERVER_KEY_MIN_BYTES: Final = 16  # shorter could be guessed from one signature
 
@@ -71,6 +73,15 @@ class SigningKeys:
         """Return the secrets that sign: the current one, and the one before it during a rotation."""
         versions = (version, version - 1) if old_signs and version > 1 else (version,)
         return [self.secret(key_id, endpoint_id, number) for number in versions]
+
+
+def signing_keys(settings: Settings, root: str) -> SigningKeys:
+    """Return the keys that are set; without one, one derived from the root key (RFC 2104)."""
+    derived = hmac.digest(root.encode(), b"shieldx webhooks v1", "sha256")
+    current = settings.webhook_key.encode() or derived
+    earlier = [settings.webhook_old_key.encode()] if settings.webhook_old_key else []
+    # Endpoints that were made before a key was set go on with the derived one.
+    return SigningKeys(current, [*earlier, *([derived] if settings.webhook_key else [])])
 
 
 def _key_id(key: bytes) -> str:

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -49,6 +52,13 @@ class TargetRules(NamedTuple):
     allow_http: bool = False
     ports: frozenset[int] | None = PORTS
     networks: tuple[IPNetwork, ...] = ()
+
+
+def rules_of(settings: Settings) -> TargetRules:
+    """Return the rules that the operator has set."""
+    ports = None if 0 in settings.webhook_ports else frozenset(settings.webhook_ports)
+    networks = tuple(ipaddress.ip_network(text) for text in settings.webhook_allow_networks)
+    return TargetRules(settings.webhook_allow_http, ports, networks)
 
 
 def check_address(address: IPAddress, rules: TargetRules) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from app.webhooks.signature import SecretUnknown, SigningKeys, secret_text, sign, signed_fields
+from app.settings import Settings
+from app.webhooks.signature import SecretUnknown, SigningKeys, secret_text, sign, signed_fields, signing_keys
 
 KEY = b"a key of the server"
 VECTOR_SECRET = base64.b64decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
@@ -75,3 +76,16 @@ def test_a_key_that_could_be_guessed_is_refused_and_none_is_printed() -> None:
     with pytest.raises(ValueError, match="16 bytes"):
         SigningKeys(b"short")
     assert KEY.decode() not in repr(SigningKeys(KEY))
+
+
+def test_a_key_that_is_set_later_leaves_older_endpoints_their_secret() -> None:
+    before = signing_keys(Settings(), "the root key of a test")
+    after = signing_keys(Settings(webhook_key="a key that was set"), "the root key of a test")
+    last = signing_keys(
+        Settings(webhook_key="another key, set", webhook_old_key="a key that was set"), "the root key of a test"
+    )
+
+    assert len({before.current_id, after.current_id, last.current_id}) == 3
+    for keys in (before, after, last):
+        assert keys.secret(before.current_id, "whe_a", 1) == before.secret(before.current_id, "whe_a", 1)
+    assert last.secret(after.current_id, "whe_a", 1) == after.secret(after.current_id, "whe_a", 1)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.webhooks.target import TargetRefused, TargetRules, check_address, check_url
+from app.settings import Settings
+from app.webhooks.target import TargetRefused, TargetRules, check_address, check_url, rules_of
 
 PUBLIC = TargetRules()
 CLOSED_V4 = [
@@ -87,6 +88,12 @@ def test_a_public_https_url_is_taken(url: str) -> None:
 def test_any_other_url_is_refused(url: str) -> None:
     with pytest.raises(TargetRefused):
         check_url(url, PUBLIC)
+
+
+def test_the_settings_make_the_rules() -> None:
+    assert rules_of(Settings()) == TargetRules()
+    rules = rules_of(Settings(webhook_allow_http=True, webhook_ports=(0,), webhook_allow_networks=("10.1.0.0/16",)))
+    assert rules == TargetRules(True, None, (ipaddress.ip_network("10.1.0.0/16"),))
 
 
 def test_http_and_any_port_only_when_the_rules_say_so() -> None:
