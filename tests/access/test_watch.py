@@ -204,3 +204,22 @@ async def test_money_moves_without_a_look_at_the_limits(replicas: list[Replica],
     await owner.execute('UPDATE credit_accounts SET settings = \'{"metadata": "{}"}\'')
 
     assert await owner.fetchval("SELECT rates FROM access_revision") == before
+
+
+async def test_many_rows_are_converted_while_others_have_the_loop() -> None:
+    turns = 0
+
+    async def tick() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(tick())
+    rows: Any = range(4 * watch.SLICE)
+
+    converted = [one async for one in watch._in_slices(rows, str)]
+
+    other.cancel()
+    assert converted == [str(number) for number in rows]
+    assert turns == 4
