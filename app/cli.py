@@ -13,6 +13,7 @@ import msgspec
 import uvloop
 
 from app import __version__
+from app.access.commands import add_parsers, run_keys
 from app.embedded import EmbeddedFault, read_endpoints, root_key
 from app.settings import DESCRIPTIONS, SettingRefused, Settings, read_settings, variable_of
 
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EXIT_REFUSED: Final = 2  # the command line or the settings are wrong, or a check could not be made
-_SECRET: Final = frozenset({"root_key", "audit_key", "checkpoint_keys", "redis_url", "database_url", "migrate_database_url"})
+_SECRET: Final = frozenset({
+    "root_key", "audit_key", "checkpoint_keys", "webhook_key", "webhook_old_key", "redis_url", "database_url",
+    "migrate_database_url",
+})  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="run the server in the foreground")
     for field in msgspec.structs.fields(Settings):
         if field.name not in _SECRET:  # secrets on a command line are visible to every user of the machine
-            default = f"; default {field.default}" if field.default is not msgspec.NODEFAULT else ""
+            default = f"; default {_shown(field.default)}" if field.default is not msgspec.NODEFAULT else ""
             serve.add_argument(
                 f"--{field.name.replace('_', '-')}", dest=field.name,
                 help=f"{DESCRIPTIONS[field.name]} ({variable_of(field.name)}{default})".replace("%", "%%"),
@@ -53,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="file with a trusted checkpoint: check only what came after it; may be repeated")  # fmt: skip
     verify.add_argument("--size", action="append", default=[],
                         help="[SHARD:]SIZE: how many entries the chain is known to have had; may be repeated")  # fmt: skip
+    add_parsers(commands)
     replay = commands.add_parser("replay", help="play a file of metered requests against a server")
     replay.add_argument("file", type=Path, help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens")
     replay.add_argument("--url", default="http://127.0.0.1:5004")
@@ -65,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("--run", dest="run_name", help="name of the run; the same name plays on where it stopped")
     replay.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _shown(default: object) -> str:
+    """Return a default as it would be typed."""
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) or "none"
+    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def _data_dir(arguments: argparse.Namespace) -> Path:
@@ -106,6 +118,11 @@ def _audit(arguments: argparse.Namespace) -> int:
     return run_verify(url, seals, arguments.json, trust)
 
 
+def _keys(arguments: argparse.Namespace) -> int:
+    url = arguments.database_url or os.environ.get("DATABASE_URL") or read_endpoints(_data_dir(arguments)).admin_database_url
+    return run_keys(arguments, url)
+
+
 def _replay(arguments: argparse.Namespace) -> int:
     from app.replay import ReplayOptions, run_replay  # noqa: PLC0415
 
@@ -130,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 0
             case "audit":
                 return _audit(parsed)
+            case "keys":
+                return _keys(parsed)
             case _:
                 return _replay(parsed)
     except (SettingRefused, EmbeddedFault) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SERVICES: Final = ("credits",)
+_Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
 class SettingRefused(Exception):
@@ -37,6 +39,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_keys: str = ""
     checkpoint_key_file: str = ""
     witnesses: str = ""
+    webhook_key: str = ""
+    webhook_old_key: str = ""
+    webhook_allow_http: bool = False
+    webhook_allow_networks: tuple[str, ...] = ()
+    webhook_ports: tuple[int, ...] = (443, 8443)
     ledger_shards: Annotated[int, Meta(ge=1, le=256)] = 1
     postgres_pool_size: Annotated[int, Meta(ge=2, le=50)] = 6
     shutdown_grace_seconds: Annotated[int, Meta(ge=1, le=600)] = 20
@@ -64,6 +71,11 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "checkpoint_keys": "Ed25519 seeds that sign checkpoints, 64 hex digits each, newest first, separated by commas",
     "checkpoint_key_file": "file with such seeds, one a line; by default one is made once and kept in the data directory",
     "witnesses": "witnesses of checkpoints: verifier key, space, URL; several separated by commas",
+    "webhook_key": "secret from which those of webhooks are derived, at least 16 characters; by default from the root key",
+    "webhook_old_key": "the webhook_key before, until every endpoint's secret has been rotated",
+    "webhook_allow_http": "true lets webhooks go over plain http too",
+    "webhook_allow_networks": "networks that webhooks may go to although they are not public, such as 10.1.0.0/16",
+    "webhook_ports": "the only ports that webhooks may go to; 0 for any",
     "ledger_shards": "number of ledger shards; fixed when the ledger is created",
     "postgres_pool_size": "Postgres connections for reads; each shard takes one more",
     "shutdown_grace_seconds": "seconds that SIGTERM gives open requests",
@@ -105,16 +117,32 @@ def read_settings(flags: Mapping[str, str | None], environment: Mapping[str, str
 
 def _parse(field: msgspec.structs.FieldInfo, text: str) -> object:
     if field.name == "services":
-        services = tuple(part.strip() for part in text.split(",") if part.strip())
+        services = tuple(_parts(text))
         unknown = [name for name in services if name not in SERVICES]
         if unknown or not services:
             raise ValueError(f"Expected some of {', '.join(SERVICES)}")
         return services
     if field.type is Path:
         return Path(text)
-    if isinstance(field.default, int) and not re.fullmatch(r"[0-9]{1,9}", text):
+    if field.name == "webhook_allow_networks":
+        return tuple(str(ip_network(part)) for part in _parts(text))
+    if field.name == "webhook_ports":
+        return tuple(msgspec.convert([_whole(part) for part in _parts(text)], list[_Port]))
+    if field.type is bool:
+        if text not in {"true", "false"}:
+            raise ValueError("Expected true or false")
+        return text == "true"
+    return msgspec.convert(_whole(text) if isinstance(field.default, int) else text, field.type, strict=False)
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
         raise ValueError("Expected a whole number")
-    return msgspec.convert(text, field.type, strict=False)
+    return int(text)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _check(settings: Settings) -> None:
@@ -129,6 +157,6 @@ def _check(settings: Settings) -> None:
         url = getattr(settings, name)
         if url and not url.startswith(("postgresql://", "postgres://")):
             raise SettingRefused(f"{variable_of(name)}: Expected postgresql://")
-    for name in ("root_key", "audit_key"):
+    for name in ("root_key", "audit_key", "webhook_key", "webhook_old_key"):
         if 0 < len(getattr(settings, name)) < 16:
             raise SettingRefused(f"{variable_of(name)}: Expected at least 16 characters")

@@ -11,7 +11,10 @@ import pytest
 from app.settings import DESCRIPTIONS, SERVICES, SettingRefused, Settings, read_settings, variable_of
 
 NAMES = [field.name for field in msgspec.structs.fields(Settings)]
-SECRETS = ["root_key", "audit_key", "checkpoint_keys", "redis_url", "database_url", "migrate_database_url"]
+SECRETS = [
+    "root_key", "audit_key", "checkpoint_keys", "webhook_key", "webhook_old_key", "redis_url", "database_url",
+    "migrate_database_url",
+]  # fmt: skip
 STORES = {"REDIS_URL": "redis://localhost", "DATABASE_URL": "postgresql://localhost/x"}
 
 
@@ -60,6 +63,9 @@ BAD: list[tuple[str, list[str]]] = [
     ("log_level", ["INFO", "trace", "info\n"]),
     ("services", ["credit", "credits,billing", ",", " "]),
     ("replica_name", ["x" * 65]),
+    ("webhook_allow_http", ["yes", "1", "True"]),
+    ("webhook_allow_networks", ["10.0.0.1/8", "10.0.0.0/33", "here", "10.0.0.0/8,x"]),
+    ("webhook_ports", ["x", "65536", "443;80", "-1"]),
 ]
 CASES = [(name, value) for name, values in BAD for value in values]
 
@@ -90,7 +96,8 @@ def test_one_store_alone_is_refused_and_the_other_is_named(given: str) -> None:
 @pytest.mark.parametrize(
     ("variable", "value"),
     [("REDIS_URL", "http://secret"), ("REDIS_URL", "secret:6379"), ("DATABASE_URL", "mysql://secret"),
-     ("SHIELDX_MIGRATE_DATABASE_URL", "secret"), ("SHIELDX_ROOT_KEY", "secret"), ("SHIELDX_AUDIT_KEY", "secret-of-15-ch")],
+     ("SHIELDX_MIGRATE_DATABASE_URL", "secret"), ("SHIELDX_ROOT_KEY", "secret"), ("SHIELDX_AUDIT_KEY", "secret-of-15-ch"),
+     ("SHIELDX_WEBHOOK_KEY", "secret-of-15-ch"), ("SHIELDX_WEBHOOK_OLD_KEY", "secret")],
 )  # fmt: skip
 def test_a_bad_secret_names_its_variable_and_is_not_shown(variable: str, value: str) -> None:
     with pytest.raises(SettingRefused) as refused:
@@ -118,3 +125,15 @@ def test_printed_settings_show_no_secret() -> None:
 
 def test_services_may_be_spaced() -> None:
     assert read_settings({}, {"SHIELDX_SERVICES": " credits , "}).services == ("credits",)
+
+
+def test_webhooks_may_be_let_out_further() -> None:
+    environment = {
+        "SHIELDX_WEBHOOK_ALLOW_HTTP": "true", "SHIELDX_WEBHOOK_PORTS": "80, 9000",
+        "SHIELDX_WEBHOOK_ALLOW_NETWORKS": "10.1.0.0/16, ::1",
+    }  # fmt: skip
+
+    settings = read_settings({}, environment)
+
+    assert (settings.webhook_allow_http, settings.webhook_ports) == (True, (80, 9000))
+    assert settings.webhook_allow_networks == ("10.1.0.0/16", "::1/128")

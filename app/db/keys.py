@@ -11,6 +11,7 @@
 {s00}:idem:<hash>        string  fingerprint and first answer of an idempotency key, 24 h
 {s00}:checkpoint         hash    size, root: the largest tree that was signed; kept when the shard is rebuilt
 {s00}:applied            channel the seq that a replica which does not write the chain has just reached
+{limits}:<policy>:<id>   string  units in a rate limit's bucket and the Unix microsecond they were counted at; until full
 """
 
 from __future__ import annotations
@@ -35,3 +36,6 @@ def applied_channel(shard: int) -> str:
 def checkpoint_key(shard: int) -> str:
     """Return the key of what was last signed about the shard's tree."""
     return f"{shard_tag(shard)}checkpoint"
+def limit_key(policy: str, name: str) -> str:
+    """Return the key of a rate limit's bucket. All are in one slot, so that one script call checks many."""
+    return f"{{limits}}:{policy}:{name}"

@@ -68,7 +68,7 @@ def test_every_setting_stands_in_a_row_of_the_table(field: msgspec.structs.Field
 
     assert len(rows) == 1, f"README.md needs one table row with `{variable_of(field.name)}`: {DESCRIPTIONS[field.name]}"
     if isinstance(field.default, int):
-        assert re.search(rf"\b{field.default}\b", rows[0].replace(",", "")), (
+        assert re.search(rf"\b{str(field.default).lower()}\b", rows[0].replace(",", "")), (
             f"the row does not name the default {field.default}"
         )
 

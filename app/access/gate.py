@@ -1,0 +1,56 @@
+"""Lets requests in: key, role, service, and what becomes of a denial. No I/O, no HTTP types."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from app.access.matrix import OPEN, RIGHTS, forbidden
+from app.access.scope import Key, may_see
+from app.access.table import Denial, problem_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.access.denials import DenialLog
+    from app.access.table import KeyTable
+    from app.web.problems import Problem
+
+
+class Gate:
+    """Makes an entrance for each route, with all that is fixed looked up once."""
+
+    def __init__(self, table: KeyTable, denials: DenialLog) -> None:
+        """Denials are noted in `denials`."""
+        self._table = table
+        self._denials = denials
+
+    def entrance(self, method: str, path: str) -> Callable[[str | None, str | None], Key | Problem]:
+        """Return the check of one closed route: Authorization header and client address, to the key or the answer.
+
+        Raises LookupError for a route that the matrix does not know or that needs no key: such a server does not start.
+        """
+        if (method, path) in OPEN or (method, path) not in RIGHTS:
+            raise LookupError(f"{method} {path} is not a closed route of app.access.matrix")
+        right = RIGHTS[method, path]
+        check = self._table.check
+
+        def enter(authorization: str | None, address: str | None) -> Key | Problem:
+            key = check(authorization)
+            if isinstance(key, Denial):
+                if key.reason != "unconfirmed":  # the fault of the server, not an attempt
+                    self._denials.note(key.reason, method, path, key_id=key.key_id, address=address)
+                return problem_of(key)
+            refused = forbidden(key, right)
+            if refused is not None:
+                self._denials.note("forbidden", method, path, key_id=key.key_id, address=address)
+                return refused
+            return key
+
+        return enter
+
+    def sees(self, key: Key, tenant_id: str, method: str, path: str) -> bool:
+        """Whether a tenant exists for a key; if not, the attempt is noted, and the caller answers as for no tenant."""
+        if may_see(key, tenant_id):
+            return True
+        self._denials.note("foreign_tenant", method, path, key_id=key.key_id)
+        return False
