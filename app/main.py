@@ -8,17 +8,20 @@ import hmac
 import logging
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 from aiohttp import web
 
 from app import __version__
+from app.access.api import ACCESS, KEY_ROUTES
+from app.access.opening import Access
 from app.audit.note import NoteRefused
 from app.audit.signing_keys import SeedsRefused, parse_seeds
 from app.audit.witness import Witness, parse_witnesses
 from app.credits.api import CREDITS, outage
-from app.credits.opening import Credits, Signing, Stores
+from app.credits.audit_api import AUDIT_ROUTES
+from app.credits.opening import Controls, Credits, Signing, Stores
 from app.credits.routes import ROUTES as CREDIT_ROUTES
 from app.db.migrate import MigrationRefused
 from app.embedded import EmbeddedServers, checkpoint_keys, root_key
@@ -30,35 +33,18 @@ from app.web.docs import reference_routes
 from app.web.edge import set_up
 from app.web.outgoing import Outgoing
 from app.web.routes import add_routes
+from app.webhooks.api import WEBHOOK_ROUTES, WEBHOOKS
+from app.webhooks.opening import Webhooks
+from app.webhooks.signature import signing_keys
+from app.webhooks.target import rules_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from app.web.edge import Authenticator
 
 log = logging.getLogger(__name__)
 
 GC_ALLOCATIONS: Final = 50_000  # container objects between two collections: about 10 MB of garbage at most
-
-
-class RootPrincipal(NamedTuple):
-    """Whoever holds the root key."""
-
-    key_id: str = "root"
-    role: str = "admin"
-
-
-def root_authenticator(key: str) -> Authenticator:
-    """Return a check of the Authorization header against the root key, in constant time."""
-    expected = key.encode()
-    principal = RootPrincipal()
-
-    def authenticate(header: str | None) -> RootPrincipal | None:
-        if header is None or header[:7].lower() != "bearer ":
-            return None
-        return principal if hmac.compare_digest(header[7:].encode("utf-8", "surrogateescape"), expected) else None
-
-    return authenticate
 
 
 def audit_key(settings: Settings, root: str) -> bytes:
@@ -104,8 +90,14 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
     key = settings.root_key or root_key(settings.data_dir)
     metrics = Metrics()
     app[METRICS] = metrics
-    set_up(app, root_authenticator(key), metrics.record, outage)
-    routes = (*CREDIT_ROUTES, *OPERATION_ROUTES)
+
+    async def record(kind: str, details: dict[str, Any]) -> None:
+        await app[CREDITS].record(kind, details)
+
+    controls = Controls(Access(key, record), Webhooks(signing_keys(settings, key), rules_of(settings)))
+    app[ACCESS], app[WEBHOOKS] = controls.access, controls.webhooks
+    set_up(app, controls.access.gate.entrance, metrics.record, outage)
+    routes = (*CREDIT_ROUTES, *AUDIT_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES, *OPERATION_ROUTES)
     add_routes(app, (*routes, *reference_routes(routes, title="shieldx", version=__version__)))
 
     async def stores(app: web.Application) -> AsyncIterator[None]:
@@ -129,7 +121,7 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
             credits_ = Credits(
                 Stores(redis_url, database_url, owner, settings.postgres_pool_size, settings.ledger_shards,
                        audit_key(settings, key), settings.replica_name),
-                signing, metrics, on_crash,
+                signing, controls, metrics, on_crash,
             )  # fmt: skip
             app[CREDITS] = credits_
             credits_.start()

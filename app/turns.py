@@ -8,12 +8,33 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
+
+T = TypeVar("T")
 
 SLICE: Final = 16  # pieces of work in one turn: about 0.8 ms of requests or answers
+
+
+_tasks: Final[set[asyncio.Task[None]]] = set()  # the event loop itself refers to tasks only weakly
+
+
+def answer_from_task(work: Coroutine[Any, Any, T], reply: Callable[[T | None, Exception | None], None]) -> None:
+    """Run `work` in a task of its own; `reply` gets what it returns and None, or None and what it raised."""
+
+    async def run() -> None:
+        try:
+            value = await work
+        except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for it
+            reply(None, error)
+        else:
+            reply(value, None)
+
+    task = asyncio.get_running_loop().create_task(run())
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
 
 
 class Turns:

@@ -24,8 +24,9 @@ class Gate:
         self._table = table
         self._denials = denials
 
-    def entrance(self, method: str, path: str) -> Callable[[str | None, str | None], Key | Problem]:
-        """Return the check of one closed route: Authorization header and client address, to the key or the answer.
+    def entrance(self, method: str, path: str) -> Callable[[str | None, Callable[[], str | None]], Key | Problem]:
+        """Return the check of one closed route: Authorization header and what tells the client's address, which is asked
+        for only when the client is denied, to the key or the answer.
 
         Raises LookupError for a route that the matrix does not know or that needs no key: such a server does not start.
         """
@@ -34,15 +35,15 @@ class Gate:
         right = RIGHTS[method, path]
         check = self._table.check
 
-        def enter(authorization: str | None, address: str | None) -> Key | Problem:
+        def enter(authorization: str | None, address: Callable[[], str | None]) -> Key | Problem:
             key = check(authorization)
             if isinstance(key, Denial):
                 if key.reason != "unconfirmed":  # the fault of the server, not an attempt
-                    self._denials.note(key.reason, method, path, key_id=key.key_id, address=address)
+                    self._denials.note(key.reason, method, path, key_id=key.key_id, address=address())
                 return problem_of(key)
             refused = forbidden(key, right)
             if refused is not None:
-                self._denials.note("forbidden", method, path, key_id=key.key_id, address=address)
+                self._denials.note("forbidden", method, path, key_id=key.key_id, address=address())
                 return refused
             return key
 

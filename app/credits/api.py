@@ -14,6 +14,7 @@ from app.actor import ActorStopped, AskTimeout, InboxFull
 from app.clock import time_of
 from app.credits.opening import Credits
 from app.credits.operation import Applied, Refused, Reused
+from app.credits.permits import is_free, sees_operation, take, tell
 from app.credits.records import Account
 from app.credits.request import close_fields, refund_fields, reserve_fields, spend_fields
 from app.credits.wire import (
@@ -31,6 +32,7 @@ from app.credits.wire import (
     transaction_fields,
 )
 from app.db.retry import TRANSIENT
+from app.turns import answer_from_task
 from app.web.body import Body
 from app.web.problems import Problem, problem_body
 from app.web.routes import Handled, idempotency_key, if_match, json_answer
@@ -153,6 +155,12 @@ def _reservation_answer(outcome: Settled, status: str, request_id: str) -> Handl
     return refused_answer(outcome, request_id)
 
 
+def _sure(answer: Handled | None) -> Handled:
+    if answer is None:
+        raise AssertionError("neither an answer nor an error")
+    return answer
+
+
 class MoneyCall(Generic[B]):
     """A call that is one operation of the ledger: from body and headers to its fields, from its outcome to an answer."""
 
@@ -170,11 +178,14 @@ class MoneyCall(Generic[B]):
     async def __call__(self, request: Request) -> Handled:
         """Answer a request whose body may still be on its way."""
         book, fields = self._ask(request, await self._body.read(request))
-        return self._answer(await book.decide(fields), request.request_id)
+        return await self._permitted(request, book, fields)
 
     def begin(self, request: Request, done: Done) -> None:
         """Answer a request that is whole, as soon as its operation is durable and without a task (`app.web.edge.Prompt`)."""
         book, fields = self._ask(request, self._body.take(request))
+        if not is_free(request, fields.get("tenant")):
+            answer_from_task(self._permitted(request, book, fields), lambda answer, error: done(error or _sure(answer)))
+            return
 
         def reply(outcome: Settled | None, error: Exception | None) -> None:
             if outcome is None:
@@ -188,6 +199,13 @@ class MoneyCall(Generic[B]):
                 done(answer)
 
         book.decide_soon(fields, reply)
+
+    async def _permitted(self, request: Request, book: Book, fields: dict[str, Any]) -> Handled:
+        refused = await sees_operation(request, book, fields)
+        if refused is not None:
+            return refused
+        made = await take(request, fields.get("tenant"))
+        return tell(self._answer(await book.decide(fields), request.request_id), made)
 
     def _ask(self, request: Request, body: B) -> tuple[Book, dict[str, Any]]:
         fields = self._fields(body, request)
@@ -241,9 +259,7 @@ async def create_account(request: Request) -> Handled:
     body = await NEW_ACCOUNT.read(request)
     key = idempotency_key(request) if "idempotency-key" in request.headers else None
     fields = {"op": "account", "tenant": body.tenant_id, "settings": settings_of(body)}
-    book = book_of(request)
-    book.fingerprints.stamp(fields, key, request.request_id)
-    return _changed_account(await book.decide(fields), 201, request.request_id)
+    return await _change(request, fields, key, 201)
 
 
 async def change_account(request: Request) -> Handled:
@@ -254,6 +270,14 @@ async def change_account(request: Request) -> Handled:
     if expected is not None:
         fields["expect"] = expected
     key = idempotency_key(request) if "idempotency-key" in request.headers else None
+    return await _change(request, fields, key, 200)
+
+
+async def _change(request: Request, fields: dict[str, Any], key: str | None, status: int) -> Handled:
     book = book_of(request)
     book.fingerprints.stamp(fields, key, request.request_id)
-    return _changed_account(await book.decide(fields), 200, request.request_id)
+    refused = await sees_operation(request, book, fields)
+    if refused is not None:
+        return refused
+    made = await take(request, fields["tenant"])
+    return tell(_changed_account(await book.decide(fields), status, request.request_id), made)

@@ -8,9 +8,11 @@ import orjson
 
 from app.credits.api import book_of, refusal, refused_answer
 from app.credits.operation import Applied, Done, Refused, Reused
+from app.credits.permits import sees_operation, take_each, tell
 from app.credits.request import batch_fields
 from app.credits.wire import BATCH_BODY_MAX_BYTES, Batch, reservation_fields, transaction_fields
 from app.web.body import Body
+from app.web.problems import Problem
 from app.web.routes import Handled, idempotency_key, json_answer
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 BATCH: Final = Body(Batch, limit_bytes=BATCH_BODY_MAX_BYTES)
 
 
-def _result(op: str, outcome: Settled) -> str:
+def _result(op: str, outcome: Settled | Problem) -> str:
     """Return the JSON of one result: its HTTP status, then the answer's fields, or code and detail."""
     if isinstance(outcome, Applied):
         event = outcome.events[0]
@@ -28,9 +30,12 @@ def _result(op: str, outcome: Settled) -> str:
             status = "held" if op == "reserve" else "aborted"
             return f'{{"status":200,"reservation_status":"{status}",{reservation_fields(event)}}}'
         return f'{{"status":200,{transaction_fields(event)}}}'
-    if not isinstance(outcome, Refused | Reused):
+    if isinstance(outcome, Refused | Reused):
+        problem = refusal(outcome)
+    elif isinstance(outcome, Problem):
+        problem = outcome
+    else:
         raise AssertionError(f"{op} has the outcome {type(outcome).__name__}")
-    problem = refusal(outcome)
     return orjson.dumps({"status": problem.status, "code": problem.code, "detail": problem.detail, **problem.extra}).decode()
 
 
@@ -43,17 +48,24 @@ async def batch(request: Request) -> Handled:
         stamp(batch_fields(operation), operation.idempotency_key or f"{key}/{i}", request_id)
         for i, operation in enumerate(body.operations)
     ]
+    hidden = {
+        i: problem for i, fields in enumerate(operations)
+        if (problem := await sees_operation(request, book, fields)) is not None
+    }  # fmt: skip
+    made = await take_each(request, [fields.get("tenant", "") for fields in operations])
     asked = "".join(fields["fp"] + fields["key"] for fields in operations)
     claim = {"op": "claim", "fp": book.fingerprints.request(asked.encode()), "key": book.fingerprints.key(key)}
     claimed = await book.claim(claim)
     if not isinstance(claimed, Done):
         return refused_answer(claimed, request_id)
     verbs = [fields["op"] for fields in operations]
-    outcomes = await book.decide_all(operations)
+    decided = iter(await book.decide_all([fields for i, fields in enumerate(operations) if i not in hidden]))
+    outcomes = [hidden[i] if i in hidden else next(decided) for i in range(len(operations))]
     results = ",".join(map(_result, verbs, outcomes))
     succeeded = sum(isinstance(outcome, Applied) for outcome in outcomes)
     replayed = all(isinstance(outcome, Applied | Refused) and outcome.replayed for outcome in outcomes)
-    return json_answer(
+    answer = json_answer(
         f'{{"results":[{results}],"succeeded":{succeeded},"failed":{len(outcomes) - succeeded}}}'.encode(),
         replayed=replayed,
     )
+    return tell(answer, made)

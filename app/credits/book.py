@@ -6,13 +6,16 @@ import asyncio
 import zlib
 from typing import TYPE_CHECKING, Any, Final
 
+import orjson
+
 from app.actor import AskTimeout
 from app.credits.account_reads import AccountReads
 from app.credits.operation import Applied, Done, NeedsEvidence, Refused, Remembered, Reused, position_of
 from app.credits.transfers import Transfers
+from app.turns import answer_from_task
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Sequence
 
     from app.actor import Reply
     from app.audit.entry import Event
@@ -48,7 +51,6 @@ class Book:
         self.mask: Final = mask
         self.transfers: Final = Transfers(self)
         self.account_reads: Final = account_reads
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def shard_of_tenant(self, tenant: str) -> int:
         """Return the shard of a tenant: fixed when the ledger was created, because their number is."""
@@ -102,7 +104,7 @@ class Book:
         Raises what `Ledger.submit` raises at once.
         """
         if len(self.ledgers) > 1 or fields["op"] == "refund":
-            self._start(self.decide(fields), reply)
+            answer_from_task(self.decide(fields), reply)
             return
 
         def settle(outcomes: list[Outcome] | None, error: Exception | None) -> None:
@@ -111,7 +113,7 @@ class Book:
                 return
             outcome = outcomes[0]
             if isinstance(outcome, Remembered | NeedsEvidence):
-                self._start(self._finish_one(fields, outcome), reply)
+                answer_from_task(self._finish_one(fields, outcome), reply)
             else:
                 reply(outcome, None)
 
@@ -119,21 +121,6 @@ class Book:
 
     async def _finish_one(self, fields: dict[str, Any], outcome: Outcome) -> Settled:
         return (await self._finish(0, [fields], [outcome]))[0]
-
-    def _start(self, work: Coroutine[Any, Any, Settled], reply: Reply[Settled]) -> None:
-        """Run `work` in a task of its own and give what it returns or raises to `reply`."""
-
-        async def run() -> None:
-            try:
-                outcome = await work
-            except Exception as error:  # noqa: BLE001 - whatever it is, the caller waits for it
-                reply(None, error)
-            else:
-                reply(outcome, None)
-
-        task = asyncio.get_running_loop().create_task(run())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def decide_all(self, operations: Sequence[dict[str, Any]]) -> list[Settled]:
         """Return the durable outcomes of operations, each on its own, in order within each shard."""
@@ -153,6 +140,20 @@ class Book:
             for i, outcome in zip(members, group, strict=True):
                 outcomes[i] = outcome
         return outcomes
+
+    async def record(self, kind: str, details: dict[str, Any]) -> None:
+        """Append an entry that moves nothing to the first shard, and return once it is durable.
+
+        kind     what happened, such as "key.created"; the dot tells it from the types that move credits
+        details  integers, texts, booleans and objects of them; under the same `entry_id` it is recorded only once
+        Raises what `Ledger.submit` raises.
+        """
+        if "." not in kind:
+            raise ValueError(f"{kind!r} may be a type that moves credits")
+        text = orjson.dumps(details, option=orjson.OPT_SORT_KEYS).decode()
+        key = f"note {details['entry_id']}" if "entry_id" in details else None
+        fields = self.fingerprints.stamp({"op": "note", "kind": kind, "details": text}, key, "")
+        await self._decide_in(0, [fields])
 
     async def _decide_in(self, shard: int, operations: list[dict[str, Any]]) -> list[Settled]:
         return await self._finish(shard, operations, await self.ledgers[shard].submit(operations))

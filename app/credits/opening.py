@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from app.audit.entry import RowSeal, genesis_hash
 from app.audit.keeper import Keeper
 from app.audit.log import Log, log_origin
+from app.audit.pending import PendingEntries
 from app.audit.shard import Shard
 from app.audit.signer import ShardSigner
 from app.audit.signing_keys import signers_of
@@ -32,11 +33,14 @@ from app.db.migrate import LedgerRow, found_ledger, migrate
 from app.db.postgres import open_owner, open_pool, open_reader, open_session
 from app.db.redis import RedisLink, make_pool
 from app.db.retry import TRANSIENT, delay_ms
+from app.db.statements import Statements
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from app.access.opening import Access
     from app.metrics import Metrics
+    from app.webhooks.opening import Webhooks
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +71,13 @@ class Signing(NamedTuple):
         return f"Signing({len(self.seeds)} keys, {len(self.witnesses)} witnesses)"
 
 
+class Controls(NamedTuple):
+    """What guards this process and tells others: opened here, because both need the stores."""
+
+    access: Access
+    webhooks: Webhooks
+
+
 class _Parts(NamedTuple):
     """One shard of this process."""
 
@@ -82,10 +93,17 @@ class Credits:
     """Owns everything of credits in this process. `book` is there once Postgres has answered."""
 
     def __init__(
-        self, stores: Stores, signing: Signing, metrics: Metrics, on_crash: Callable[[BaseException], None]
+        self,
+        stores: Stores,
+        signing: Signing,
+        controls: Controls,
+        metrics: Metrics,
+        on_crash: Callable[[BaseException], None],
     ) -> None:
         """`on_crash` is called with a fault after which the process must not go on."""
-        self._stores = stores
+        self.stores: Final = stores
+        self._controls = controls
+        self._pending: PendingEntries | None = None
         self._signing = signing
         self._metrics = metrics
         self._on_crash = on_crash
@@ -112,6 +130,12 @@ class Credits:
         """Begin to open, and go on trying until it succeeds."""
         self._task = asyncio.create_task(self._open(), name="credits opening")
 
+    async def record(self, kind: str, details: dict[str, Any]) -> None:
+        """Append an entry that moves nothing; see `Book.record`. Raises ConnectionError before Postgres has answered."""
+        if self.book is None:
+            raise ConnectionError("not connected to Postgres yet")
+        await self.book.record(kind, details)
+
     async def wait_open(self) -> None:
         """Return once every shard is open."""
         while self.book is None or any(shard.state != "open" for shard in self.shards):
@@ -123,6 +147,10 @@ class Credits:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        await self._controls.access.close()
+        await self._controls.webhooks.close()
+        if self._pending is not None:
+            await self._pending.stop()
         if self.book is not None:
             await self.book.transfers.stop()
             await self.book.account_reads.stop()
@@ -149,7 +177,7 @@ class Credits:
         while True:
             try:
                 row = await self._prepare_schema()
-                self._pool = await open_pool(self._stores.database_url, self._stores.pool_size)
+                self._pool = await open_pool(self.stores.database_url, self.stores.pool_size)
                 break
             except TRANSIENT as error:
                 self.waiting_for = f"Postgres: {type(error).__name__}"
@@ -162,22 +190,22 @@ class Credits:
         self._start_parts(row, self._pool)
 
     async def _prepare_schema(self) -> LedgerRow:
-        connection = await open_owner(self._stores.owner_database_url)
+        connection = await open_owner(self.stores.owner_database_url)
         try:
             applied = await migrate(connection)
             if applied:
                 log.info("migrations applied", extra={"migrations": applied})
-            return await found_ledger(connection, self._stores.shard_count, genesis_hash)
+            return await found_ledger(connection, self.stores.shard_count, genesis_hash)
         finally:
             connection.terminate()
 
     def _start_parts(self, row: LedgerRow, pool: asyncpg.Pool[Any]) -> None:
-        links = make_pool(self._stores.redis_url)
+        links = make_pool(self.stores.redis_url)
         self._redis = Redis(connection_pool=links)
         origins = {number: log_origin(row.origin, number) for number in range(row.shard_count)}
         keys = {number: signers_of(self._signing.seeds, origin) for number, origin in origins.items()}
         log_ = Log(pool, row.origin, {number: [one.verifier for one in signers] for number, signers in keys.items()})
-        mask, seal, records = IdMask.of(row.ledger_id), RowSeal(self._stores.audit_key), Records(pool)
+        mask, seal, records = IdMask.of(row.ledger_id), RowSeal(self.stores.audit_key), Records(pool)
         for number in range(row.shard_count):
             shard = Shard(number, origins[number])
             link = RedisLink(links)
@@ -185,7 +213,7 @@ class Credits:
             writer = Writer(shard, seal, CreditProjection(number), link, decode)
             keeper = Keeper(
                 shard, writer, LedgerRecovery(shard, writer, link),
-                lambda: open_session(self._stores.database_url), self._redis, self._stores.replica_name,
+                lambda: open_session(self.stores.database_url), self._redis, self.stores.replica_name,
             )  # fmt: skip
             ledger = Ledger(shard, writer, RedisLink(links), records, mask)
             signer = ShardSigner(shard, log_, RedisLink(links), keys[number])
@@ -202,10 +230,17 @@ class Credits:
         self.waiting_for = "shards"
         self.log = log_
         ledgers = [parts.ledger for parts in self._parts]
-        reads = AccountReads(lambda: open_reader(self._stores.database_url))
+        reads = AccountReads(lambda: open_reader(self.stores.database_url))
         self.book = Book(ledgers, self.shards, records, Fingerprints(row.salt), mask, reads)
         self.book.transfers.start(self._on_crash)
         self.book.account_reads.start(self._on_crash)
+        statements = Statements(pool)
+        self._controls.access.open(
+            statements, lambda: open_session(self.stores.database_url), RedisLink(links), self._on_crash
+        )
+        self._controls.webhooks.open(statements, self._on_crash)
+        self._pending = PendingEntries(statements, self.record)
+        self._pending.start(self._on_crash)
         self._upkeep = Upkeep(records)
         self._upkeep.start()
 

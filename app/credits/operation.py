@@ -3,7 +3,7 @@
 An operation's `fields` are what `lua/ledger_apply.lua` reads, as one JSON object:
 
 op       account, update, topup, consume, refund, reserve, commit, abort, transfer, prepare_out, prepare_in,
-         settle, cancel, sweep, claim
+         settle, cancel, sweep, claim, note
 tenant   the tenant, where the caller names it          amount   credits, 1 to 10^14 - 1
 key, fp  hashes of idempotency key and request, 22 characters of base64url each; rid, the request's id
 expect   the version the account must have              ref      reservation, or the transaction to refund
@@ -11,6 +11,7 @@ ttl_ms   how long a hold may stand                      purpose  transfer_out or
 desc, meta  text                                        legs     [{tenant_id, amount}], signed amounts
 settings    what people set on an account, each as JSON text, null to take it away
 consumed, refunded, generation  what Postgres knows of the transaction to refund, and as of which generation
+kind, details  what a note says: the type of its event, and canonical JSON text
 soft     a claim that need not survive Redis
 refuse   the refusal that Postgres has already established, as Lua would write it
 """
@@ -159,12 +160,19 @@ _SIDES: Final[dict[str, tuple[str, str]]] = {
 }
 
 
+# What a note states, which moves nothing.
+_NO_SIDES: Final = ("system:none", "system:none")
+
+
 def _side(name: str, tenant: str) -> str:
     return name + tenant if name[-1] == ":" else name
 
 
 def _kind(fields: dict[str, Any]) -> str:
     kind: str = fields["op"]
+    if kind == "note":
+        noted: str = fields["kind"]
+        return noted
     return f"{kind}{fields['purpose'][8:]}" if kind in {"settle", "cancel"} else kind
 
 
@@ -182,14 +190,14 @@ def _details(kind: str, fields: dict[str, Any], extra: Any) -> str | None:
         case "account" | "update":
             settings = orjson.dumps(extra[1], option=orjson.OPT_SORT_KEYS).decode()
             return f'{{"created_at_ms":{extra[0]},"settings":{settings}}}'
-    return None
+    return fields.get("details")
 
 
 def event_of(shard: int, generation: int, mask: IdMask, fields: dict[str, Any], result: list[Any]) -> Event:
     """Return the event of an applied operation, from what was asked and what Lua answered (["ok", seq, ...])."""
     _, seq, at_ms, balance, reserved, version, tenant, amount, extra = result
     kind = _kind(fields)
-    debit, credit = _SIDES[kind]
+    debit, credit = _SIDES.get(kind, _NO_SIDES)
     first_seq = seq
     if kind == "transfer":
         first_seq = seq - extra[0] + 1

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import orjson
 from msgspec import Struct
 
+from app.access.api import key_of
+from app.access.scope import tenant_filter
 from app.clock import ms_of, time_text
 from app.credits.account_reads import AccountAsk
 from app.credits.api import book_of
 from app.credits.operation import position_of
+from app.credits.permits import is_free, no_account, no_reservation, no_transaction, sees, take, tell
 from app.credits.wire import (
     ID_PATTERN,
     Account,
@@ -26,14 +29,16 @@ from app.credits.wire import (
     reservation_body,
     transaction_fields,
 )
+from app.turns import answer_from_task
 from app.web.fields import check_name
-from app.web.problems import Problem, invalid
+from app.web.problems import invalid
 from app.web.routes import Handled, cursor, json_answer, limit, query, time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from app.audit.entry import Event
+    from app.credits.book import Book
     from app.credits.records import Account as AccountRow
     from app.web.edge import Done
     from app.web.request import Request
@@ -156,11 +161,6 @@ class TrialBalance(Struct):
 _is_id: Final = re.compile(ID_PATTERN).match
 
 
-def no_account() -> Problem:
-    """Return the refusal for a tenant without an account."""
-    return Problem(404, "no_account", "There is no account of this tenant; create it with POST /v1/accounts.")
-
-
 def encode_cursor(value: object) -> str:
     """Return an opaque cursor that holds a value."""
     return base64.urlsafe_b64encode(orjson.dumps(value)).rstrip(b"=").decode()
@@ -186,7 +186,11 @@ def page(items: Sequence[bytes], next_cursor: str | None) -> Handled:
 
 
 async def _account(request: Request) -> AccountRow:
-    row: AccountRow | None = await book_of(request).account_reads.ask(AccountAsk(request.match_info["tenant_id"]))
+    """Return the account that the path names; the answer to a call that a rate limit let in."""
+    tenant = request.match_info["tenant_id"]
+    if not sees(request, tenant):
+        raise no_account()
+    row: AccountRow | None = await book_of(request).account_reads.ask(AccountAsk(tenant))
     if row is None:
         raise no_account()
     return row
@@ -197,10 +201,14 @@ class AccountRead:
 
     async def __call__(self, request: Request) -> Handled:
         """Answer from a task, as every other read does."""
-        return _account_answer(await _account(request))
+        made = await take(request, request.match_info["tenant_id"])
+        return tell(_account_answer(await _account(request)), made)
 
     def begin(self, request: Request, done: Done) -> None:
-        """Answer without a task (`app.web.edge.Prompt`)."""
+        """Answer without a task (`app.web.edge.Prompt`), unless there is something to check."""
+        if not is_free(request, request.match_info["tenant_id"]):
+            answer_from_task(self(request), lambda answer, error: done(error or answer or no_account()))
+            return
 
         def reply(row: AccountRow | None, error: Exception | None) -> None:
             done(error or (no_account() if row is None else _account_answer(row)))
@@ -218,7 +226,8 @@ account: Final = AccountRead()
 async def accounts(request: Request) -> Handled:
     """GET /v1/accounts."""
     count = limit(request)
-    rows = await book_of(request).records.accounts(decode_cursor(cursor(request), str, ""), count + 1)
+    after, seen = decode_cursor(cursor(request), str, ""), tenant_filter(key_of(request))
+    rows = await book_of(request).records.accounts(after, count + 1, seen)
     following = encode_cursor(rows[count - 1].tenant_id) if len(rows) > count else None
     return page([account_body(row) for row in rows[:count]], following)
 
@@ -260,8 +269,8 @@ async def reservations(request: Request) -> Handled:
 async def reservation(request: Request) -> Handled:
     """GET /v1/credits/reservations/{reservation_id}."""
     row = await book_of(request).records.reservation(request.match_info["reservation_id"])
-    if row is None or row.purpose != "spend":
-        raise Problem(404, "no_reservation", "There is no reservation with this id.")
+    if row is None or row.purpose != "spend" or not sees(request, row.tenant_id):
+        raise no_reservation()
     return json_answer(reservation_body(row))
 
 
@@ -300,6 +309,14 @@ def transfer_fields(events: Sequence[Event]) -> str:
     )
 
 
+async def _transfer_view(request: Request, book: Book, identifier: str) -> bytes:
+    """Return a transaction over shards; one leg that the key may not see hides it."""
+    answer = await book.transfers.view(identifier)
+    if answer is None or not all(sees(request, leg["tenant_id"]) for leg in orjson.loads(answer)["legs"]):
+        raise no_transaction()
+    return answer
+
+
 async def transaction(request: Request) -> Handled:
     """GET /v1/transactions/{transaction_id}."""
     book = book_of(request)
@@ -307,11 +324,10 @@ async def transaction(request: Request) -> Handled:
     position = position_of(identifier, book.mask)
     events = await book.records.events(*position) if position is not None and position[0] < len(book.ledgers) else []
     if not events or events[0].transaction_id != identifier or not events[0].tenant_id:
-        answer = await book.transfers.view(identifier)
-        if answer is None:
-            raise Problem(404, "no_transaction", "There is no transaction with this id.")
-        return json_answer(answer)
+        return json_answer(await _transfer_view(request, book, identifier))
     event = events[0]
+    if not sees(request, event.tenant_id):
+        raise no_transaction()
     seal = await book.records.seal(event.shard, event.seq)
     audit = (
         f'"audit":{{"shard":{event.shard},"seq":{event.seq},"hash":"{seal.hash.hex()}",'

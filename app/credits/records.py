@@ -93,9 +93,9 @@ class Records:
         rows = await self.rows("SELECT tenant_id FROM credit_accounts WHERE tenant_id = ANY($1)", list(tenants))
         return [row[0] for row in rows]
 
-    async def accounts(self, after: str, limit: int) -> list[Account]:
-        """Return accounts in the order of their names, from the first name beyond `after`."""
-        return [account_of(row) for row in await self.rows(query("accounts"), after, limit)]
+    async def accounts(self, after: str, limit: int, seen: list[str] | None) -> list[Account]:
+        """Return accounts in the order of their names, from the first name beyond `after`; of `seen`, or None for all."""
+        return [account_of(row) for row in await self.rows(query("accounts"), after, limit, seen)]
 
     async def events(self, shard: int, first: int, count: int = 1) -> list[Event]:
         """Return the events seq first .. first + count - 1 of a shard that are durable."""

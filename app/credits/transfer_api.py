@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from app.clock import now_ms
 from app.credits.api import book_of, refused_answer
 from app.credits.operation import Applied, Refused, Reused
+from app.credits.permits import no_account, sees, take_each, tell
 from app.credits.reads import transfer_fields
 from app.credits.wire import Legs
 from app.web.body import Body
@@ -50,11 +51,15 @@ async def transfer(request: Request) -> Handled:
     if sum(leg.amount for leg in body.legs) != 0:
         raise invalid("/legs", "Expected amounts that sum to 0")
     book, request_id = book_of(request), request.request_id
+    for i, leg in enumerate(body.legs):
+        if not sees(request, leg.tenant_id):
+            raise no_account(leg=i)
+    made = await take_each(request, [leg.tenant_id for leg in body.legs])
     legs = [{"tenant_id": leg.tenant_id, "amount": leg.amount} for leg in body.legs]
     stamp = book.fingerprints.stamp({"op": "transfer", "legs": legs}, idempotency_key(request), request_id)
     if len({book.shard_of_tenant(leg.tenant_id) for leg in body.legs}) > 1:
-        return await _over_shards(book, legs, stamp, request_id)
+        return tell(await _over_shards(book, legs, stamp, request_id), made)
     outcome = (await book.decide_all([stamp]))[0]
     if isinstance(outcome, Applied):
-        return json_answer(f"{{{transfer_fields(outcome.events)}}}".encode(), replayed=outcome.replayed)
-    return refused_answer(outcome, request_id)
+        return tell(json_answer(f"{{{transfer_fields(outcome.events)}}}".encode(), replayed=outcome.replayed), made)
+    return tell(refused_answer(outcome, request_id), made)

@@ -36,6 +36,8 @@ def applied_channel(shard: int) -> str:
 def checkpoint_key(shard: int) -> str:
     """Return the key of what was last signed about the shard's tree."""
     return f"{shard_tag(shard)}checkpoint"
+
+
 def limit_key(policy: str, name: str) -> str:
     """Return the key of a rate limit's bucket. All are in one slot, so that one script call checks many."""
     return f"{{limits}}:{policy}:{name}"

@@ -39,7 +39,9 @@ X_REQUEST_ID: Final = istr("X-Request-ID")
 log = logging.getLogger("shieldx.web")
 
 
-Authenticator = Callable[[str | None], Principal | None]
+# Lets a request in or not: Authorization header and what tells the client's address, to whoever calls or the answer.
+Entrance = Callable[[str | None, Callable[[], str | None]], Principal | Problem]
+Entrances = Callable[[str, str], Entrance]
 Faults = Callable[[Exception], Problem | None]
 Record = Callable[[str, str, int, float], None]
 Enclosed = Callable[[Request], Awaitable[web.StreamResponse]]
@@ -50,7 +52,7 @@ Conclude = Callable[[Request, float, "web.StreamResponse | Problem | Exception"]
 Begun = Callable[[Request, Respond], None]
 Adapted = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-AUTHENTICATOR: Final[web.AppKey[Authenticator]] = web.AppKey("authenticator")
+ENTRANCES: Final[web.AppKey[Entrances]] = web.AppKey("entrances")
 
 
 @runtime_checkable
@@ -73,24 +75,23 @@ FAULTS: Final[web.AppKey[Faults]] = web.AppKey("faults")
 RECORD: Final[web.AppKey[Record]] = web.AppKey("record")
 
 
-def set_up(
-    app: web.Application, authenticator: Authenticator, record: Record | None = None, faults: Faults | None = None
-) -> None:
-    """Give the edge of `app` its parts, before the first request, e.g. in a cleanup context.
+def set_up(app: web.Application, entrances: Entrances, record: Record | None = None, faults: Faults | None = None) -> None:
+    """Give the edge of `app` its parts, before `add_routes`.
 
-    authenticator  Authorization header or None, to the principal or None; called once per request of a route
-                   that is not open; must compare in constant time
-    record         method, route template, status, seconds; called once per answer
-    faults         what the exceptions of the services mean; None for one that is a fault of ours (500)
+    entrances  method and path template of a route that is not open, to what lets its requests in: without I/O, and
+               comparing secrets in constant time
+    record     method, route template, status, seconds; called once per answer
+    faults     what the exceptions of the services mean; None for one that is a fault of ours (500)
     """
-    app[AUTHENTICATOR] = authenticator
+    app[ENTRANCES] = entrances
     if faults is not None:
         app[FAULTS] = faults
     if record is not None:
         app[RECORD] = record
 
 
-def _unauthorized() -> Problem:
+def unauthorized() -> Problem:
+    """The 401 of a request without a valid key."""
     return Problem(
         401,
         "unauthorized",
@@ -186,16 +187,18 @@ def _admission(app: web.Application, route: "Route") -> Callable[[Request], Prob
     with 413, 415, 400, 422 of its body.
     """
     roles = route.roles
-    closed = not route.open
+    template = route.path
+    enter = None if route.open else app[ENTRANCES](route.method, template)
     shaped = bool(route.path_fields)
 
     def admit(request: Request) -> Problem | None:
         if request.header_bytes > HEADERS_MAX_BYTES:
             return Problem(431, "headers_too_large", "The header section is too large.", close=True)
-        if closed:
-            principal = app[AUTHENTICATOR](request.headers.get("authorization"))
-            if principal is None:
-                return _unauthorized()
+        request.template = template
+        if enter is not None:
+            principal = enter(request.headers.get("authorization"), request.address)
+            if isinstance(principal, Problem):
+                return principal
             if roles is not None and principal.role not in roles:
                 return Problem(403, "forbidden", "The key does not have the right for this call.")
             request.principal = principal

@@ -148,6 +148,7 @@ class FastConnection(web.RequestHandler):
         self._body_left = 0
         self._serving = False
         self._queued = False  # for a turn, with a backlog
+        self._half_closed = False  # by the client, while it is served
         self._full = False  # the backlog, so that reading is paused
         self._answered: asyncio.Future[None] | None = None
         self._backlog = b""
@@ -175,6 +176,11 @@ class FastConnection(web.RequestHandler):
         data, self._backlog = self._backlog, b""
         if data and self.transport is not None:
             self._advance(data, may_hold=True)
+
+    def eof_received(self) -> bool | None:  # type: ignore[override] # aiohttp's returns nothing, which closes.
+        """A client that sends no more still gets the answers to what it sent (RFC 9112 9.6); then the connection ends."""
+        self._half_closed = self._serving or self._queued
+        return self._half_closed or super().eof_received()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget what was not complete; a request that runs goes on, its answer is dropped."""
@@ -289,3 +295,5 @@ class FastConnection(web.RequestHandler):
                 self.transport.resume_reading()
             self._queued = True
             self._paths.turns.add(self._go_on)
+        elif self._half_closed:
+            self.force_close()

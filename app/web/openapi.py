@@ -1,5 +1,6 @@
 """The OpenAPI 3.1 document of a sequence of routes, and nothing that the routes do not say themselves."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -198,7 +199,7 @@ def _answer_response(route: Route, status: int, schema: Json | None) -> Json:
 
 
 def _operation_id(route: Route) -> str:
-    words = [part.strip("{}") for part in route.path.split("/") if part]
+    words = [part.strip("{}").partition(":")[0] for part in route.path.split("/") if part]
     return "_".join([route.method.lower(), *words]).replace(".", "_").replace("-", "_")
 
 
@@ -255,6 +256,11 @@ def _kinds(routes: Sequence[Route]) -> list[Any]:
     return kinds
 
 
+def _template(path: str) -> str:
+    """The path as OpenAPI writes it: parameters without the pattern that aiohttp's router takes, `{rest:.+}`."""
+    return re.sub(r"\{(\w+):[^}]*\}", r"{\1}", path)
+
+
 def openapi(routes: Sequence[Route], *, title: str, version: str, description: str = "") -> Json:
     """The document, as a dictionary that `msgspec.json.encode` takes.
 
@@ -265,7 +271,7 @@ def openapi(routes: Sequence[Route], *, title: str, version: str, description: s
     schemas = {id(kind): portable(schema) for kind, schema in zip(kinds, found, strict=True)}
     paths: Json = {}
     for route in routes:
-        item = paths.setdefault(route.path, {})
+        item = paths.setdefault(_template(route.path), {})
         if route.method.lower() in item:
             message = f"{route.method} {route.path} is there twice"
             raise ValueError(message)

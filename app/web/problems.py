@@ -18,6 +18,14 @@ JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "Jso
 TITLES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "account_exists": "The account exists already",
+        "key_expired": "The key has expired",
+        "key_revoked": "The key has been revoked",
+        "key_rotated": "The key has been rotated",
+        "no_key": "There is no such key",
+        "no_webhook": "There is no such webhook",
+        "not_published": "No signed checkpoint covers it",
+        "too_many_keys": "There are as many keys as there may be",
+        "too_many_webhooks": "There are as many webhooks as there may be",
         "amount_exceeds_reservation": "The amount is above the held amount",
         "connections_exhausted": "Too many connections",
         "expectation_failed": "The expectation cannot be met",

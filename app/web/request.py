@@ -45,12 +45,13 @@ class Request:
     source       aiohttp's request, or None when it did not come through aiohttp
     header_bytes size of all names and values
     request_id   the client's X-Request-ID if it is well formed, else a new one
+    template     path template of the route; set by the edge
     principal    who calls; set by the edge, None on an open route
     """
 
     __slots__ = (
         "app", "body", "header_bytes", "headers", "match_info", "method", "path", "principal", "query_text", "repeated",
-        "request_id", "source", "transport",
+        "request_id", "source", "template", "transport",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +77,7 @@ class Request:
         self.repeated: frozenset[str] = frozenset()
         self.source: web.Request | None = None
         self.header_bytes = 0
+        self.template = ""
         self.principal: Principal | None = None
         given = headers.get("x-request-id")
         self.request_id = given if given is not None and _request_id.match(given) is not None else ids.next()
@@ -106,6 +108,12 @@ class Request:
         if self.source is not None:
             return self.source.query
         return MultiDict(parse_qsl(self.query_text, keep_blank_values=True))
+
+    def address(self) -> str | None:
+        """The client's IP address, None on a unix socket or once it has left."""
+        transport = self.transport if self.source is None else self.source.transport
+        peer = None if transport is None else transport.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) else None
 
     @property
     def gone(self) -> bool:

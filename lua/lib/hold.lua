@@ -74,6 +74,11 @@ function verbs.sweep(op)
   return '["swept",' .. #due .. ']'
 end
 
+-- An entry that moves nothing: op.kind happened, with op.details. It has no account and so no tenant.
+function verbs.note(op, raw)
+  return applied(op, emit(raw, {tenant = '', balance = 0, reserved = 0, version = 0}, 0))
+end
+
 -- A batch key: remember which batch it stands for. The operations of the batch have keys of their own.
 function verbs.claim(op)
   remember(op, '["claimed"]')

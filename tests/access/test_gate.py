@@ -45,7 +45,7 @@ class House:
         return secret
 
     async def enter(self, row: tuple[str, str], text: str | None) -> Key | tuple[int, str]:
-        entered = self.gate.entrance(*row)(None if text is None else f"Bearer {text}", "203.0.113.9")
+        entered = self.gate.entrance(*row)(None if text is None else f"Bearer {text}", lambda: "203.0.113.9")
         await self.denials.flush()
         return (entered.status, entered.code) if isinstance(entered, Problem) else entered
 

@@ -18,7 +18,7 @@ from app.db.redis import RedisLink, make_pool
 from app.db.statements import Statements
 from app.web.connections import ConnectionLimits, EdgeRunner
 from app.web.docs import reference_routes
-from app.web.edge import set_up
+from app.web.edge import set_up, unauthorized
 from app.web.routes import add_routes
 from tests.access.conftest import until
 
@@ -56,7 +56,7 @@ async def client(access: Access) -> AsyncIterator[Client]:
         found = access.table.check(header)
         return None if isinstance(found, Denial) else found
 
-    set_up(app, authenticate)
+    set_up(app, lambda _method, _path: lambda header, _address: authenticate(header) or unauthorized())
     add_routes(app, (*KEY_ROUTES, *reference_routes(KEY_ROUTES, title="keys", version="0")))
     runner = EdgeRunner(app, ConnectionLimits(), shutdown_timeout=0.5)
     await runner.setup()

@@ -27,21 +27,21 @@ async def test_a_key_lives_from_its_making_to_its_end(statements: Statements, da
 
     access = Access("the root key", record)
     read, write = access.gate.entrance(*READ), access.gate.entrance(*WRITE)
-    early = read("Bearer the root key", None), read("Bearer shx_live_x", None)
+    early = read("Bearer the root key", lambda: None), read("Bearer shx_live_x", lambda: None)
     access.open(statements, lambda: open_session(database_url), RedisLink(make_pool(redis_url)), faults.append)
     assert access.store is not None
     assert access.limits is not None
 
     made = await calls.create(NewKey(name="x", role="reader", rate_limit=KeyRate(rate=0.01, burst=2)), ROOT, access.store)
     header = f"Bearer {made.key}"
-    await until(lambda: isinstance(read(header, None), Key), "the key")
-    key = read(header, None)
+    await until(lambda: isinstance(read(header, lambda: None), Key), "the key")
+    key = read(header, lambda: None)
     assert isinstance(key, Key)
-    refused = write(header, "2001:db8:7:8::1")
+    refused = write(header, lambda: "2001:db8:7:8::1")
     await until(lambda: access.limits is not None and access.limits.reachable, "Redis")
     decisions = [await access.limits.check(access.rates.buckets(key, "acme")) for _ in range(3)]
     await calls.revoke(made.key_id, ROOT, access.store)
-    await until(lambda: isinstance(read(header, None), Problem), "the end of the key")
+    await until(lambda: isinstance(read(header, lambda: None), Problem), "the end of the key")
     await access.close()
 
     assert early[0] is ROOT

@@ -71,7 +71,7 @@ def runner_of(name: str) -> web.AppRunner:
     if name.startswith("bare"):
         app.router.add_post(PATH, decoded if "json" in name else constant)
         return web.AppRunner(app, access_log=None)
-    edge.set_up(app, one_key, lambda *_: None)
+    edge.set_up(app, lambda _method, _path: lambda header, _address: one_key(header) or edge.unauthorized(), lambda *_: None)
     own = Route("POST", PATH, constant_answer, "Constant", "Cost")
     add_routes(app, ROUTES if "body" in name else [own])
     return EdgeRunner(app)

@@ -257,6 +257,19 @@ async def test_request_that_runs_at_shutdown_is_answered(gated: tuple[Server, as
     await stopping
 
 
+async def test_client_that_will_send_no_more_gets_its_answers(gated: tuple[Server, asyncio.Event, list[str]]) -> None:
+    server, gate, _ = gated
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+
+    writer.write(WAIT + spend() + WAIT)
+    writer.write_eof()
+    gate.set()
+
+    async with asyncio.timeout(5):
+        assert [status for status, _, _ in answers(await reader.read())] == [200, 200, 200]
+    writer.close()
+
+
 async def test_request_of_a_client_that_left_runs_to_its_end(gated: tuple[Server, asyncio.Event, list[str]]) -> None:
     server, gate, done = gated
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)

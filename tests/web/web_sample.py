@@ -84,6 +84,11 @@ def authenticate(header: str | None) -> Caller | None:
     return None
 
 
+def entrance(_method: str, _path: str) -> edge.Entrance:
+    """Every closed route takes both keys."""
+    return lambda authorization, _: authenticate(authorization) or edge.unauthorized()
+
+
 SPEND = Body(Spend, limit_bytes=4096 + 2048, timeout_s=0.3)
 MAYBE = Body(Quota, optional=True)
 
@@ -189,7 +194,7 @@ async def start(limits: ConnectionLimits, routes: Sequence[Route] = ROUTES) -> S
     """The sample server on a free port."""
     app = web.Application()
     records: list[tuple[str, str, int, float]] = []
-    edge.set_up(app, authenticate, lambda *record: records.append(record))
+    edge.set_up(app, entrance, lambda *record: records.append(record))
     add_routes(app, routes)
     runner = EdgeRunner(app, limits, shutdown_timeout=0.5)
     await runner.setup()

@@ -13,7 +13,7 @@ from aiohttp import web
 from app.db.statements import Statements
 from app.web.connections import ConnectionLimits, EdgeRunner
 from app.web.docs import reference_routes
-from app.web.edge import set_up
+from app.web.edge import set_up, unauthorized
 from app.web.routes import add_routes
 from app.webhooks.api import WEBHOOK_ROUTES, WEBHOOKS
 from app.webhooks.opening import Webhooks
@@ -53,7 +53,7 @@ async def serving(webhooks: Webhooks) -> AsyncIterator[aiohttp.ClientSession]:
     """A client of a server with these webhooks."""
     app = web.Application()
     app[WEBHOOKS] = webhooks
-    set_up(app, lambda header: CALLERS.get(header or ""))
+    set_up(app, lambda _method, _path: lambda header, _address: CALLERS.get(header or "") or unauthorized())
     add_routes(app, (*WEBHOOK_ROUTES, *reference_routes(WEBHOOK_ROUTES, title="webhooks", version="0")))
     runner = EdgeRunner(app, ConnectionLimits(), shutdown_timeout=0.5)
     await runner.setup()
