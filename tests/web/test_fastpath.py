@@ -279,12 +279,10 @@ async def test_request_of_a_client_that_left_runs_to_its_end(gated: tuple[Server
     await asyncio.sleep(0.05)
 
     writer.transport.abort()
-    while server.connections:
-        await asyncio.sleep(0.01)
     gate.set()
 
     async with asyncio.timeout(5):
-        while not done:
+        while not done or server.connections:
             await asyncio.sleep(0.01)
 
 
