@@ -44,6 +44,7 @@ CHECKPOINT_MAX: Final = 16_384  # characters; a note with a dozen cosignatures h
 Seq = Annotated[int, Meta(ge=0, le=2**48)]
 Size = Annotated[int, Meta(ge=1, le=2**48)]
 Number = Annotated[int, Meta(ge=0, le=255)]
+TilePath = Annotated[str, Meta(min_length=1, max_length=64, description="checkpoint, or tile/... as C2SP tlog-tiles says.")]
 
 
 class Verify(Input, frozen=True):
@@ -195,10 +196,8 @@ async def receipt(request: Request) -> Handled:
 
 async def tile(request: Request) -> Handled:
     """GET /tiles/{shard}/...: C2SP tlog-tiles of one shard's log."""
-    digits, path = request.match_info["shard"], request.match_info["tile"]
-    if not digits.isascii() or not digits.isdecimal() or len(digits) > 3:
-        raise Problem(404, "not_found", "There is nothing at this path.")
-    shard = _known(request, int(digits), "{shard}")
+    path = request.match_info["tile"]
+    shard = _known(request, int(request.match_info["shard"]), "{shard}")
     if path == "checkpoint":
         return await _note(request, shard)
     try:
@@ -271,5 +270,6 @@ AUDIT_ROUTES: Final = (
     Route("POST", "/v1/audit/verify", verify, summary="Verify the ledger", tag="audit", body=Verify, body_optional=True,
           answers={200: Verified}, problems=((503, "unavailable"),)),
     Route("GET", "/tiles/{shard}/{tile:.+}", tile, summary="Read a log as C2SP tlog-tiles", tag="audit",
-          answers={200: None}, media_type=OCTETS, problems=_LATER),
+          path_fields={"shard": Number, "tile": TilePath}, answers={200: None}, media_type=OCTETS,
+          problems=((404, "not_found"), *_LATER)),
 )  # fmt: skip
