@@ -31,6 +31,7 @@ async def served(answer: Callable[[web.BaseRequest], Awaitable[web.StreamRespons
         yield Origin("127.0.0.1", port, "token", "run")
     finally:
         await runner.cleanup()
+        await asyncio.sleep(0)  # Transports close their sockets in the next turn.
 
 
 class Stalling:
