@@ -37,6 +37,10 @@ class TenantRates:
         """Take these for all there are."""
         self._rates = rates
 
+    def is_free(self, key: Key) -> bool:
+        """Whether no request of a key draws from any bucket, whatever its tenant."""
+        return key.rate is None and not self._rates
+
     def buckets(self, key: Key, tenant_id: str | None) -> tuple[Bucket, ...]:
         """Return the buckets of a request: that of its key and that of its tenant, as far as they have a limit."""
         rate = self._rates.get(tenant_id) if tenant_id is not None else None

@@ -8,7 +8,7 @@ import orjson
 
 from app.credits.api import book_of, refusal, refused_answer
 from app.credits.operation import Applied, Done, Refused, Reused
-from app.credits.permits import sees_operation, take_each, tell
+from app.credits.permits import hidden_operations, take_each, tell
 from app.credits.request import batch_fields
 from app.credits.wire import BATCH_BODY_MAX_BYTES, Batch, reservation_fields, transaction_fields
 from app.web.body import Body
@@ -48,10 +48,7 @@ async def batch(request: Request) -> Handled:
         stamp(batch_fields(operation), operation.idempotency_key or f"{key}/{i}", request_id)
         for i, operation in enumerate(body.operations)
     ]
-    hidden = {
-        i: problem for i, fields in enumerate(operations)
-        if (problem := await sees_operation(request, book, fields)) is not None
-    }  # fmt: skip
+    hidden = await hidden_operations(request, book, operations)
     made = await take_each(request, [fields.get("tenant", "") for fields in operations])
     asked = "".join(fields["fp"] + fields["key"] for fields in operations)
     claim = {"op": "claim", "fp": book.fingerprints.request(asked.encode()), "key": book.fingerprints.key(key)}

@@ -11,7 +11,7 @@ from app.web.answers import Answer
 from app.web.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from app.access.bucket import Decision
     from app.credits.book import Book
@@ -63,6 +63,14 @@ async def sees_operation(request: Request, book: Book, fields: dict[str, Any]) -
     return None if row is not None and sees(request, row.tenant_id) else no_reservation()
 
 
+async def hidden_operations(request: Request, book: Book, operations: Sequence[dict[str, Any]]) -> dict[int, Problem]:
+    """Return the operations of a batch that are on what is not of the key's tenants, by place, each with its 404."""
+    if key_of(request).tenants is None:
+        return {}
+    found = [await sees_operation(request, book, fields) for fields in operations]
+    return {i: problem for i, problem in enumerate(found) if problem is not None}
+
+
 async def take(request: Request, tenant: str | None, tokens: int = 1) -> Decision | None:
     """Take tokens from the buckets of key and tenant. Raises Problem 429; returns what to tell, None without a limit."""
     access = request.app[ACCESS]
@@ -77,11 +85,13 @@ async def take(request: Request, tenant: str | None, tokens: int = 1) -> Decisio
 
 async def take_each(request: Request, tenants: Iterable[str]) -> Decision | None:
     """Take one token a tenant named, from its bucket; and as many from that of the key. Raises and returns as `take`."""
+    rates = request.app[ACCESS].rates
+    key = key_of(request)
+    if rates.is_free(key):
+        return None
     counts: dict[str, int] = {}
     for tenant in tenants:
         counts[tenant] = counts.get(tenant, 0) + 1
-    rates = request.app[ACCESS].rates
-    key = key_of(request)
     limited = [tenant for tenant in counts if len(rates.buckets(key, tenant)) > len(rates.buckets(key, None))]
     free = sum(counts.values()) - sum(counts[tenant] for tenant in limited)
     told = await take(request, None, free) if free else None
