@@ -201,7 +201,10 @@ class FastConnection(web.RequestHandler):
         if self._serving:
             self._answered = self._loop.create_future()
             await asyncio.wait({self._answered}, timeout=timeout)
+        transport = self.transport
         await super().shutdown(timeout)
+        if transport is not None:
+            transport.abort()  # Without effect once it is closed; else its client reads nothing, and time is up.
 
     def _advance(self, data: bytes, *, may_hold: bool) -> None:
         """Take one request after the other from `data`, until one is being answered or the rest is not ours."""
