@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-import asyncpg
+from app.db.postgres import read_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import asyncpg
 
 STATEMENT_WAIT_S: Final = 1.5  # callers hear of an outage within 2 s, the wait for a free connection included
 
@@ -23,16 +23,4 @@ class Statements:
     async def rows(self, sql: str, *values: Any) -> list[asyncpg.Record]:
         """Return all rows of one statement. Raises what asyncpg raises, and TimeoutError after STATEMENT_WAIT_S."""
         async with asyncio.timeout(STATEMENT_WAIT_S):
-            return await self._rows(sql, values)
-
-    async def _rows(self, sql: str, values: Sequence[Any]) -> list[asyncpg.Record]:
-        connection = await self._pool.acquire(timeout=STATEMENT_WAIT_S)
-        try:
-            return await connection.fetch(sql, *values)
-        except BaseException as error:
-            if not isinstance(error, asyncpg.PostgresError):
-                # Cancelled or cut off: giving it back would wait for the server, which may be what does not answer.
-                connection.terminate()
-            raise
-        finally:
-            await self._pool.release(connection, timeout=STATEMENT_WAIT_S)
+            return await read_rows(self._pool, STATEMENT_WAIT_S, sql, values)
