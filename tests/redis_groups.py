@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from server import free_port
 from stores import POLL_S, START_TIMEOUT_S, PrivateRedis
@@ -134,27 +134,19 @@ def _option(node: PrivateRedis, name: str) -> str:
     return node.command.argv[node.command.argv.index(name) + 1]
 
 
-async def wait_for_master(sentinel: Redis, name: str, port: int) -> None:
-    """Wait until a Sentinel names the server at this port as the master."""
-    deadline_s = time.monotonic() + START_TIMEOUT_S
-    while True:
-        named = await sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", name)
-        if named is not None and int(named[1]) == port:
-            return
-        assert time.monotonic() < deadline_s, f"the Sentinel names {named}, not port {port}"
-        await asyncio.sleep(POLL_S)
-
-
 class Sentinel(TcpRedis):
     """One Sentinel that watches a master. It keeps what it learns in a file of its own."""
 
-    def __init__(self, directory: DataDirectory, server: RedisServer, name: str, master: TcpRedis) -> None:
-        """`name` is what clients ask for."""
+    def __init__(
+        self, directory: DataDirectory, server: RedisServer, name: str, master: TcpRedis, replica: TcpRedis
+    ) -> None:
+        """`name` is what clients ask for. The replica is named, because a Sentinel asks the master only every 10 s."""
         super().__init__(directory, server)
         config = directory.redis / "sentinel.conf"
         lines = [
             f"port {self.port}", "bind 127.0.0.1", f"unixsocket {server.socket}", "unixsocketperm 700",
             f"sentinel monitor {name} 127.0.0.1 {master.port} 1", f"sentinel down-after-milliseconds {name} {NODE_TIMEOUT_MS}",
+            f"sentinel known-replica {name} 127.0.0.1 {replica.port}",
         ]  # fmt: skip
         config.write_text("\n".join(lines) + "\n")
         if self.command.account is not None:
