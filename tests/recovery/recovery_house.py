@@ -14,12 +14,12 @@ from recovery_load import Load
 from recovery_operations import Operation, Plan
 from recovery_proof import LedgerState, Proof, fold
 from redis.asyncio import Redis
-from server import ShieldxServer
 from stall_proxy import StallProxy
-from stores import PrivatePostgres, PrivateRedis
 
 from app.credits.request import Fingerprints
 from app.db.keys import shard_keys, shard_tag
+from tests.server import ShieldxServer
+from tests.stores import PrivatePostgres, PrivateRedis
 
 ORDINARY_TENANTS: Final = 24
 OPENING_BALANCE: Final = 3_000

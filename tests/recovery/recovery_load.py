@@ -10,7 +10,8 @@ from typing import Any, Final, TypeVar
 
 import aiohttp
 from recovery_operations import FINAL, REMEMBERED, Answer, Operation, Plan
-from server import ROOT_KEY, ShieldxServer
+
+from tests.server import ROOT_KEY, ShieldxServer
 
 OUTAGE_ANSWER_MAX_S: Final = 2.0  # callers hear of an outage within this time
 SCHEDULING_MARGIN_S: Final = 0.25  # for two busy cores; what this process was late itself is added
