@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import aiohttp
 import asyncpg
 import pytest
+import uvloop
 from hypothesis import HealthCheck, settings
 
 from app.db.postgres import open_pool
 from app.db.statements import Statements
 from tests.credits.ledger_client import Client
 from tests.credits.ledger_house import Ledger, LedgerHouse, house_of
+from tests.lag import Lag
 from tests.server import ShieldxServer
 from tests.stores import PrivatePostgres, PrivateRedis, run_apart, running_redis
 
@@ -30,6 +33,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Register how often, and from which seed, each recovery scenario is played."""
     parser.addoption("--recovery-rounds", type=int, default=1, help="rounds of each scenario in tests/recovery")
     parser.addoption("--recovery-seed", type=int, default=None, help="seed of the first round; by default a random one")
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Tests run on the event loop that the server and the commands run on; directories that need others say so."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +89,15 @@ async def statements(database_url: str) -> AsyncIterator[Statements]:
     pool = await open_pool(database_url, 6)
     yield Statements(pool)
     pool.terminate()
+
+
+@pytest.fixture
+async def lag() -> AsyncIterator[Lag]:
+    """How late this process was during the test, for limits of time that must hold on a busy machine too."""
+    lag = Lag()
+    sampling = asyncio.create_task(lag.run())
+    yield lag
+    sampling.cancel()
 
 
 # --- servers and their clients ---------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """Fixtures for the embedded servers: real processes in real directories."""
 
+import asyncio
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from embedded_probe import SERVE, Serve, Serving, server_processes
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Only asyncio's own loop starts a process as another user."""
+    return {"asyncio": asyncio.new_event_loop}
 
 
 @pytest.fixture

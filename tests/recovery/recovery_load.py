@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 import aiohttp
 from recovery_operations import FINAL, REMEMBERED, Answer, Operation, Plan
 
+from tests.lag import Lag
 from tests.server import ROOT_KEY, ShieldxServer
 
 OUTAGE_ANSWER_MAX_S: Final = 2.0  # callers hear of an outage within this time
@@ -24,28 +25,6 @@ READ_SHARE: Final = 0.04
 VIOLATIONS_SHOWN: Final = 12
 
 T = TypeVar("T")
-
-
-class Lag:
-    """How late this process itself is: the event loop's overshoot, sampled."""
-
-    INTERVAL_S: Final = 0.05
-
-    def __init__(self) -> None:
-        """Nothing has been sampled yet."""
-        self._samples: deque[tuple[float, float]] = deque(maxlen=2_000)
-
-    async def run(self) -> None:
-        """Sample for ever."""
-        loop = asyncio.get_running_loop()
-        while True:
-            before_s = loop.time()
-            await asyncio.sleep(self.INTERVAL_S)
-            self._samples.append((before_s, loop.time() - before_s - self.INTERVAL_S))
-
-    def since(self, start_s: float) -> float:
-        """Return the largest overshoot of the samples that ended after `start_s`."""
-        return max((late for at, late in self._samples if at + late + self.INTERVAL_S >= start_s), default=0.0)
 
 
 class Load:
