@@ -12,7 +12,7 @@ import msgspec
 import orjson
 from msgspec import Meta, Struct
 
-from app.audit.checkpoint import parse_checkpoint
+from app.audit.checkpoint import Checkpoint, parse_checkpoint
 from app.audit.entry import RowSeal
 from app.audit.increment import verify_since
 from app.audit.log import NotPublished
@@ -20,7 +20,7 @@ from app.audit.merkle import ProofInvalid
 from app.audit.note import NoteRefused, parse_note
 from app.audit.tiles import TileRefused, parse_path
 from app.audit.trust import Trust
-from app.audit.verify import NO_TRUST, verify_ledger
+from app.audit.verify import NO_TRUST, CannotCheckError, verify_ledger
 from app.credits.api import CREDITS, book_of, unavailable
 from app.credits.operation import position_of
 from app.credits.permits import no_transaction, sees
@@ -216,6 +216,10 @@ _verifying: Final = asyncio.Lock()  # one at a time: it takes a processor
 async def verify(request: Request) -> Handled:
     """POST /v1/audit/verify: in a process of its own, so that the event loop goes on."""
     body = await VERIFY.read(request)
+    try:
+        trusted = None if body.checkpoint is None else parse_checkpoint(parse_note(body.checkpoint.encode()).text)
+    except NoteRefused:
+        raise invalid("/checkpoint", "Expected the text of a checkpoint of this ledger") from None
     stores = request.app[CREDITS].stores
     book_of(request)
     if _verifying.locked():
@@ -223,11 +227,11 @@ async def verify(request: Request) -> Handled:
     async with _verifying:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             work = asyncio.get_running_loop().run_in_executor(
-                pool, run_verification, stores.owner_database_url, stores.audit_key, body.checkpoint
+                pool, run_verification, stores.owner_database_url, stores.audit_key, trusted
             )
             try:
                 report = await work
-            except NoteRefused:
+            except CannotCheckError:
                 raise invalid("/checkpoint", "Expected the text of a checkpoint of this ledger") from None
     found = [
         {"shard": one.shard, "entries": one.entries, "first_bad": None if one.first_bad is None else one.first_bad.seq,
@@ -237,14 +241,13 @@ async def verify(request: Request) -> Handled:
     return json_answer(msgspec.json.encode(Verified(report.ok, found)))
 
 
-def run_verification(database_url: str, key: bytes, text: str | None) -> Report:
-    """Verify the ledger, or what came after a checkpoint. Raises NoteRefused for a text that is none."""
+def run_verification(database_url: str, key: bytes, trusted: Checkpoint | None) -> Report:
+    """Verify the ledger, or what came after a checkpoint. Raises CannotCheckError for one of another ledger."""
     seal = RowSeal(key)
     seals = {seal.key_id: seal}
-    if text is None:
+    if trusted is None:
         return asyncio.run(verify_ledger(database_url, seals=seals, progress=lambda *_: None, trust=NO_TRUST))
-    checkpoint = parse_checkpoint(parse_note(text.encode()).text)
-    trust = Trust(checkpoints={checkpoint.origin: checkpoint})
+    trust = Trust(checkpoints={trusted.origin: trusted})
     return asyncio.run(verify_since(database_url, seals=seals, progress=lambda *_: None, trust=trust))
 
 
