@@ -26,6 +26,13 @@ settings.register_profile("steady", deadline=None, derandomize=True, suppress_he
 settings.register_profile("explore", deadline=None, max_examples=2_000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
+LONGEST = (
+    "tests/test_replay_real.py",
+    "tests/house/test_tidy.py::test_types_agree",
+    "tests/credits/test_contract.py::test_generated_requests",
+    "tests/recovery/",
+)
+
 # --- stores and recovery rounds -------------------------------------------------------------------------------------
 
 
@@ -33,6 +40,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Register how often, and from which seed, each recovery scenario is played."""
     parser.addoption("--recovery-rounds", type=int, default=1, help="rounds of each scenario in tests/recovery")
     parser.addoption("--recovery-seed", type=int, default=None, help="seed of the first round; by default a random one")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
+from pathlib import Path
 from typing import Final
 
 LOOP_TICK_S: Final = 0.002  # uvloop counts in milliseconds: a timer may come that much early
+
+
+def starved_s(pid: int) -> float:
+    """Return the seconds for which the main thread of a process could have run and got no processor; 0 if nobody counts.
+
+    It is the second number of /proc/PID/schedstat, in nanoseconds.
+    """
+    with contextlib.suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    return 0.0
 
 
 class Lag:

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,6 +13,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from embedded_probe import SERVE, Serve, Serving, server_processes
+
+from app.embedded import EmbeddedServers
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -28,6 +31,25 @@ def data_dir(tmp_path: Path) -> Iterator[Path]:
     for process in left:
         process.kill()
     assert not left
+
+
+@pytest.fixture(scope="session")
+def first_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a first start and a stop leave in a data directory."""
+    path = tmp_path_factory.mktemp("embedded").resolve() / "data"
+
+    async def make() -> None:
+        async with EmbeddedServers(path, on_exit=lambda *_: None):
+            pass
+
+    asyncio.run(make())
+    return path
+
+
+@pytest.fixture
+def made_before(first_data: Path, data_dir: Path) -> None:
+    """Put a copy of that into the data directory of the test, which then needs no initdb."""
+    subprocess.run(["cp", "-a", first_data, data_dir], check=True)
 
 
 @pytest.fixture
