@@ -26,6 +26,7 @@ bench: $(VENV)/.dev
 soak: $(VENV)/.dev
 	$(BIN)/python -m bench --soak 600 $(ARGS)
 	$(BIN)/python -m pytest tests/recovery --recovery-rounds 10 $(ARGS)
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile explore $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -96,9 +96,9 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _audit(arguments: argparse.Namespace) -> int:
     from app.audit.entry import RowSeal  # noqa: PLC0415
     from app.audit.offline import run_receipt  # noqa: PLC0415
+    from app.audit.signing_keys import audit_key  # noqa: PLC0415
     from app.audit.trust import TrustRefused, read_trust  # noqa: PLC0415
     from app.audit.verify import run_verify  # noqa: PLC0415
-    from app.main import audit_key  # noqa: PLC0415
 
     if arguments.receipt is not None:
         return run_receipt(arguments.receipt, arguments.key, arguments.witness, arguments.entry, as_json=arguments.json)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import hmac
 import logging
 import signal
 from pathlib import Path
@@ -17,7 +16,7 @@ from app import __version__
 from app.access.api import ACCESS, KEY_ROUTES
 from app.access.opening import Access
 from app.audit.note import NoteRefused
-from app.audit.signing_keys import SeedsRefused, parse_seeds
+from app.audit.signing_keys import SeedsRefused, audit_key, parse_seeds
 from app.audit.witness import Witness, parse_witnesses
 from app.credits.api import CREDITS, outage
 from app.credits.audit_api import AUDIT_ROUTES
@@ -46,13 +45,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GC_ALLOCATIONS: Final = 50_000  # container objects between two collections: about 10 MB of garbage at most
-
-
-def audit_key(settings: Settings, root: str) -> bytes:
-    """Return the key of the row seals: the one that is set, or one derived from the root key (RFC 2104)."""
-    if settings.audit_key:
-        return settings.audit_key.encode()
-    return hmac.digest(root.encode(), b"shieldx row seal v1", "sha256")
 
 
 def redis_topology(redis_url: str) -> Topology:

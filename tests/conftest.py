@@ -1,11 +1,37 @@
-"""What all tests share."""
+"""What all tests share: stores, servers on them, clients, and how hypothesis draws its examples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
+import aiohttp
+import asyncpg
 import pytest
-from stores import PrivatePostgres, PrivateRedis, run_apart, running_postgres, running_redis
+import uvloop
+from hypothesis import HealthCheck, settings
+
+from app.db.postgres import open_pool
+from app.db.statements import Statements
+from tests.credits.ledger_client import Client
+from tests.credits.ledger_house import Ledger, LedgerHouse, house_of
+from tests.lag import Lag
+from tests.server import ShieldxServer
+from tests.stores import PrivatePostgres, PrivateRedis, run_apart, running_redis
+
+# The same examples at every run, so that a change is what makes a test fail, and no time limit, because a busy machine
+# is no fault of an example. `--hypothesis-profile explore` draws others, and twenty times as many of them.
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", deadline=None, max_examples=2_000, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
+
+LONGEST = (
+    "tests/test_replay_real.py",
+    "tests/house/test_tidy.py::test_types_agree",
+    "tests/credits/test_contract.py::test_generated_requests",
+    "tests/recovery/",
+)
 
 # --- stores and recovery rounds -------------------------------------------------------------------------------------
 
@@ -16,11 +42,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--recovery-seed", type=int, default=None, help="seed of the first round; by default a random one")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Tests run on the event loop that the server and the commands run on; directories that need others say so."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PrivatePostgres]:
+def house(pytestconfig: pytest.Config) -> LedgerHouse:
+    """The session's Redis and PostgreSQL, and servers on ledgers in them."""
+    return house_of(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(pytestconfig: pytest.Config) -> PrivatePostgres:
     """A PostgreSQL cluster that the tests of a run share; make a database each."""
-    with running_postgres() as postgres:
-        yield postgres
+    return house_of(pytestconfig).postgres
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +73,8 @@ def redis_server() -> Iterator[PrivateRedis]:
 
 @pytest.fixture
 def database_url(postgres_server: PrivatePostgres) -> str:
-    """URL of an empty database of the test's own."""
-    return run_apart(postgres_server.make_own_database())
+    """URL of a migrated database of the test's own, without a ledger in it."""
+    return run_apart(postgres_server.make_migrated_database())
 
 
 @pytest.fixture
@@ -44,3 +85,74 @@ def redis_url(redis_server: PrivateRedis) -> str:
 
 
 # --- end of stores and recovery rounds ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def owner(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
+    """The owner's connection to the database of the test."""
+    connection = await asyncpg.connect(database_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def statements(database_url: str) -> AsyncIterator[Statements]:
+    """Statements of the server's role in the database of the test."""
+    pool = await open_pool(database_url, 6)
+    yield Statements(pool)
+    pool.terminate()
+
+
+@pytest.fixture
+async def lag() -> AsyncIterator[Lag]:
+    """How late this process was during the test, for limits of time that must hold on a busy machine too."""
+    lag = Lag()
+    sampling = asyncio.create_task(lag.run())
+    yield lag
+    sampling.cancel()
+
+
+# --- servers and their clients ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def server(house: LedgerHouse) -> ShieldxServer:
+    """A server with one shard, shared by the tests of a run."""
+    return house.server(1)[0]
+
+
+@pytest.fixture(scope="session")
+def ledger(house: LedgerHouse) -> Ledger:
+    """Where that server keeps its ledger."""
+    return house.server(1)[1]
+
+
+@pytest.fixture(scope="session")
+def house_of_two(house: LedgerHouse) -> ShieldxServer:
+    """A server with two shards, shared by the tests of a run."""
+    return house.server(2)[0]
+
+
+@pytest.fixture(scope="session")
+def embedded(house: LedgerHouse) -> ShieldxServer:
+    """A server with embedded stores and a root key of its own, shared by the tests of a run."""
+    return house.embedded()
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    """A client session of the test's own."""
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+@pytest.fixture
+def client(session: aiohttp.ClientSession, server: ShieldxServer) -> Client:
+    """A client of the server with one shard."""
+    return Client(session, server.url)
+
+
+@pytest.fixture
+def wide(session: aiohttp.ClientSession, house_of_two: ShieldxServer) -> Client:
+    """A client of the server with two shards."""
+    return Client(session, house_of_two.url)

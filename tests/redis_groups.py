@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from redis.asyncio import RedisCluster
 from redis.asyncio.cluster import ClusterNode
-from server import free_port
-from stores import POLL_S, START_TIMEOUT_S, PrivateRedis
 
 from app.embedded.directory import DataDirectory
 from app.embedded.redis_server import RedisServer
+from tests.server import free_port
+from tests.stores import POLL_S, START_TIMEOUT_S, PrivateRedis
 
 SLOTS: Final = 16_384
 NODE_TIMEOUT_MS: Final = 1_000

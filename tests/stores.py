@@ -19,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -29,6 +30,7 @@ import asyncpg
 import psutil
 from redis.asyncio import Redis
 
+from app.db.migrate import migrate
 from app.embedded.account import server_account
 from app.embedded.child import LAUNCHER, Command
 from app.embedded.directory import (
@@ -45,6 +47,10 @@ from app.embedded.redis_server import RedisServer, prepare_redis
 START_TIMEOUT_S: Final = 30.0  # crash recovery of a test's database takes below 2 s
 STOP_TIMEOUT_S: Final = 20.0
 POLL_S: Final = 0.01
+# For clusters that no test kills: what only the loss of the machine would show is not waited for, and nothing
+# vacuums hundreds of databases of a few rows each.
+NOT_KILLED: Final = ("fsync=off", "full_page_writes=off", "autovacuum=off", "max_connections=100")
+MIGRATED: Final = "migrated"  # the database that migrated ones are copies of
 
 T = TypeVar("T")
 
@@ -207,20 +213,25 @@ class PrivateRedis(StoreProcess):
 class PrivatePostgres(StoreProcess):
     """A PostgreSQL cluster with the settings of the embedded one: fsync on, data checksums, unix socket only."""
 
-    def __init__(self, directory: DataDirectory, server: PostgresServer) -> None:
+    def __init__(self, directory: DataDirectory, server: PostgresServer, settings: Sequence[str] = ()) -> None:
         """Use `make` instead: it runs initdb."""
-        super().__init__(directory, server.command)
+        options = [word for setting in settings for word in ("-c", setting)]
+        super().__init__(directory, replace(server.command, argv=(*server.command.argv, *options)))
         self.sockets: Final = server.sockets
         self.server: Final = server
+        self._migrated = False
 
     @classmethod
-    async def make(cls, root: Path) -> PrivatePostgres:
-        """Prepare a cluster in `root`, which is made if it is missing. It does not run yet."""
+    async def make(cls, root: Path, settings: Sequence[str] = ()) -> PrivatePostgres:
+        """Prepare a cluster in `root`, which is made if it is missing. It does not run yet.
+
+        settings  "name=value" each, stronger than those of the embedded server
+        """
         directory = DataDirectory.at(root)
         directory.log.mkdir(mode=0o700, exist_ok=True)
         account = server_account((directory.postgres, directory.redis))
         sockets = make_sockets_directory(directory, account)
-        return cls(directory, await prepare_postgres(directory, sockets, account))
+        return cls(directory, await prepare_postgres(directory, sockets, account), settings)
 
     @property
     def socket(self) -> Path:
@@ -247,11 +258,11 @@ class PrivatePostgres(StoreProcess):
         """DATABASE_URL of a database, over the unix socket."""
         return f"postgresql://{user}@/{database}?host={quote(str(self.sockets))}&port={POSTGRES_PORT}"
 
-    async def make_database(self, name: str) -> str:
-        """Make an empty database and return its URL for the superuser `postgres`."""
+    async def make_database(self, name: str, template: str = "template0") -> str:
+        """Make a database, an empty one by default, and return its URL for the superuser `postgres`."""
         session = await asyncpg.connect(self.url("postgres"))
         try:
-            await session.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
+            await session.execute(f'CREATE DATABASE "{name}" TEMPLATE {template}')
         finally:
             await session.close()
         return self.url(name)
@@ -259,6 +270,15 @@ class PrivatePostgres(StoreProcess):
     async def make_own_database(self) -> str:
         """Make an empty database under a name that nobody has, and return its URL."""
         return await self.make_database(f"t_{secrets.token_hex(6)}")
+
+    async def make_migrated_database(self) -> str:
+        """Make a database with the schema and nothing in it, and return its URL: migrated once, then copied."""
+        if not self._migrated:
+            session = await asyncpg.connect(await self.make_database(MIGRATED))
+            await migrate(session)
+            await session.close()
+            self._migrated = True
+        return await self.make_database(f"t_{secrets.token_hex(6)}", MIGRATED)
 
     async def allow_login(self, role: str) -> None:
         """Let an ordinary role log in, and make it if it is missing."""
@@ -285,10 +305,10 @@ def store_directory(kind: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def running_postgres() -> Iterator[PrivatePostgres]:
+def running_postgres(settings: Sequence[str] = ()) -> Iterator[PrivatePostgres]:
     """A running cluster for as long as the context is open. Use it in the main thread."""
     with store_directory("postgres") as root:
-        postgres = run_apart(PrivatePostgres.make(root))
+        postgres = run_apart(PrivatePostgres.make(root, settings))
         try:
             postgres.launch()
             run_apart(postgres.wait_ready())

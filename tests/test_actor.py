@@ -9,6 +9,7 @@ import pytest
 
 from app.actor import ActorStopped, AskTimeout, InboxFull
 from tests.actor_recorder import Number, Recorder, turn
+from tests.lag import LOOP_TICK_S
 
 
 async def test_an_ask_is_answered() -> None:
@@ -174,12 +175,17 @@ async def test_asks_time_out_in_the_order_of_their_deadlines() -> None:
     actor = Recorder(ask_timeout_s=0.1).run()
     loop = asyncio.get_running_loop()
     started_s = loop.time()
-    asks = [actor.ask(Number(value)) for value in range(3)]
+    over: list[int] = []
+    asks = [actor.ask(Number(value)) for value in range(10)]
+    for value, ask in enumerate(asks):
+        ask.add_done_callback(lambda _, value=value: over.append(value))
 
     results = await asyncio.gather(*asks, return_exceptions=True)
 
     assert all(isinstance(result, AskTimeout) for result in results)
-    assert 0.1 <= loop.time() - started_s < 0.2
+    assert over == list(range(10))
+    # One after the other they would take ten times as long.
+    assert 0.1 - LOOP_TICK_S <= loop.time() - started_s < 0.9
     actor.gate.set()
     await actor.stop()
 

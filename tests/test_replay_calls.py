@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from app.replay import ReplayOptions, replay
 from app.replay_calls import RETRY_MAX_S, Caller, ReplayError, Samples, retry_after_s, retry_delay_s
+from tests.lag import LOOP_TICK_S
 
 
 @given(st.integers(0, 10_000), st.floats(-1, 1))
@@ -93,7 +94,7 @@ async def test_a_rate_limit_is_waited_for_as_the_server_says(script: Script) -> 
     async with Caller(str(script.server.make_url("")), None, 1, 30) as caller:
         await caller.post("/v1/x", {}, "k")
 
-    assert asyncio.get_running_loop().time() - started_s >= 1.0
+    assert asyncio.get_running_loop().time() - started_s >= 1.0 - LOOP_TICK_S
     assert caller.refusals == {"rate_limited": 1}
 
 
@@ -128,7 +129,8 @@ async def test_patience_ends() -> None:
     async with Caller("http://127.0.0.1:1", None, 1, 0.3) as caller:
         with pytest.raises(ReplayError, match=r"no answer for 0\.3 s"):
             await caller.post("/v1/x", {}, "k")
-    assert caller.retries > 2
+
+    assert caller.calls == caller.retries + 1 >= 2
 
 
 async def test_a_hold_that_expired_is_taken_again_under_a_key_of_its_own(script: Script, tmp_path: Path) -> None:

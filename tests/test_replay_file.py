@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
@@ -28,8 +27,8 @@ from app.replay_plan import (
     step_key,
     top_up_key,
 )
+from tests.credits.ledger_house import LedgerHouse
 from tests.server import ROOT_KEY, ShieldxServer
-from tests.stores import store_directory
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 
@@ -191,17 +190,6 @@ def test_a_longer_answer_takes_longer() -> None:
 # Whole runs
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ShieldxServer]:
-    with store_directory("replay") as root:
-        server = ShieldxServer(root)
-        asyncio.run(server.start())
-        try:
-            yield server
-        finally:
-            server.stop()
-
-
 async def _play(server: ShieldxServer, path: Path, **options: object) -> Summary:
     return await replay(ReplayOptions(file=path, url=server.url, key=ROOT_KEY, **options))  # type: ignore[arg-type]
 
@@ -275,21 +263,18 @@ async def test_a_client_that_was_stopped_finishes_its_run_at_the_next_start(serv
     assert 0 < summary.replayed < summary.calls
 
 
-async def test_a_server_that_is_killed_and_comes_back_loses_and_doubles_nothing(tmp_path: Path) -> None:
+async def test_a_server_that_is_killed_and_comes_back_loses_and_doubles_nothing(house: LedgerHouse, tmp_path: Path) -> None:
     path = trace(tmp_path / "e.csv", [(50, 7)] * 400)
-    with store_directory("replay") as root:
-        server = ShieldxServer(root)
-        await server.start()
-        try:
-            task = asyncio.create_task(_play(server, path, connections=8, tenants=3))
-            await _wait_spent(server, "replay-0002", 20 * 57)
-            server.kill()
-            await server.start()
-            summary = await task
-            again = await _play(server, path, connections=8, tenants=3)
-            verified = await asyncio.to_thread(server.run_command, "audit", "verify", "--json", "--data-dir", f"{root}/data")
-        finally:
-            server.stop()
+    server = house.server_on(await house.make_ledger(), "replayed")
+    await server.start()
+    task = asyncio.create_task(_play(server, path, connections=8, tenants=3))
+    await _wait_spent(server, "replay-0002", 20 * 57)
+    server.kill()
+    await server.start()
+    summary = await task
+    again = await _play(server, path, connections=8, tenants=3)
+    verified = await asyncio.to_thread(server.run_command, "audit", "verify", "--json")
+    server.kill()
 
     assert (summary.complete, summary.credits_consumed) == (True, 400 * 57)
     assert summary.retries > 0

@@ -1,4 +1,5 @@
-"""The secret keys that sign checkpoints: seeds of Ed25519, as text in a setting or a file, the newest first. Pure.
+"""The secret keys that sign checkpoints: seeds of Ed25519, as text in a setting or a file, the newest first; and the key
+of the row seals. Pure.
 
 While a key is being replaced both sign, so that verifiers who know either of them go on: put the new seed before the old
 one, hand the new verifier key out, and take the old seed away when everybody has it.
@@ -6,6 +7,7 @@ one, hand the new verifier key out, and take the old seed away when everybody ha
 
 from __future__ import annotations
 
+import hmac
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +15,8 @@ from app.audit.note import Signer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from app.settings import Settings
 
 SEEDS_MAX: Final = 4  # a rotation has two; each signs every checkpoint, 0.1 ms apiece
 _SEED: Final = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
@@ -34,6 +38,13 @@ def parse_seeds(text: str) -> tuple[bytes, ...]:
     if not 1 <= len(seeds) <= SEEDS_MAX or len(set(seeds)) < len(seeds):
         raise SeedsRefused(f"Expected 1 to {SEEDS_MAX} different seeds")
     return seeds
+
+
+def audit_key(settings: Settings, root: str) -> bytes:
+    """Return the key of the row seals: the one that is set, or one derived from the root key (RFC 2104)."""
+    if settings.audit_key:
+        return settings.audit_key.encode()
+    return hmac.digest(root.encode(), b"shieldx row seal v1", "sha256")
 
 
 def signers_of(seeds: Sequence[bytes], origin: str) -> tuple[Signer, ...]:

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import orjson
 from msgspec import Meta, Struct
 
+from app.audit.apart import verify_apart
 from app.audit.checkpoint import parse_checkpoint
-from app.audit.entry import RowSeal
-from app.audit.increment import verify_since
 from app.audit.log import NotPublished
 from app.audit.merkle import ProofInvalid
 from app.audit.note import NoteRefused, parse_note
 from app.audit.tiles import TileRefused, parse_path
-from app.audit.trust import Trust
-from app.audit.verify import NO_TRUST, verify_ledger
+from app.audit.verify import CannotCheckError
 from app.credits.api import CREDITS, book_of, unavailable
 from app.credits.operation import position_of
 from app.credits.permits import no_transaction, sees
@@ -33,7 +29,6 @@ from app.web.routes import Handled, Route, json_answer, limit, query
 
 if TYPE_CHECKING:
     from app.audit.log import Log
-    from app.audit.report import Report
     from app.web.request import Request
 
 TEXT: Final = "text/plain; charset=utf-8"
@@ -216,36 +211,25 @@ _verifying: Final = asyncio.Lock()  # one at a time: it takes a processor
 async def verify(request: Request) -> Handled:
     """POST /v1/audit/verify: in a process of its own, so that the event loop goes on."""
     body = await VERIFY.read(request)
+    try:
+        trusted = None if body.checkpoint is None else parse_checkpoint(parse_note(body.checkpoint.encode()).text)
+    except NoteRefused:
+        raise invalid("/checkpoint", "Expected the text of a checkpoint of this ledger") from None
     stores = request.app[CREDITS].stores
     book_of(request)
     if _verifying.locked():
         raise unavailable("A verification runs already.")
     async with _verifying:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            work = asyncio.get_running_loop().run_in_executor(
-                pool, run_verification, stores.owner_database_url, stores.audit_key, body.checkpoint
-            )
-            try:
-                report = await work
-            except NoteRefused:
-                raise invalid("/checkpoint", "Expected the text of a checkpoint of this ledger") from None
+        try:
+            report = await verify_apart(stores.owner_database_url, stores.audit_key, trusted)
+        except CannotCheckError:
+            raise invalid("/checkpoint", "Expected the text of a checkpoint of this ledger") from None
     found = [
         {"shard": one.shard, "entries": one.entries, "first_bad": None if one.first_bad is None else one.first_bad.seq,
          "reason": None if one.first_bad is None else one.first_bad.reason}
         for one in report.shards
     ]  # fmt: skip
     return json_answer(msgspec.json.encode(Verified(report.ok, found)))
-
-
-def run_verification(database_url: str, key: bytes, text: str | None) -> Report:
-    """Verify the ledger, or what came after a checkpoint. Raises NoteRefused for a text that is none."""
-    seal = RowSeal(key)
-    seals = {seal.key_id: seal}
-    if text is None:
-        return asyncio.run(verify_ledger(database_url, seals=seals, progress=lambda *_: None, trust=NO_TRUST))
-    checkpoint = parse_checkpoint(parse_note(text.encode()).text)
-    trust = Trust(checkpoints={checkpoint.origin: checkpoint})
-    return asyncio.run(verify_since(database_url, seals=seals, progress=lambda *_: None, trust=trust))
 
 
 _PAGE_OF_ONE: Final[dict[int, Any]] = {200: dict[str, Any]}

@@ -6,26 +6,11 @@ import json
 import re
 from typing import Any
 
-import asyncpg
 import pytest
 
 from app.access.key_text import is_well_formed
 from app.cli import main
 from tests.stores import PrivatePostgres, run_apart
-
-
-@pytest.fixture
-def url(database_url: str) -> str:
-    """URL of a migrated database, prepared in a loop of its own, because commands run one themselves."""
-    from app.db.migrate import migrate  # noqa: PLC0415 - only here
-
-    async def prepare() -> None:
-        connection = await asyncpg.connect(database_url)
-        await migrate(connection)
-        await connection.close()
-
-    run_apart(prepare())
-    return database_url
 
 
 class Console:
@@ -46,8 +31,8 @@ class Console:
 
 
 @pytest.fixture
-def console(url: str, capsys: pytest.CaptureFixture[str]) -> Console:
-    return Console(url, capsys)
+def console(database_url: str, capsys: pytest.CaptureFixture[str]) -> Console:
+    return Console(database_url, capsys)
 
 
 def test_a_key_is_printed_alone_so_that_a_script_can_take_it(console: Console) -> None:
@@ -113,9 +98,9 @@ def test_what_is_refused_says_why(console: Console, words: tuple[str, ...], reas
 
 
 def test_a_database_that_no_server_has_prepared_is_refused(
-    postgres_server: PrivatePostgres, database_url: str, capsys: pytest.CaptureFixture[str]
+    postgres_server: PrivatePostgres, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, _, err = Console(database_url, capsys).run("list")
+    code, _, err = Console(run_apart(postgres_server.make_own_database()), capsys).run("list")
 
     assert code == 2
     assert "start the server on it once" in err

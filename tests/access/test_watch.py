@@ -19,6 +19,7 @@ from app.access.table import Denial, KeyTable
 from app.access.watch import KeyWatch
 from app.db.postgres import open_session
 from tests.access.conftest import until
+from tests.lag import Lag
 
 REVOCATION_MAX_S = 2.0
 BODY = NewKey(name="x", role="reader")
@@ -60,7 +61,9 @@ async def replicas(store: KeyStore, database_url: str) -> AsyncIterator[list[Rep
     assert [replica.faults for replica in replicas] == [[], []]
 
 
-async def test_a_new_key_opens_every_replica_and_a_revoked_one_none(replicas: list[Replica], store: KeyStore) -> None:
+async def test_a_new_key_opens_every_replica_and_a_revoked_one_none(
+    replicas: list[Replica], store: KeyStore, lag: Lag
+) -> None:
     made = await calls.create(BODY, ROOT, store)
     await until(lambda: all(isinstance(replica.sees(made.key), Key) for replica in replicas), "the new key")
 
@@ -68,11 +71,11 @@ async def test_a_new_key_opens_every_replica_and_a_revoked_one_none(replicas: li
 
     revoked = Denial("revoked", made.key_id)
     took_s = await until(lambda: all(replica.sees(made.key) == revoked for replica in replicas), "the revocation")
-    assert took_s < REVOCATION_MAX_S
+    assert took_s < REVOCATION_MAX_S + lag.largest_s
 
 
 async def test_a_lost_notification_costs_no_more_than_a_poll(
-    replicas: list[Replica], store: KeyStore, owner: asyncpg.Connection[Any]
+    replicas: list[Replica], store: KeyStore, owner: asyncpg.Connection[Any], lag: Lag
 ) -> None:
     made = await calls.create(BODY, ROOT, store)
     await until(lambda: all(isinstance(replica.sees(made.key), Key) for replica in replicas), "the new key")
@@ -82,12 +85,12 @@ async def test_a_lost_notification_costs_no_more_than_a_poll(
     await calls.revoke(made.key_id, ROOT, store)
 
     took_s = await until(lambda: all(isinstance(replica.sees(made.key), Denial) for replica in replicas), "the poll")
-    assert took_s < REVOCATION_MAX_S
+    assert took_s < REVOCATION_MAX_S + lag.largest_s
     assert await owner.fetchval("SELECT count(*) FROM pg_listening_channels()") == 0
 
 
 async def test_a_killed_session_is_replaced_and_nothing_is_missed(
-    replicas: list[Replica], store: KeyStore, owner: asyncpg.Connection[Any]
+    replicas: list[Replica], store: KeyStore, owner: asyncpg.Connection[Any], lag: Lag
 ) -> None:
     made = await calls.create(BODY, ROOT, store)
     await until(lambda: all(isinstance(replica.sees(made.key), Key) for replica in replicas), "the new key")
@@ -97,7 +100,7 @@ async def test_a_killed_session_is_replaced_and_nothing_is_missed(
     await calls.revoke(made.key_id, ROOT, store)
 
     took_s = await until(lambda: all(isinstance(replica.sees(made.key), Denial) for replica in replicas), "the new session")
-    assert took_s < REVOCATION_MAX_S
+    assert took_s < REVOCATION_MAX_S + lag.largest_s
     assert [len(replica.sessions) for replica in replicas] == [2, 2]
 
 

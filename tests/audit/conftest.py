@@ -1,9 +1,8 @@
-"""A real PostgreSQL for the session, and a fresh ledger in it for every test."""
+"""A fresh ledger in a real PostgreSQL for every test."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,8 @@ import pytest
 
 from app.audit.report import Report
 from app.audit.verify import verify_ledger
-from app.db.resources import resource_dir
 from tests.audit.chain import SEAL, make_chain, ten_operations
 from tests.audit.log_house import LogHouse, log_house
-from tests.stores import PrivatePostgres, running_postgres
-
-_numbers = itertools.count()
 
 
 @dataclass
@@ -27,7 +22,7 @@ class LedgerDatabase:
     url: str
     session: asyncpg.Connection[Any]
 
-    async def verify(self, *, known: bool = True, processes: int | None = None, range_entries: int = 50_000) -> Report:
+    async def verify(self, *, known: bool = True, processes: int = 1, range_entries: int = 50_000) -> Report:
         """Run the verifier, with or without the key of the seals."""
         return await verify_ledger(
             self.url, seals={SEAL.key_id: SEAL} if known else {}, progress=lambda _done, _total: None,
@@ -51,19 +46,10 @@ class LedgerDatabase:
         return bad.seq, bad.reason
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PrivatePostgres]:
-    with running_postgres() as server:
-        yield server
-
-
 @pytest.fixture
-async def database(postgres: PrivatePostgres) -> AsyncIterator[LedgerDatabase]:
-    url = await postgres.make_database(f"ledger_{next(_numbers)}")
-    session = await asyncpg.connect(url)
-    for file in sorted((resource_dir("sql") / "migrations").glob("*.up.sql")):
-        await session.execute(file.read_text())
-    yield LedgerDatabase(url, session)
+async def database(database_url: str) -> AsyncIterator[LedgerDatabase]:
+    session = await asyncpg.connect(database_url)
+    yield LedgerDatabase(database_url, session)
     await session.close()
 
 

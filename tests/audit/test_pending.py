@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -12,8 +11,6 @@ import pytest
 from app.actor import InboxFull
 from app.audit import pending
 from app.audit.pending import PendingEntries
-from app.db.migrate import migrate
-from app.db.postgres import open_pool
 from app.db.statements import Statements
 
 
@@ -29,21 +26,6 @@ class Chain:
         if self.fault is not None:
             raise self.fault
         self.entries.append((kind, details))
-
-
-@pytest.fixture
-async def owner(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    connection = await asyncpg.connect(database_url)
-    await migrate(connection)
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-async def statements(owner: asyncpg.Connection[Any], database_url: str) -> AsyncIterator[Statements]:
-    pool = await open_pool(database_url, 4)
-    yield Statements(pool)
-    pool.terminate()
 
 
 async def write(owner: asyncpg.Connection[Any], count: int) -> None:

@@ -307,8 +307,10 @@ async def test_a_database_without_a_ledger_exits_2(database: LedgerDatabase, cap
     assert capsys.readouterr().err.startswith("could not check: the database holds no ledger yet")
 
 
-async def test_a_database_without_the_schema_exits_2(postgres: PrivatePostgres, capsys: pytest.CaptureFixture[str]) -> None:
-    assert await _run(postgres.url("postgres")) == EXIT_UNCHECKED
+async def test_a_database_without_the_schema_exits_2(
+    postgres_server: PrivatePostgres, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await _run(postgres_server.url("postgres")) == EXIT_UNCHECKED
 
     assert "no shieldx schema" in capsys.readouterr().err
 
@@ -322,8 +324,10 @@ async def test_a_database_out_of_reach_exits_2(url: str, capsys: pytest.CaptureF
     assert capsys.readouterr().err.startswith("could not check: ")
 
 
-async def test_a_database_that_does_not_exist_exits_2(postgres: PrivatePostgres, capsys: pytest.CaptureFixture[str]) -> None:
-    assert await _run(postgres.url("no_such_database")) == EXIT_UNCHECKED
+async def test_a_database_that_does_not_exist_exits_2(
+    postgres_server: PrivatePostgres, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await _run(postgres_server.url("no_such_database")) == EXIT_UNCHECKED
 
     assert "no_such_database" in capsys.readouterr().err
 

@@ -44,9 +44,9 @@ def silent(_done: int, _total: int) -> None:
     """Show no progress."""
 
 
-async def whole(house: LogHouse, trust: Trust = Trust()) -> Report:  # noqa: B008 - immutable
+async def whole(house: LogHouse, trust: Trust = Trust(), *, processes: int = 1) -> Report:  # noqa: B008 - immutable
     return await verify_ledger(
-        house.database.url, seals={SEAL.key_id: SEAL}, progress=silent, trust=trust, range_entries=100
+        house.database.url, seals={SEAL.key_id: SEAL}, progress=silent, trust=trust, range_entries=100, processes=processes
     )
 
 
@@ -67,9 +67,11 @@ async def test_a_signed_chain_is_intact_and_the_report_says_up_to_where(house: L
     await signed(house, 0, 1, 256, 400, 590)
 
     report = await whole(house, Trust(KEYS, sizes={0: 590}))
+    apart = await whole(house, Trust(KEYS, sizes={0: 590}), processes=2)
 
     assert report.first_bad is None
     assert report.shards[0].signed_size == 590
+    assert apart.shards == report.shards
 
 
 @pytest.mark.parametrize("seq", [10, 300, 450])

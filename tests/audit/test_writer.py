@@ -15,14 +15,14 @@ import redis as sync_redis
 from app.audit.entry import Event, entry_bytes, entry_hash, genesis_hash
 from app.audit.shard import Shard
 from app.audit.writer import Fenced, Lease, RedisForgot, Writer
-from app.clock import now_ms
+from app.clock import now_ms, time_of
 from app.credits.operation import events_of_item
 from app.credits.projection import folds_of
 from app.db.keys import shard_keys
 from app.db.postgres import open_session
 from app.db.redis import RedisLink
 from app.db.topology import make_topology
-from tests.audit.chain import ORIGIN, SEAL, Book, mixed_events
+from tests.audit.chain import ORIGIN, SEAL, STARTED_MS, Book, mixed_events
 from tests.audit.conftest import LedgerDatabase
 from tests.credits.ledger_house import house_of
 from tests.lua.script_shard import GENERATION, MASK, NUMBER, ScriptShard
@@ -59,7 +59,7 @@ def redis_url(pytestconfig: pytest.Config) -> str:
 @pytest.fixture
 async def desk(database: LedgerDatabase, redis_url: str) -> AsyncIterator[Desk]:
     session = database.session
-    await session.execute("SELECT ensure_partitions(now() - interval '5 years', now(), 1)")
+    await session.execute("SELECT ensure_partitions($1, now(), 1)", time_of(STARTED_MS))
     await session.execute(
         "INSERT INTO ledger (origin, shard_count, idempotency_salt) VALUES ($1, $2, $3)", ORIGIN, NUMBER + 1, bytes(32)
     )

@@ -14,6 +14,7 @@ from bench.pulse import KernelPulse, LoopPulse
 from bench.tally import DISCONNECTED
 from bench.wire import WireError
 from bench.workloads import Consume, CreateAccounts, Origin, ReserveCommit
+from tests.lag import LOOP_TICK_S, Lag
 
 STALL_SECONDS = 0.4
 PATIENCE_SECONDS = 5.0
@@ -68,7 +69,7 @@ def spec_for(origin: Origin, *, seconds: float, rate_per_s: float | None = None,
     )
 
 
-async def test_open_loop_shows_a_stall_in_its_percentiles() -> None:
+async def test_open_loop_shows_a_stall_in_its_percentiles(lag: Lag) -> None:
     async with served(Stalling(at=50)) as origin:
         result = await run_load(spec_for(origin, seconds=1.0, rate_per_s=200))
 
@@ -78,16 +79,16 @@ async def test_open_loop_shows_a_stall_in_its_percentiles() -> None:
     assert result.tasks.p95_ms > 0.7 * STALL_SECONDS * 1000
     assert result.backlog_max > 0.7 * 200 * STALL_SECONDS
     # The delay is the server's: the generator was there in time.
-    assert result.send_lag.p99_ms < 0.25 * STALL_SECONDS * 1000
+    assert result.send_lag.p99_ms < 0.25 * STALL_SECONDS * 1000 + lag.largest_s * 1000
 
 
-async def test_closed_loop_hides_the_same_stall_from_its_percentiles() -> None:
+async def test_closed_loop_hides_the_same_stall_from_its_percentiles(lag: Lag) -> None:
     async with served(Stalling(at=50)) as origin:
         result = await run_load(spec_for(origin, seconds=1.0))
 
     # Only the requests in flight met it: why latencies at a fixed rate are measured in open loop.
     assert result.tasks.max_ms > 0.9 * STALL_SECONDS * 1000
-    assert result.tasks.p95_ms < 0.5 * STALL_SECONDS * 1000
+    assert result.tasks.p95_ms < 0.5 * STALL_SECONDS * 1000 + lag.largest_s * 1000
 
 
 async def test_open_loop_sends_all_that_was_due_even_after_the_measured_time() -> None:
@@ -242,8 +243,9 @@ async def test_pulse_beats_until_it_is_stopped(kind: Literal["kernel", "loop"]) 
     took = loop.time() - started
     pulse.stop()
     pulse.stop()
+    beats_at_stop = beats
     # Were it still armed, it would beat ten times before this timer.
     await asyncio.sleep(0.02)
 
-    assert beats == 5
-    assert took >= 0.02
+    assert beats == beats_at_stop >= 5
+    assert took >= 0.02 - LOOP_TICK_S

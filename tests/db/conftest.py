@@ -9,14 +9,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.credits.ledger_house import LedgerHouse, house_of
+from tests.credits.ledger_house import LedgerHouse
 
 _numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def house(pytestconfig: pytest.Config) -> LedgerHouse:
-    return house_of(pytestconfig)
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from redis_groups import Sentinel, TcpRedis
-from stores import PrivateRedis, remove_sockets_directory, run_apart, store_directory
 
 from app.db.redis import RedisLink, subscribe
 from app.db.retry import TRANSIENT
 from app.db.topology import Cluster, OneServer, Sentinels, make_topology
+from tests.redis_groups import Sentinel, TcpRedis
+from tests.stores import PrivateRedis, remove_sockets_directory, run_apart, store_directory
 
 NAME = "money"
 FAILOVER_TIMEOUT_S = 20.0

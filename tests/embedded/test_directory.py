@@ -62,6 +62,7 @@ def test_damaged_root_key_is_refused_not_replaced(data_dir: Path) -> None:
     assert (data_dir / "root.key").read_text() == "shx_root_short\n"
 
 
+@pytest.mark.usefixtures("made_before")
 async def test_endpoints_are_published_only_while_servers_run(data_dir: Path, serve: Serve) -> None:
     with pytest.raises(ServersNotRunning, match=re.escape(str(data_dir))):
         read_endpoints(data_dir)

@@ -30,7 +30,7 @@ def mark_as_crashed(data_dir: Path) -> None:
 
 
 @pytest.fixture
-async def orphans(data_dir: Path) -> AsyncIterator[list[asyncio.subprocess.Process]]:
+async def orphans(data_dir: Path, made_before: None) -> AsyncIterator[list[asyncio.subprocess.Process]]:
     """Both servers running on data made before, with nobody who supervises them."""
     async with EmbeddedServers(data_dir, on_exit=ignore_exit) as endpoints:
         await write_and_read(endpoints, "before")
@@ -108,6 +108,7 @@ async def test_killed_orphan_is_recovered_from(data_dir: Path, orphans: list[asy
     assert kept == ["before", "after"]
 
 
+@pytest.mark.usefixtures("made_before")
 async def test_recycled_pid_is_not_killed_and_does_not_stop_the_start(data_dir: Path) -> None:
     async with EmbeddedServers(data_dir, on_exit=ignore_exit) as endpoints:
         await write_and_read(endpoints, "before")
@@ -126,6 +127,7 @@ async def test_recycled_pid_is_not_killed_and_does_not_stop_the_start(data_dir: 
     await stranger.wait()
 
 
+@pytest.mark.usefixtures("made_before")
 async def test_stale_sockets_do_not_stop_the_start(data_dir: Path) -> None:
     async with EmbeddedServers(data_dir, on_exit=ignore_exit):
         pass
@@ -142,6 +144,7 @@ async def test_stale_sockets_do_not_stop_the_start(data_dir: Path) -> None:
     assert kept == ["first"]
 
 
+@pytest.mark.usefixtures("made_before")
 async def test_only_database_servers_in_the_directory_are_found(data_dir: Path, tmp_path: Path) -> None:
     async with EmbeddedServers(data_dir, on_exit=ignore_exit):
         stranger = await asyncio.create_subprocess_exec("sleep", "60", cwd=data_dir / "postgres")

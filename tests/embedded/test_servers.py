@@ -38,6 +38,7 @@ def ignore_exit(_name: str, _code: int) -> None:
     """Take no note of a restart."""
 
 
+@pytest.mark.usefixtures("made_before")
 async def test_data_survives_a_stop_and_a_start(data_dir: Path) -> None:
     async with EmbeddedServers(data_dir, on_exit=ignore_exit) as endpoints:
         await write_and_read(endpoints, "first")
@@ -75,6 +76,7 @@ async def test_app_role_may_neither_be_superuser_nor_create(data_dir: Path) -> N
     }
 
 
+@pytest.mark.usefixtures("made_before")
 async def test_second_server_on_one_directory_is_refused(data_dir: Path) -> None:
     async with EmbeddedServers(data_dir, on_exit=ignore_exit):
         with pytest.raises(DataDirectoryBusy, match=rf"{data_dir}.*\b{os.getpid()}\b"):
@@ -93,6 +95,7 @@ def open_files(pid: int) -> list[str]:
     return [str(link.readlink()) for link in links.iterdir() if link.is_symlink()]
 
 
+@pytest.mark.usefixtures("made_before")
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 async def test_killed_parent_takes_its_servers_along_and_data_survives(data_dir: Path, serve: Serve, loop: str) -> None:
     serving = await serve(data_dir, loop=loop)
@@ -140,6 +143,7 @@ async def test_cancelled_start_leaves_nothing_running(data_dir: Path) -> None:
     assert not half_made(data_dir)
 
 
+@pytest.mark.usefixtures("made_before")
 async def test_cancelled_stop_still_stops_the_servers(data_dir: Path) -> None:
     servers = EmbeddedServers(data_dir, on_exit=ignore_exit)
     await servers.__aenter__()
@@ -153,6 +157,7 @@ async def test_cancelled_stop_still_stops_the_servers(data_dir: Path) -> None:
     assert not server_processes(data_dir)
 
 
+@pytest.mark.usefixtures("made_before")
 async def test_stop_during_recovery_from_a_dead_worker_is_prompt(data_dir: Path) -> None:
     servers = EmbeddedServers(data_dir, on_exit=ignore_exit)
     endpoints = await servers.__aenter__()
@@ -171,6 +176,7 @@ async def test_stop_during_recovery_from_a_dead_worker_is_prompt(data_dir: Path)
     assert kept == ["before", "after"]
 
 
+@pytest.mark.usefixtures("made_before")
 async def test_server_that_cannot_start_is_reported_with_its_log(data_dir: Path) -> None:
     async with EmbeddedServers(data_dir, on_exit=ignore_exit):
         pass
@@ -182,6 +188,7 @@ async def test_server_that_cannot_start_is_reported_with_its_log(data_dir: Path)
     assert not server_processes(data_dir)
 
 
+@pytest.mark.usefixtures("made_before")
 @pytest.mark.parametrize("name", ["postgres", "redis"])
 async def test_killed_server_is_started_again(data_dir: Path, name: str) -> None:
     exits: list[tuple[str, int]] = []
@@ -239,6 +246,7 @@ async def connected(socket: Path) -> tuple[asyncio.StreamReader, asyncio.StreamW
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.usefixtures("made_before")
 async def test_servers_are_out_of_reach_of_the_terminal(data_dir: Path) -> None:
     async with EmbeddedServers(data_dir, on_exit=ignore_exit):
         sessions = {os.getsid(process.pid) for process in server_processes(data_dir)}

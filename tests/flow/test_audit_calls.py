@@ -127,10 +127,11 @@ async def test_verification_over_http_checks_all_or_what_came_after_a_checkpoint
     whole = await client.call("POST", "/v1/audit/verify")
     since = await client.call("POST", "/v1/audit/verify", {"checkpoint": note})
     garbled = await client.call("POST", "/v1/audit/verify", {"checkpoint": "not a note"})
+    foreign = await client.call("POST", "/v1/audit/verify", {"checkpoint": note.replace("shieldx/", "elsewhere/", 1)})
 
     assert whole.body["ok"] is True, whole.body
     assert whole.body["shards"][0]["entries"] > spent["seq"]
     assert whole.body["shards"][0]["first_bad"] is None
     assert since.body["ok"] is True, since.body
     assert since.body["shards"][0]["entries"] < whole.body["shards"][0]["entries"]
-    assert garbled.refusal == (422, "invalid_request")
+    assert garbled.refusal == foreign.refusal == (422, "invalid_request")

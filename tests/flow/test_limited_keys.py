@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 from typing import Any
 
 from app.audit.entry import ENTRY_PREFIX
 from tests.credits.ledger_client import Client, Reply, fresh
+from tests.lag import Lag
 
 REVOKED_WITHIN_S = 2.0
+DEADLINE_S = 20.0
 
 
 async def limited(client: Client, role: str, **more: Any) -> tuple[str, str]:
     """Make a key; return its id and what to send."""
     made = await client.done("/v1/keys", {"name": fresh("test"), "role": role, **more})
     header = f"Bearer {made['key']}"
-    async with asyncio.timeout(REVOKED_WITHIN_S):
+    async with asyncio.timeout(DEADLINE_S):
         while (await client.call("GET", "/v1/audit/keys", Authorization=header)).status == 401:
             await asyncio.sleep(0.02)
     return made["key_id"], header
@@ -102,16 +105,19 @@ async def test_a_role_is_held_to_its_routes_and_a_tenant_key_to_its_tenants(clie
     assert read.status == 200
 
 
-async def test_a_revoked_key_is_refused_within_two_seconds_and_both_are_entries(client: Client) -> None:
+async def test_a_revoked_key_is_refused_within_two_seconds_and_both_are_entries(client: Client, lag: Lag) -> None:
     key_id, header = await limited(client, "writer")
 
     revoked = await client.call("DELETE", f"/v1/keys/{key_id}")
-    async with asyncio.timeout(REVOKED_WITHIN_S):
+    revoked_s = time.monotonic()
+    async with asyncio.timeout(DEADLINE_S):
         while (await client.call("GET", "/v1/audit/keys", Authorization=header)).status != 401:
             await asyncio.sleep(0.02)
+    took_s = time.monotonic() - revoked_s
 
     assert revoked.status == 200
-    async with asyncio.timeout(10):
+    assert took_s < REVOKED_WITHIN_S + lag.largest_s
+    async with asyncio.timeout(DEADLINE_S):
         while True:
             kinds = [kind for kind, details in await notes(client) if details.get("key_id") == key_id]
             if {"key.create", "key.revoke"} <= set(kinds):
@@ -143,7 +149,7 @@ async def test_rates_of_key_and_tenant_are_held_and_told(client: Client) -> None
     async def spend(of: str) -> Reply:
         return await post(client, header, "/v1/credits/consume", {"tenant_id": of, "amount": 1})
 
-    async with asyncio.timeout(REVOKED_WITHIN_S):
+    async with asyncio.timeout(DEADLINE_S):
         while (
             "RateLimit"
             not in (first := await client.post("/v1/credits/consume", {"tenant_id": tenant, "amount": 1})).headers

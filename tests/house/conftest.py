@@ -10,9 +10,6 @@ from typing import Final
 
 import pytest
 
-from tests.credits.ledger_house import house_of
-from tests.server import ShieldxServer
-
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 TOOL_TIMEOUT_S: Final = 240
 Tool = Callable[..., subprocess.CompletedProcess[str]]
@@ -29,8 +26,3 @@ def tool() -> Tool:
         )  # fmt: skip
 
     return run
-
-
-@pytest.fixture(scope="session")
-def embedded(pytestconfig: pytest.Config) -> ShieldxServer:
-    return house_of(pytestconfig).embedded()

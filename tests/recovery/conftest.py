@@ -13,9 +13,9 @@ import pytest
 from recovery_house import CAUGHT_TRANSFER_WEIGHT, TRANSFER_WEIGHT, House
 from recovery_scene import Scene
 from stall_proxy import StallProxy
-from stores import PrivatePostgres, run_apart, running_postgres, running_redis
 
 from app.embedded.postgres_server import APP_ROLE
+from tests.stores import PrivatePostgres, run_apart, running_postgres, running_redis
 
 SEED_BITS: Final = 32
 

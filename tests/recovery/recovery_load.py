@@ -10,10 +10,12 @@ from typing import Any, Final, TypeVar
 
 import aiohttp
 from recovery_operations import FINAL, REMEMBERED, Answer, Operation, Plan
-from server import ROOT_KEY, ShieldxServer
+
+from tests.lag import Lag, starved_s
+from tests.server import ROOT_KEY, ShieldxServer
 
 OUTAGE_ANSWER_MAX_S: Final = 2.0  # callers hear of an outage within this time
-SCHEDULING_MARGIN_S: Final = 0.25  # for two busy cores; what this process was late itself is added
+SCHEDULING_MARGIN_S: Final = 0.25  # for two busy cores; what this process and the server waited for one is added
 HANG_S: Final = 12.0  # a request that takes longer is given up, and reported
 RETRY_PAUSE_S: Final = 0.05
 SETTLE_TIMEOUT_S: Final = 40.0  # after the last fault every retry must be answered within this time
@@ -23,28 +25,6 @@ READ_SHARE: Final = 0.04
 VIOLATIONS_SHOWN: Final = 12
 
 T = TypeVar("T")
-
-
-class Lag:
-    """How late this process itself is: the event loop's overshoot, sampled."""
-
-    INTERVAL_S: Final = 0.05
-
-    def __init__(self) -> None:
-        """Nothing has been sampled yet."""
-        self._samples: deque[tuple[float, float]] = deque(maxlen=2_000)
-
-    async def run(self) -> None:
-        """Sample for ever."""
-        loop = asyncio.get_running_loop()
-        while True:
-            before_s = loop.time()
-            await asyncio.sleep(self.INTERVAL_S)
-            self._samples.append((before_s, loop.time() - before_s - self.INTERVAL_S))
-
-    def since(self, start_s: float) -> float:
-        """Return the largest overshoot of the samples that ended after `start_s`."""
-        return max((late for at, late in self._samples if at + late + self.INTERVAL_S >= start_s), default=0.0)
 
 
 class Load:
@@ -231,6 +211,8 @@ class Load:
             return None
         server = self._random.choice(present)
         pauses, process, up = server.pauses, server.process, server.up
+        assert process is not None
+        starved_before_s = starved_s(process.pid)
         loop = asyncio.get_running_loop()
         started_s = loop.time()
         assert self._session is not None
@@ -246,7 +228,8 @@ class Load:
             fault = repr(error)
         waited_s = loop.time() - started_s
         if up and server.up and server.process is process and server.pauses == pauses:
-            self._judge_delivery(operation, f"{method} {path}", answer, retry_after, fault, started_s, waited_s)
+            late_s = self._lag.since(started_s) + starved_s(process.pid) - starved_before_s
+            self._judge_delivery(operation, f"{method} {path}", answer, retry_after, fault, late_s, waited_s)
         self.statuses[answer.status if answer is not None else 0] += 1
         return answer
 
@@ -257,13 +240,13 @@ class Load:
         answer: Answer | None,
         retry_after: str | None,
         fault: str,
-        started_s: float,
+        late_s: float,
         waited_s: float,
     ) -> None:
-        """A server that is up answers in time, with 503 and Retry-After at worst."""
+        """A server that is up answers in time, with 503 and Retry-After at worst; `late_s` is the machine's share."""
         what = operation or call
         self.slowest_s = max(self.slowest_s, waited_s)
-        limit_s = OUTAGE_ANSWER_MAX_S + SCHEDULING_MARGIN_S + self._lag.since(started_s)
+        limit_s = OUTAGE_ANSWER_MAX_S + SCHEDULING_MARGIN_S + late_s
         if waited_s > limit_s:
             status = answer.status if answer else fault
             self.violations.append(f"answered after {waited_s:.3f} s (limit {limit_s:.3f}): {status} {what}")

@@ -12,8 +12,8 @@ from recovery_house import REPLAYS, House
 from recovery_load import Load
 
 FAULT_AFTER_MIN_S: Final = 0.2
-FAULT_AFTER_MAX_S: Final = 1.0
-LOAD_AFTER_S: Final = 0.3  # what clients do once everything is ready again
+FAULT_AFTER_MAX_S: Final = 0.7
+LOAD_AFTER_S: Final = 0.2  # what clients do once everything is ready again
 OUTAGE_MIN_S: Final = 2.3
 OUTAGE_MAX_S: Final = 2.9
 QUIET_REPLAYS: Final = 60

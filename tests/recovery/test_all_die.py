@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from recovery_scene import Scene
-from server import ShieldxServer
-from stores import StoreProcess
+
+from tests.server import ShieldxServer
+from tests.stores import StoreProcess
 
 
 @pytest.mark.parametrize(("shards", "cut"), [(1, "byte"), (2, "record")])

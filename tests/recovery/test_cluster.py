@@ -8,10 +8,10 @@ import pytest
 from recovery_house import House
 from recovery_scene import Scene
 from redis.crc import key_slot
-from redis_groups import PrivateCluster
-from stores import PrivatePostgres, remove_sockets_directory, run_apart, store_directory
 
 from app.db.keys import shard_tag
+from tests.redis_groups import PrivateCluster
+from tests.stores import PrivatePostgres, remove_sockets_directory, run_apart, store_directory
 
 SHARDS = 16
 

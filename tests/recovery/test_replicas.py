@@ -8,7 +8,8 @@ from typing import Final
 
 import pytest
 from recovery_scene import Scene
-from server import ShieldxServer
+
+from tests.server import ShieldxServer
 
 SLOW_LINK_S: Final = 0.25  # each way: the dozen calls of a rebuild then take longer than a writer may be silent
 TAKEOVER_TIMEOUT_S: Final = 20.0  # a writer counts as gone after 3 s of silence

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from web_sample import KEY, ROUTES, Server, exchange, parse, start
+from web_sample import KEY, ROUTES, Server, eventually, exchange, parse, start
 
 from app.web.connections import ConnectionLimits
 from app.web.fastpath import HEAD_MAX_BYTES, parse_head
@@ -64,7 +64,8 @@ async def test_plain_request_is_answered_without_aiohttp(server: Server) -> None
     assert through_aiohttp(server) == before + 1
 
 
-async def test_body_in_a_packet_of_its_own_is_waited_for(server: Server) -> None:
+async def test_body_in_a_packet_of_its_own_is_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.web.fastpath.HOLD_S", 10.0)
     before = through_aiohttp(server)
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
 
@@ -227,6 +228,7 @@ async def gated() -> AsyncIterator[tuple[Server, asyncio.Event, list[str]]]:
     gate, done = asyncio.Event(), list[str]()
 
     async def wait(_: Request) -> Handled:
+        done.append("began")
         await gate.wait()
         done.append("ran")
         return json_answer(b'{"waited":true}')
@@ -243,11 +245,9 @@ WAIT = b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 async def test_request_that_runs_at_shutdown_is_answered(gated: tuple[Server, asyncio.Event, list[str]]) -> None:
-    server, gate, _ = gated
+    server, gate, done = gated
     asking = asyncio.create_task(exchange(server.port, WAIT))
-    while server.connections == 0:
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.05)
+    await eventually(lambda: done == ["began"])
 
     stopping = asyncio.create_task(server.runner.cleanup())
     await asyncio.sleep(0.05)
@@ -274,16 +274,12 @@ async def test_request_of_a_client_that_left_runs_to_its_end(gated: tuple[Server
     server, gate, done = gated
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)
     writer.write(WAIT)
-    while server.connections == 0:
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.05)
+    await eventually(lambda: done == ["began"])
 
     writer.transport.abort()
     gate.set()
 
-    async with asyncio.timeout(5):
-        while not done or server.connections:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: done == ["began", "ran"] and not server.connections)
 
 
 async def test_connection_outlives_its_keep_alive_time_while_a_request_runs_and_not_after(

@@ -203,7 +203,7 @@ async def start(limits: ConnectionLimits, routes: Sequence[Route] = ROUTES) -> S
     return Server(site.port, runner, records)
 
 
-async def eventually(condition: Callable[[], bool], deadline_s: float = 5.0) -> None:
+async def eventually(condition: Callable[[], bool], deadline_s: float = 20.0) -> None:
     """Wait until `condition` holds; TimeoutError if it does not in time."""
     async with asyncio.timeout(deadline_s):
         while not condition():
@@ -231,7 +231,7 @@ def parse(data: bytes) -> RawAnswer:
     return RawAnswer(int(lines[0].split(" ")[1]), {name.lower(): value for name, value in pairs}, body)
 
 
-async def exchange(port: int, *parts: bytes, deadline_s: float = 5.0) -> bytes:
+async def exchange(port: int, *parts: bytes, deadline_s: float = 20.0) -> bytes:
     """Send bytes on a new connection, part by part, and read until the server closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:

@@ -1,4 +1,4 @@
-"""A migrated database, and a receiver that listens on this machine and answers as it is told."""
+"""A receiver that listens on this machine and answers as it is told."""
 
 from __future__ import annotations
 
@@ -7,14 +7,10 @@ import contextlib
 import ipaddress
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
-import asyncpg
 import pytest
 from aiohttp import web
 
-from app.db.migrate import migrate
-from app.db.postgres import open_pool
 from app.db.statements import Statements
 from app.webhooks.outbox import Outbox
 from app.webhooks.post import Post
@@ -89,23 +85,6 @@ async def listening() -> AsyncIterator[Receiver]:
 async def receiver() -> AsyncIterator[Receiver]:
     async with listening() as receiver:
         yield receiver
-
-
-@pytest.fixture
-async def owner(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
-    """The owner's connection to a migrated database of the test's own."""
-    connection = await asyncpg.connect(database_url)
-    await migrate(connection)
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-async def statements(owner: asyncpg.Connection[Any], database_url: str) -> AsyncIterator[Statements]:
-    """Statements of the server's role."""
-    pool = await open_pool(database_url, 6)
-    yield Statements(pool)
-    pool.terminate()
 
 
 @pytest.fixture
