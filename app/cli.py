@@ -43,6 +43,10 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--database-url", help="Postgres to check (DATABASE_URL; default: the embedded one)")
     verify.add_argument("--data-dir", dest="data_dir", help="data directory with the embedded servers and the root key")
     verify.add_argument("--json", action="store_true", help="print one JSON object")
+    keys = commands.add_parser("keys", help="keys of the server").add_subparsers(dest="action", required=True)
+    rotate = keys.add_parser("rotate-master", help="wrap all data keys by the first of SHIELDX_MASTER_KEYS")
+    rotate.add_argument("--database-url", help="Postgres (DATABASE_URL; default: the embedded one)")
+    rotate.add_argument("--data-dir", dest="data_dir", help="data directory with the embedded servers")
     replay = commands.add_parser("replay", help="play a file of metered requests against a server")
     replay.add_argument("file", type=Path, help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens")
     replay.add_argument("--url", default="http://127.0.0.1:5004")
@@ -86,6 +90,14 @@ def _audit(arguments: argparse.Namespace) -> int:
     return run_verify(url, seals, arguments.json)
 
 
+def _rotate_master(arguments: argparse.Namespace) -> int:
+    from app.privacy.rotation import run_rotation  # noqa: PLC0415
+
+    embedded = _data_dir(arguments)
+    url = arguments.database_url or os.environ.get("DATABASE_URL") or read_endpoints(embedded).admin_database_url
+    return run_rotation(url)
+
+
 def _replay(arguments: argparse.Namespace) -> int:
     from app.replay import ReplayOptions, run_replay  # noqa: PLC0415
 
@@ -110,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 0
             case "audit":
                 return _audit(parsed)
+            case "keys":
+                return _rotate_master(parsed)
             case _:
                 return _replay(parsed)
     except (SettingRefused, EmbeddedFault) as error:
