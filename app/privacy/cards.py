@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final
 
-from app.privacy.digits import DIGITS_MIN, find_cards, is_card, may_hold_card
+from app.privacy.digits import DIGITS_MIN, find_cards, is_card
 from app.privacy.fields import (
     HIDDEN,
     NUMBER_SHOWN,
@@ -54,9 +54,9 @@ def mask_text(text: str) -> str:
 
 
 def _mask_text(text: str, depth: int) -> str:
-    if text[:1] in "{[ \t\r\n" and text and len(text) <= JSON_TEXT_MAX and depth > 0:
+    if text.startswith(("{", "[", " ", "\t", "\r", "\n")) and '"' in text and len(text) <= JSON_TEXT_MAX and depth > 0:
         text = _mask_json(text, depth)
-    if not (may_hold_card(text) or "%" in text or "\\" in text or "&" in text or _may_name_field(text)):
+    if "%" not in text and "\\" not in text and "&" not in text and not find_cards(text) and _mask_pairs(text) is text:
         return text
     for _ in range(ROUNDS_MAX):
         masked = _mask_pairs(_mask_notations(text))
@@ -116,7 +116,10 @@ def _may_name_field(text: str) -> bool:
 
 def _mask_pairs(text: str) -> str:
     """Mask the values of named fields in a text; a code stays as `***`, since a text has no key to remove."""
-    return _pair.sub(_mask_pair, text) if _may_name_field(text) else text
+    if not _may_name_field(text):
+        return text
+    masked = _pair.sub(_mask_pair, text)
+    return text if masked == text else masked
 
 
 def _mask_pair(found: re.Match[str]) -> str:

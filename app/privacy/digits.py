@@ -75,6 +75,7 @@ def _class_of(char: str) -> str:
 
 
 _classes: Final = _Classes()
+_ASCII: Final = "".join(map(_class_of, map(chr, range(128)))).encode().ljust(256, b"x")  # a table for bytes.translate
 # What looks like a number of 13 digits but is none: UUIDs and times. They also end a group.
 _other = re.compile(
     r"(?<![^\W_])[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}(?![^\W_])"
@@ -89,7 +90,8 @@ _track = re.compile(r"[%;]?[A-Z]?(?<!\d)([0-9]{13,19})(?:\^[^\^?\r\n]{0,40}\^[^?
 
 def skeleton(text: str) -> str:
     """Return a text of the same length in which only digits (as ASCII) and separators (as spaces) are told apart."""
-    return text.translate(_classes)
+    # Log lines are ASCII as a rule: their bytes are translated ten times faster than text.
+    return text.encode().translate(_ASCII).decode() if text.isascii() else text.translate(_classes)
 
 
 def passes_luhn(digits: str) -> bool:
@@ -103,26 +105,24 @@ def is_card(digits: str) -> bool:
     return lengths is not None and len(digits) in lengths and passes_luhn(digits)
 
 
-def may_hold_card(text: str) -> bool:
-    """Return whether a text has 13 digits close enough together to be a number; the cheap first question."""
-    return len(text) >= DIGITS_MIN and _thirteen.search(text.translate(_classes)) is not None
-
-
 def find_cards(text: str) -> list[Card]:
     """Return all card numbers of a text, from left to right, none overlapping another.
 
     A magnetic track is found as one card with everything in it. Digits glued to a number belong to it.
     """
-    if not may_hold_card(text):
+    outline = skeleton(text)
+    if len(text) < DIGITS_MIN or _thirteen.search(outline) is None:
         return []
-    tracks = [
-        Card(found.start(), found.end(), found[1][-LAST_DIGITS:])
-        for found in (_track.finditer(text) if "=" in text or "^" in text else ())
-        if is_card(found[1])
-    ]
-    if tracks:
-        text = _track.sub(lambda found: _blank(found) if is_card(found[1]) else found[0], text)
-    outline = skeleton(_other.sub(_blank, text))
+    tracks = []
+    if "=" in text or "^" in text or "D" in text:
+        tracks = [
+            Card(found.start(), found.end(), found[1][-LAST_DIGITS:]) for found in _track.finditer(text) if is_card(found[1])
+        ]
+        text = _track.sub(lambda found: _blank(found) if is_card(found[1]) else found[0], text) if tracks else text
+    if tracks or "-" in text:
+        outline = skeleton(_other.sub(_blank, text))
+        if _thirteen.search(outline) is None:
+            return tracks
     cards = [card for run in _runs(outline) for card in _cards_of(outline, run)]
     return sorted(cards + tracks)
 

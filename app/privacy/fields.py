@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
+from functools import lru_cache
 from typing import Final, Literal
 
 HIDDEN: Final = "****"
@@ -68,6 +69,7 @@ _number_shown = re.compile(r"\*{4}-\*{4}-\*{4}-[0-9]{4}\Z")
 _email_shown = re.compile(r".{0,8}\*\*\*@[^@\s]+\Z", re.DOTALL)
 
 
+@lru_cache(maxsize=4096)
 def kind_of(name: str) -> Kind | None:
     """Return what a field of this name holds, None for ordinary data. Case, spaces and punctuation do not count."""
     if len(name) > _NAME_CHARACTERS_MAX:
