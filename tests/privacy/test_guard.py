@@ -1,0 +1,91 @@
+"""Names and keys with card numbers are refused, free text is masked, payments lose their code."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from app.credits.payment import PaymentBody, fingerprint_payment, keep_payment, payment_of
+from app.credits.request import Fingerprints
+from app.privacy.guard import clean_metadata, clean_text, holds_card, refuse_cards
+from app.privacy.store import PrivateStore
+
+VISA = "4111111111111111"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [VISA, f"t-{VISA}", "4111-1111-1111-1111", "4111:1111.1111:1111", "a4111%201111%201111%201111", "x=%34111111111111111"],
+)
+def test_a_name_with_a_card_number_is_refused(text: str) -> None:
+    assert holds_card(text)
+    assert refuse_cards([("/tenant_id", text), ("/other", "tenant-1"), ("/none", None)]) == ("/tenant_id",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "tenant-1",
+        "0193a1b2-4111-7111-8111-111111111111",
+        "1748503543012",
+        "order-20261121220000123",
+        "4111111111111112",
+        "100%",
+    ],
+)
+def test_an_ordinary_name_or_key_is_let_through(text: str) -> None:
+    assert refuse_cards([("Idempotency-Key:", text)]) == ()
+
+
+def test_free_text_is_masked_and_ordinary_text_is_the_same_object() -> None:
+    text, metadata = "chat completion", {"model": "small", "tokens": 12}
+
+    assert clean_text(text) is text
+    assert clean_metadata(metadata) is metadata
+    assert clean_text(None) is clean_metadata(None) is None
+    assert clean_text(f"paid with {VISA}") == "paid with ****-****-****-1111"
+    assert clean_metadata({"a": {"pan": VISA, "cvv": "123"}, "n": int(VISA)}) == {
+        "a": {"pan": "****-****-****-1111"}, "n": "****-****-****-1111",
+    }  # fmt: skip
+
+
+def test_a_payment_is_checked_and_its_code_goes_no_further() -> None:
+    body = msgspec.json.decode(
+        b'{"card_number":"4111 1111-11111111","cvv":"987","cardholder_name":"John Doe","expiry":"12/2027"}', type=PaymentBody
+    )
+
+    payment = payment_of(body)
+
+    assert payment.card_number == VISA
+    assert b"987" not in payment.canonical()
+    for shown in (repr(body), repr(payment), f"{body}"):
+        assert not [secret for secret in (VISA, "987", "John", "2027", "4111") if secret in shown]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"card_number":"411111111111"}', '{"card_number":"41111111111111111111"}', '{"card_number":"4111 1111 1111 111x"}', '{"card_number":4111111111111111}',
+     '{"card_number":"4111111111111111","cvv":"12"}', '{"card_number":"4111111111111111","cvv":123}', '{"card_number":"4111111111111111","expiry":"13/27"}',
+     '{"card_number":"4111111111111111","pin":"1234"}', "{}"],
+)  # fmt: skip
+def test_a_payment_of_another_form_is_refused_without_being_quoted(text: str) -> None:
+    with pytest.raises(msgspec.ValidationError) as refusal:
+        msgspec.json.decode(text, type=PaymentBody)
+
+    assert "4111" not in str(refusal.value)
+
+
+async def test_an_operation_carries_only_hash_and_commitment_of_its_payment(store: PrivateStore) -> None:
+    fingerprints = Fingerprints(bytes(32))
+    payment = payment_of(PaymentBody(VISA, "987", "John Doe", "12/27"))
+    fields = {"op": "topup", "tenant": "t1", "amount": 5}
+
+    fingerprint_payment(fields, payment, fingerprints)
+    fingerprints.stamp(fields, "key-1", "req-1")
+    kept = await keep_payment(store, fields, "t1", payment)
+
+    assert fields["payment"] == kept.commitment.hex()
+    assert fields["private_key"] == kept.dek_id.hex()
+    assert kept.record_id == fields["key"]
+    assert VISA not in repr(fields)
+    assert (await store.read(kept.record_id, actor="a", purpose="p")).payment == payment
