@@ -11,8 +11,8 @@ from msgspec import Meta, Struct
 from app.privacy.store import PrivateStore
 from app.privacy.tombstones import EnterNote, enter_tombstones
 from app.web.body import Body
-from app.web.edge import request_id_of
 from app.web.fields import Input
+from app.web.request import Request
 from app.web.routes import Handled, Route, json_answer
 
 STORE: Final = web.AppKey("private store", PrivateStore)
@@ -39,7 +39,7 @@ class ErasureDone(Struct):
 ERASURE: Final = Body(ErasureRequest)
 
 
-async def erase(request: web.Request) -> Handled:
+async def erase(request: Request) -> Handled:
     """Destroy key and private rows of a subject, enter the tombstone; the subject is named in neither.
 
     A repeated call finds nothing more, so the call needs no Idempotency-Key. When the chain is out of reach after the
@@ -47,7 +47,7 @@ async def erase(request: web.Request) -> Handled:
     """
     body = await ERASURE.read(request)
     store = request.app[STORE]
-    erasure = await store.erase(body.subject, request_id=request_id_of(request), basis=body.basis)
+    erasure = await store.erase(body.subject, request_id=request.request_id, basis=body.basis)
     await enter_tombstones(store, request.app[ENTER_NOTE])
     records: dict[str, Any] = {} if erasure is None else orjson.loads(erasure.tombstone)["records"]
     return json_answer(orjson.dumps({"erasure_id": None if erasure is None else erasure.erasure_id, "records": records}))
