@@ -158,9 +158,7 @@ class Verification:
         raise CannotCheckError("the database holds no ledger yet: start `shieldx serve` on it, or name another")
 
     async def _check_shard(self, position: Position, head: asyncpg.Record | None, totals: Totals) -> ShardReport:
-        last_seq = await self._connection.fetchval(
-            "SELECT max(seq) FROM audit_chain WHERE shard = $1", position.shard
-        )
+        last_seq = await self._connection.fetchval("SELECT max(seq) FROM audit_chain WHERE shard = $1", position.shard)
         bad = None
         if last_seq is not None:
             async for proof in self._proofs(position.shard, last_seq, totals.refunded_ids):

@@ -264,12 +264,11 @@ async def test_api8_what_is_no_http_gets_no_echo(server: ShieldxServer) -> None:
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(data)
-        writer.write_eof()
-        answer = await asyncio.wait_for(reader.read(), 15)
+        answer = await asyncio.wait_for(reader.read(65_536), 15)
         writer.close()
 
+        assert answer.startswith(b"HTTP/1.1 4")
         assert b"secret-thing" not in answer.lower()
-        assert b" 200 " not in answer[:20]
 
 
 async def test_api8_two_framings_of_one_body_are_refused(server: ShieldxServer) -> None:
@@ -281,8 +280,7 @@ async def test_api8_two_framings_of_one_body_are_refused(server: ShieldxServer) 
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(f"{head}{framing}\r\n0\r\n\r\nGET /health HTTP/1.1\r\n\r\n".encode())
-        writer.write_eof()
-        answer = await asyncio.wait_for(reader.read(), 15)
+        answer = await asyncio.wait_for(reader.read(65_536), 15)
         writer.close()
 
         assert answer.startswith(b"HTTP/1.1 400 ")
