@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.credits.payment import PaymentBody, fingerprint_payment, keep_payment, payment_of
 from app.credits.request import Fingerprints
+from app.privacy.cards import mask
 from app.privacy.guard import clean_metadata, clean_text, holds_card, refuse_cards
 from app.privacy.store import PrivateStore
 
@@ -47,6 +52,18 @@ def test_free_text_is_masked_and_ordinary_text_is_the_same_object() -> None:
     assert clean_metadata({"a": {"pan": VISA, "cvv": "123"}, "n": int(VISA)}) == {
         "a": {"pan": "****-****-****-1111"}, "n": "****-****-****-1111",
     }  # fmt: skip
+
+
+METADATA = st.dictionaries(
+    st.text(max_size=6) | st.sampled_from(["pan", "cvv", "model", VISA, "cvv=1", "n:4111"]),
+    st.none() | st.booleans() | st.integers() | st.sampled_from([VISA, int(VISA), 4222222222222, "cvv=123", "small", [VISA], {"pin": 1}]) | st.text(max_size=20),
+    max_size=5,
+)  # fmt: skip
+
+
+@given(METADATA)
+def test_cleaning_metadata_is_masking_it(metadata: dict[str, Any]) -> None:
+    assert clean_metadata(metadata) == mask(metadata)
 
 
 def test_a_payment_is_checked_and_its_code_goes_no_further() -> None:
