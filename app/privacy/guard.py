@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
+from msgspec.structs import force_setattr
+
 from app.privacy.cards import mask, mask_text
 from app.privacy.digits import DIGITS_MIN, find_cards
 from app.privacy.fields import kind_of
@@ -62,3 +64,19 @@ def _is_plain(metadata: dict[str, Any]) -> bool:
         elif isinstance(value, float | list | dict) or (value is not None and not -NUMBER_MIN < value < NUMBER_MIN):
             return False
     return True
+
+
+def keep_cards_out(body: Any) -> None:
+    """Guard one struct of a request: `__post_init__ = keep_cards_out` runs it as the body is decoded.
+
+    Refuses `tenant_id` and `idempotency_key` that hold a card number, with a ValueError that msgspec places in the body;
+    masks `description` and `metadata`. Costs about a microsecond where there is nothing to do.
+    """
+    for name in (getattr(body, "tenant_id", None), getattr(body, "idempotency_key", None)):
+        if name is not None and holds_card(name):
+            raise ValueError(REFUSED_DETAIL)
+    description, metadata = getattr(body, "description", None), getattr(body, "metadata", None)
+    if description is not None and (text := clean_text(description)) is not description:
+        force_setattr(body, "description", text)
+    if isinstance(metadata, dict) and (cleaned := clean_metadata(metadata)) is not metadata:
+        force_setattr(body, "metadata", cleaned)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from app.credits.payment import PaymentBody, fingerprint_payment, keep_payment, payment_of
 from app.credits.request import Fingerprints
 from app.privacy.cards import mask
-from app.privacy.guard import clean_metadata, clean_text, holds_card, refuse_cards
+from app.privacy.guard import REFUSED_DETAIL, clean_metadata, clean_text, holds_card, keep_cards_out, refuse_cards
 from app.privacy.store import PrivateStore
 
 VISA = "4111111111111111"
@@ -52,6 +52,25 @@ def test_free_text_is_masked_and_ordinary_text_is_the_same_object() -> None:
     assert clean_metadata({"a": {"pan": VISA, "cvv": "123"}, "n": int(VISA)}) == {
         "a": {"pan": "****-****-****-1111"}, "n": "****-****-****-1111",
     }  # fmt: skip
+
+
+class Body(msgspec.Struct, frozen=True):
+    tenant_id: str
+    idempotency_key: str | None = None
+    description: str | None = None
+    metadata: dict[str, Any] | None = None
+    __post_init__ = keep_cards_out
+
+
+def test_a_body_is_guarded_as_it_is_decoded() -> None:
+    body = msgspec.json.decode(
+        b'{"tenant_id":"t","description":"4111 1111 1111 1111","metadata":{"cvv":"1","n":4111111111111111}}', type=Body
+    )
+
+    assert body == Body("t", None, "****-****-****-1111", {"n": "****-****-****-1111"})
+    for text in ('{"tenant_id":"4111111111111111"}', '{"tenant_id":"t","idempotency_key":"4111-1111-1111-1111"}'):
+        with pytest.raises(msgspec.ValidationError, match=f"^{REFUSED_DETAIL}"):
+            msgspec.json.decode(text, type=Body)
 
 
 METADATA = st.dictionaries(
