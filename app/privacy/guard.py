@@ -67,7 +67,7 @@ def _is_plain(metadata: dict[str, Any]) -> bool:
 
 
 def keep_cards_out(body: Any) -> None:
-    """Guard one struct of a request: `__post_init__ = keep_cards_out` runs it as the body is decoded.
+    """Guard one struct of a request, called from its `__post_init__`: so it runs as the body is decoded.
 
     Refuses `tenant_id` and `idempotency_key` that hold a card number, with a ValueError that msgspec places in the body;
     masks `description` and `metadata`. Costs about a microsecond where there is nothing to do.
