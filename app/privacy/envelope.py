@@ -226,3 +226,29 @@ def read_master_keys(environment: Mapping[str, str]) -> MasterKeys | None:
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     parts = [part for line in lines for part in line.split(",") if part.strip()]
     return MasterKeys([read_master_key(part, number) for number, part in enumerate(parts, 1)])
+
+
+def make_master_key_file(path: Path) -> MasterKeys:
+    """Return the master keys of a file, which is made with one new key and mode 0600 if it is missing.
+
+    Two processes that start together end up with the same key: the file appears whole or not at all.
+    Raises MasterKeyRefused; OSError when the directory cannot be written.
+    """
+    if not path.exists():
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(descriptor, secrets.token_bytes(KEY_BYTES).hex().encode() + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass  # Another process was first: its key counts.
+        finally:
+            draft.unlink()
+    keys = read_master_keys({"SHIELDX_MASTER_KEY_FILE": str(path)})
+    if keys is None:
+        raise MasterKeyRefused(f"{path} holds no master key")
+    return keys

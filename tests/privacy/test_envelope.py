@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from app.privacy.envelope import (
     associated_data,
     dek_id_of,
     kek_id,
+    make_master_key_file,
     read_master_key,
     read_master_keys,
 )
@@ -269,6 +271,20 @@ def test_master_keys_come_from_the_environment_or_a_file(tmp_path: Path) -> None
     assert from_file.ids == from_text.ids == (kek_id(NEW), kek_id(OLD))
     assert from_file.current_id == kek_id(NEW)
     assert read_master_keys({}) is None
+
+
+def test_a_master_key_file_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
+    file = tmp_path / "master.key"
+
+    with ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(lambda _: make_master_key_file(file).current_id, range(32)))
+
+    assert len(set(keys)) == 1
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["master.key"]
+    file.write_text("# nothing\n")
+    with pytest.raises(MasterKeyRefused):
+        make_master_key_file(file)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from app.cli import main
 from app.privacy.envelope import MasterKeys, Sealed, kek_id
-from app.privacy.payment import Payment, commitment
+from app.privacy.payment import KEEP_S, Payment, commitment
 from app.privacy.rotation import rewrap
 from app.privacy.store import NoRecord, PrivateStore
 from tests.privacy.conftest import NEW, OLD, Clock, Facts
@@ -198,7 +198,7 @@ async def test_retention_ends_what_is_too_old_by_class_in_batches(
     clock.now_ms += 10 * DAY_S * 1000
     await store.keep("young", "t1", "s0", PAYMENT)
 
-    kept = await store.expire({"payment": 11 * DAY_S})
+    kept = await store.expire(KEEP_S)
     ended = await store.expire({"payment": 9 * DAY_S, "contact": 1}, batch=2)
 
     assert kept == []
