@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true", help="print one JSON object")
     keys = commands.add_parser("keys", help="keys of the server").add_subparsers(dest="action", required=True)
     rotate = keys.add_parser(
-        "rotate-master", help="wrap all data keys by the first of SHIELDX_MASTER_KEYS, or of the file SHIELDX_MASTER_KEY_FILE"
+        "rotate-master", help="wrap all data keys by the first key of SHIELDX_MASTER_KEYS or SHIELDX_MASTER_KEY_FILE"
     )
     rotate.add_argument("--database-url", help="Postgres (DATABASE_URL; default: the embedded one)")
     rotate.add_argument("--data-dir", dest="data_dir", help="data directory with the embedded servers")
