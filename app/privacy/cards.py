@@ -32,7 +32,7 @@ DEPTH_MAX: Final = 64  # levels of a structure, JSON in strings included; below 
 NODES_MAX: Final = 100_000  # values of one structure, about 0.2 s of work; the rest is hidden
 JSON_TEXT_MAX: Final = 1 << 20  # characters of a text that is read as JSON; a longer one is masked as text
 WHOLE_MAX: Final = 10**20  # above, a number has more digits than a card
-ROUNDS_MAX: Final = 6  # a text that still changes after so many rounds is hidden: it was built to do so
+ROUNDS_MAX: Final = 16  # a text that still changes after so many rounds is hidden: it was built to do so
 CODE_SHOWN: Final = "***"
 
 _MASKS: Final[Mapping[Kind, Callable[[object], str]]] = {
@@ -89,22 +89,29 @@ class _Pairs(dict[str, Any]):
 
 
 def _mask_notations(text: str) -> str:
-    """Mask the numbers that stand in a text as it is, and those that appear once it is decoded, layer by layer."""
-    text = _mask_spans(text, [(card.start, card.end, card.last) for card in find_cards(text)])
+    """Mask the numbers that stand in a text as it is, and those that appear once it is decoded, all layers at once."""
+    spans = [(card.start, card.end, card.last) for card in find_cards(text)]
     for layer in decoded(text):
-        spans = [(layer.starts[card.start], layer.ends[card.end - 1], card.last) for card in find_cards(layer.text)]
-        if spans:
-            return _mask_spans(text, spans)
-    return text
+        spans += [(layer.starts[card.start], layer.ends[card.end - 1], card.last) for card in find_cards(layer.text)]
+    return _mask_spans(text, spans)
 
 
 def _mask_spans(text: str, spans: list[tuple[int, int, str]]) -> str:
+    """Mask the spans (start, end, last digits); those that overlap are one, with the digits of the one that ends last."""
     pieces: list[str] = []
     at = 0
-    for start, end, last in spans:
-        pieces += (text[at:start], NUMBER_SHOWN, last)
-        at = end
-    return "".join((*pieces, text[at:])) if spans else text
+    pending: tuple[int, int, str] | None = None
+    for start, end, last in sorted(spans):
+        if pending is not None and start < pending[1]:
+            pending = (pending[0], end, last) if end > pending[1] else pending
+            continue
+        if pending is not None:
+            pieces += (text[at : pending[0]], NUMBER_SHOWN, pending[2])
+            at = pending[1]
+        pending = (start, end, last)
+    if pending is None:
+        return text
+    return "".join((*pieces, text[at : pending[0]], NUMBER_SHOWN, pending[2], text[pending[1] :]))
 
 
 def _may_name_field(text: str) -> bool:

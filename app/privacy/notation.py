@@ -17,6 +17,9 @@ _code = re.compile(
     r"|&#([0-9]{1,7});|&#[xX]([0-9A-Fa-f]{1,6});|&(nbsp);"
 )
 
+_LATIN_SPACES: Final = b"\xa0\xad"
+_KIND_OF_GROUP: Final = ("", "percent", "escape", "escape", "escape", "html", "html", "html")
+
 
 class Layer(NamedTuple):
     """A decoded text; character i stands for the original from `starts[i]` to before `ends[i]`."""
@@ -27,21 +30,31 @@ class Layer(NamedTuple):
 
 
 def decoded(text: str) -> Iterator[Layer]:
-    """Yield the text decoded once, twice, ... as long as there is something to decode, at most LAYERS_MAX times."""
+    """Yield the text decoded once, twice, ... as long as there is something to decode, at most LAYERS_MAX times.
+
+    Where codes of several kinds stand, each kind is also decoded alone: whoever reads the text may know only that one.
+    """
     layer = Layer(text, list(range(len(text))), list(range(1, len(text) + 1))) if _code.search(text) else None
     for _ in range(LAYERS_MAX):
-        if layer is None or _code.search(layer.text) is None:
+        if layer is None:
             return
-        layer = _decode(layer)
+        kinds = {_KIND_OF_GROUP[found.lastindex or 0] for found in _code.finditer(layer.text)}
+        if not kinds:
+            return
+        for kind in sorted(kinds) if len(kinds) > 1 else ():
+            yield _decode(layer, frozenset({kind}))
+        layer = _decode(layer, frozenset(kinds))
         yield layer
 
 
-def _decode(layer: Layer) -> Layer:
+def _decode(layer: Layer, kinds: frozenset[str]) -> Layer:
     text, at = layer.text, 0
     chars: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
     for found in _code.finditer(text):
+        if _KIND_OF_GROUP[found.lastindex or 0] not in kinds:
+            continue
         chars.append(text[at : found.start()])
         starts += layer.starts[at : found.start()]
         ends += layer.ends[at : found.start()]
@@ -69,7 +82,7 @@ def _characters(found: re.Match[str]) -> Iterator[tuple[str, int, int]]:
 
 
 def _utf8(data: bytes, start: int) -> Iterator[tuple[str, int, int]]:
-    """Yield the characters of percent-encoded UTF-8; a byte that is none, as Latin-1."""
+    """Yield the characters of percent-encoded UTF-8; a byte that is none as U+FFFD, unless it is a space of Latin-1."""
     at = 0
     while at < len(data):
         lead = data[at]
@@ -77,6 +90,6 @@ def _utf8(data: bytes, start: int) -> Iterator[tuple[str, int, int]]:
         try:
             char = data[at : at + size].decode()
         except UnicodeDecodeError:
-            char, size = chr(lead), 1
+            char, size = (chr(lead) if lead in _LATIN_SPACES else "\ufffd"), 1
         yield char, start + at * 3, start + (at + size) * 3
         at += size

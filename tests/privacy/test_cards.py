@@ -117,6 +117,9 @@ def test_every_notation_of_a_number_is_masked(text: str) -> None:
         (";4111111111111111=25121010000012345678?", SHOWN),
         ("%B4111111111111111^DOE/JOHN^2512101000000000123?", SHOWN),
         ("B4111111111111111^DOE/JOHN^2512101000000000123", SHOWN),
+        ("%004222222222222\\u0030", "%00****-****-****-2222\\u0030"),
+        ("%B24204270111333", "%B2****-****-****-1333"),
+        ("4111%A01111%A01111%A01111", SHOWN),
         ("cvv=123", "cvv=***"),
         ("CVC: 123.", "CVC: ***"),
         ("Payment(card_number='4111111111111112', cvv='123', cardholder_name='John Doe', expiry='12/27')",
@@ -283,7 +286,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(TEXTS)
 def test_masking_text_is_idempotent_and_leaves_no_number(text: str) -> None:
     masked = mask_text(text)
@@ -293,7 +296,7 @@ def test_masking_text_is_idempotent_and_leaves_no_number(text: str) -> None:
         assert survivors(form) == []
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(VALUES)
 def test_masking_a_value_is_idempotent_and_never_changes_its_input(value: Any) -> None:
     before = repr(value)
