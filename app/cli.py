@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EXIT_REFUSED: Final = 2  # the command line or the settings are wrong, or a check could not be made
-_SECRET: Final = frozenset({"root_key", "audit_key", "redis_url", "database_url", "migrate_database_url"})
+_SECRET: Final = frozenset({"root_key", "audit_key", "checkpoint_keys", "redis_url", "database_url", "migrate_database_url"})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,6 +43,16 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--database-url", help="Postgres to check (DATABASE_URL; default: the embedded one)")
     verify.add_argument("--data-dir", dest="data_dir", help="data directory with the embedded servers and the root key")
     verify.add_argument("--json", action="store_true", help="print one JSON object")
+    verify.add_argument("--receipt", type=Path, help="check one receipt file instead, without a database")
+    verify.add_argument("--entry", type=Path, help="file with the bytes of the entry, for a receipt that does not hold them")
+    verify.add_argument("--key", action="append", default=[], help="verifier key of a log: name+hash+key; may be repeated")
+    verify.add_argument(
+        "--witness", action="append", default=[], help="key of a witness that must have cosigned the receipt"
+    )
+    verify.add_argument("--from-checkpoint", action="append", default=[], type=Path,
+                        help="file with a trusted checkpoint: check only what came after it; may be repeated")  # fmt: skip
+    verify.add_argument("--size", action="append", default=[],
+                        help="[SHARD:]SIZE: how many entries the chain is known to have had; may be repeated")  # fmt: skip
     keys = commands.add_parser("keys", help="keys of the server").add_subparsers(dest="action", required=True)
     rotate = keys.add_parser(
         "rotate-master", help="wrap all data keys by the first key of SHIELDX_MASTER_KEYS or SHIELDX_MASTER_KEY_FILE"
@@ -79,8 +89,18 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _audit(arguments: argparse.Namespace) -> int:
     from app.audit.entry import RowSeal  # noqa: PLC0415
+    from app.audit.offline import run_receipt  # noqa: PLC0415
+    from app.audit.trust import TrustRefused, read_trust  # noqa: PLC0415
     from app.audit.verify import run_verify  # noqa: PLC0415
     from app.main import audit_key  # noqa: PLC0415
+
+    if arguments.receipt is not None:
+        return run_receipt(arguments.receipt, arguments.key, arguments.witness, arguments.entry, as_json=arguments.json)
+    try:
+        trust = read_trust(arguments.key, arguments.from_checkpoint, arguments.size)
+    except TrustRefused as error:
+        print(f"could not check: {error}", file=sys.stderr)
+        return EXIT_REFUSED
 
     data_dir = _data_dir(arguments)
     settings = read_settings({"data_dir": str(data_dir)}, {k: v for k, v in os.environ.items() if k.endswith("_KEY")})
@@ -89,7 +109,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     if settings.root_key or settings.audit_key or (data_dir / "root.key").exists():
         seal = RowSeal(audit_key(settings, settings.root_key or root_key(data_dir)))
         seals[seal.key_id] = seal
-    return run_verify(url, seals, arguments.json)
+    return run_verify(url, seals, arguments.json, trust)
 
 
 def _rotate_master(arguments: argparse.Namespace) -> int:

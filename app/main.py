@@ -7,23 +7,28 @@ import gc
 import hmac
 import logging
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import asyncpg
 from aiohttp import web
 
 from app import __version__
+from app.audit.note import NoteRefused
+from app.audit.signing_keys import SeedsRefused, parse_seeds
+from app.audit.witness import Witness, parse_witnesses
 from app.credits.api import CREDITS, outage
-from app.credits.opening import Credits, Stores
+from app.credits.opening import Credits, Signing, Stores
 from app.credits.routes import ROUTES as CREDIT_ROUTES
 from app.db.migrate import MigrationRefused
-from app.embedded import EmbeddedServers, root_key
+from app.embedded import EmbeddedServers, checkpoint_keys, root_key
 from app.metrics import Metrics
 from app.operations import METRICS, OPERATION_ROUTES
 from app.settings import SettingRefused, Settings
 from app.web.connections import ConnectionLimits, EdgeRunner
 from app.web.docs import reference_routes
 from app.web.edge import set_up
+from app.web.outgoing import Outgoing
 from app.web.routes import add_routes
 
 if TYPE_CHECKING:
@@ -63,6 +68,36 @@ def audit_key(settings: Settings, root: str) -> bytes:
     return hmac.digest(root.encode(), b"shieldx row seal v1", "sha256")
 
 
+def checkpoint_seeds(settings: Settings) -> tuple[bytes, ...]:
+    """Return the seeds that sign checkpoints: those that are set, or those of the data directory.
+
+    Raises SettingRefused, without showing a seed.
+    """
+    source, text = "SHIELDX_CHECKPOINT_KEYS", settings.checkpoint_keys
+    if not text and settings.checkpoint_key_file:
+        source = "SHIELDX_CHECKPOINT_KEY_FILE"
+        try:
+            text = Path(settings.checkpoint_key_file).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingRefused(f"{source}: cannot read the file ({type(error).__name__})") from None
+    if not text:
+        source, text = f"{settings.data_dir}/checkpoint.key", checkpoint_keys(settings.data_dir)
+        if settings.redis_url:
+            log.warning("checkpoints are signed with a key of this process's data directory: give all replicas the same one")
+    try:
+        return parse_seeds(text)
+    except SeedsRefused as error:
+        raise SettingRefused(f"{source}: {error}") from None
+
+
+def named_witnesses(settings: Settings) -> tuple[Witness, ...]:
+    """Return the witnesses that are set. Raises SettingRefused."""
+    try:
+        return tuple(parse_witnesses(settings.witnesses))
+    except NoteRefused as error:
+        raise SettingRefused(f"SHIELDX_WITNESSES: {error}") from None
+
+
 def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> web.Application:
     """Return the application: its parts start left to right and stop right to left."""
     app = web.Application()
@@ -89,15 +124,17 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
                     yield
 
     async def _run_credits(app: web.Application, redis_url: str, database_url: str, owner: str) -> AsyncIterator[None]:
-        credits_ = Credits(
-            Stores(redis_url, database_url, owner, settings.postgres_pool_size, settings.ledger_shards,
-                   audit_key(settings, key), settings.replica_name),
-            metrics, on_crash,
-        )  # fmt: skip
-        app[CREDITS] = credits_
-        credits_.start()
-        yield
-        await credits_.stop()
+        async with Outgoing() as client:
+            signing = Signing(checkpoint_seeds(settings), named_witnesses(settings), client.post)
+            credits_ = Credits(
+                Stores(redis_url, database_url, owner, settings.postgres_pool_size, settings.ledger_shards,
+                       audit_key(settings, key), settings.replica_name),
+                signing, metrics, on_crash,
+            )  # fmt: skip
+            app[CREDITS] = credits_
+            credits_.start()
+            yield
+            await credits_.stop()
 
     app.cleanup_ctx.append(stores)
     return app

@@ -68,8 +68,9 @@ def _shards(credits_: Credits) -> dict[str, Any]:
     started = time.perf_counter()
     shards = [
         {"shard": shard.number, "state": shard.state, "leading": shard.leading, "generation": shard.generation,
-         "durable_seq": shard.durable} | ({"reason": shard.reason} if shard.reason else {})
-        for shard in credits_.shards
+         "durable_seq": shard.durable, "log": {"state": signer.state, "size": signer.size, "reason": signer.reason}}
+        | ({"reason": shard.reason} if shard.reason else {})
+        for shard, signer in zip(credits_.shards, credits_.signers, strict=True)
     ]  # fmt: skip
     state = "ok" if all(shard["state"] == "open" for shard in shards) else "waiting"
     return {"state": state, "ms": _ms(started), "shards": shards}

@@ -34,6 +34,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     migrate_database_url: str = ""
     root_key: str = ""
     audit_key: str = ""
+    checkpoint_keys: str = ""
+    checkpoint_key_file: str = ""
+    witnesses: str = ""
     ledger_shards: Annotated[int, Meta(ge=1, le=256)] = 1
     postgres_pool_size: Annotated[int, Meta(ge=2, le=50)] = 6
     shutdown_grace_seconds: Annotated[int, Meta(ge=1, le=600)] = 20
@@ -58,6 +61,9 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "migrate_database_url": "Postgres URL of the role that owns the schema; by default the one of database_url",
     "root_key": "the root bearer key, at least 16 characters; by default made once and kept in the data directory",
     "audit_key": "secret of the row seals, at least 16 characters; by default derived from the root key",
+    "checkpoint_keys": "Ed25519 seeds that sign checkpoints, 64 hex digits each, newest first, separated by commas",
+    "checkpoint_key_file": "file with such seeds, one a line; by default one is made once and kept in the data directory",
+    "witnesses": "witnesses of checkpoints: verifier key, space, URL; several separated by commas",
     "ledger_shards": "number of ledger shards; fixed when the ledger is created",
     "postgres_pool_size": "Postgres connections for reads; each shard takes one more",
     "shutdown_grace_seconds": "seconds that SIGTERM gives open requests",

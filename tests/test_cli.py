@@ -14,7 +14,7 @@ from app import __version__
 from app.cli import main
 from app.settings import Settings, variable_of
 
-SECRETS = {"root_key", "audit_key", "redis_url", "database_url", "migrate_database_url"}
+SECRETS = {"root_key", "audit_key", "checkpoint_keys", "redis_url", "database_url", "migrate_database_url"}
 OURS = ("SHIELDX_", "REDIS_URL", "DATABASE_URL")
 
 

@@ -11,7 +11,7 @@ import pytest
 from app.settings import DESCRIPTIONS, SERVICES, SettingRefused, Settings, read_settings, variable_of
 
 NAMES = [field.name for field in msgspec.structs.fields(Settings)]
-SECRETS = ["root_key", "audit_key", "redis_url", "database_url", "migrate_database_url"]
+SECRETS = ["root_key", "audit_key", "checkpoint_keys", "redis_url", "database_url", "migrate_database_url"]
 STORES = {"REDIS_URL": "redis://localhost", "DATABASE_URL": "postgresql://localhost/x"}
 
 

@@ -179,7 +179,7 @@ class Keeper:
         finally:
             await _end(beating)
         self._shard.learn(row.generation, row.run_id, row.head_seq)
-        self._shard.leading = True
+        self._shard.leading, self._shard.epoch = True, lease.epoch
         self._writer.lead(lease)
         self._shard.open()
         self._failures = 0

@@ -21,12 +21,16 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class ShardReport(msgspec.Struct):
-    """One chain: how many entries were checked, where its head should be, and the first fault."""
+    """One chain: how many entries were checked, where its head should be, and the first fault.
+
+    signed_size  entries under the newest signed checkpoint that agrees with the chain; -1 when there is none
+    """
 
     shard: int
     entries: int
     head_seq: int
     first_bad: Bad | None
+    signed_size: int = -1
 
 
 class Report(msgspec.Struct):

@@ -44,6 +44,7 @@ class Shard:
         self.state: State = "opening"
         self.reason = "waiting for Postgres"
         self.leading = False
+        self.epoch = 0  # of this process's lease while it leads
         self._changed = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
 

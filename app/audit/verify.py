@@ -17,10 +17,14 @@ import asyncpg
 import uvloop
 
 from app.audit.entry import genesis_hash
+from app.audit.log import log_origin
+from app.audit.merkle import Frontier
 from app.audit.ranges import Crew, Range, prove
 from app.audit.report import Bad, Finding, Report, ShardReport, report_json, report_text
 from app.audit.state import REFUNDS_SQL, Findings, compare_accounts, compare_holds, compare_refunds
 from app.audit.totals import Position, Totals
+from app.audit.tree_check import TreeCheck, digests_of
+from app.audit.trust import Trust
 from app.clock import now_ms, time_text
 from app.progress import Progress
 
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S: Final = 10.0  # a server that does not answer by then will not answer
 RANGE_ENTRIES: Final = 50_000  # about half a second of work, and 40 MB to read on after a bad row
 INLINE_RANGES: Final = 3  # up to here one process is done before others have started
+NO_TRUST: Final = Trust()
 EXIT_INTACT: Final = 0
 EXIT_TAMPERED: Final = 1
 EXIT_UNCHECKED: Final = 2
@@ -49,17 +54,19 @@ async def verify_ledger(
     progress: Callable[[int, int], None],
     processes: int | None = None,
     range_entries: int = RANGE_ENTRIES,
+    trust: Trust = NO_TRUST,
 ) -> Report:
     """Check the ledger in the database at `database_url` and return what was found.
 
     seals      the known keys by key id; entries under other keys count as `signatures_unchecked`
     progress   called with entries done and entries in all
+    trust      keys that must have signed the newest checkpoints, and sizes that the chains must have
     processes  how many prove ranges; by default one for each processor, and only this one for a short chain
     faults     CannotCheckError; OSError, TimeoutError, asyncpg errors when the database cannot be read
     """
     connection = await asyncpg.connect(database_url, timeout=CONNECT_TIMEOUT_S)
     try:
-        verification = Verification(connection, seals, progress, range_entries)
+        verification = Verification(connection, seals, progress, range_entries, trust)
         if processes is None:
             total = await connection.fetchval("SELECT coalesce(sum(head_seq + 1), 0)::bigint FROM ledger_shards")
             processes = 1 if total <= INLINE_RANGES * range_entries else len(os.sched_getaffinity(0))
@@ -84,12 +91,14 @@ class Verification:
         seals: Mapping[str, RowSeal],
         progress: Callable[[int, int], None],
         range_entries: int,
+        trust: Trust = NO_TRUST,
     ) -> None:
         """`connection` is idle, and stays in use until `run` is over."""
         self._connection = connection
         self._seals = seals
         self._progress = progress
         self._range_entries = range_entries
+        self._trust = trust
         self._crew: Crew | None = None
         self._entries_before = 0
         self._entries_total = 0
@@ -118,15 +127,17 @@ class Verification:
 
     async def _check_ledger(self, refunds: Sequence[asyncpg.Record], refunded_ids: frozenset[str]) -> Report:
         checked_at = time_text(now_ms())
-        origin, shard_count = await self._ledger()
+        origin, shard_count = await ledger_of(self._connection)
         totals = Totals(self._seals, refunded_ids)
         rows = await self._connection.fetch("SELECT shard, head_seq, head_hash FROM ledger_shards")
         heads = {row["shard"]: row for row in rows}
         self._entries_total = sum(head["head_seq"] + 1 for head in heads.values())
         shards = []
         for number in range(shard_count):
-            position = Position(number, genesis_hash(f"{origin}/s{number:02d}"))
-            shards.append(await self._check_shard(position, heads.pop(number, None), totals))
+            log_name = log_origin(origin, number)
+            position = Position(number, genesis_hash(log_name))
+            tree = TreeCheck(self._connection, number, log_name, self._trust.keys_of(log_name), Frontier())
+            shards.append(await self._check_shard(position, heads.pop(number, None), totals, tree))
         findings = Findings(frozenset(shard.shard for shard in shards if shard.first_bad is not None))
         await self._find_strays(shard_count, heads, findings)
         seen = await compare_accounts(self._connection, totals, findings)
@@ -149,30 +160,24 @@ class Verification:
             trial_balance=trial_balance,
         )
 
-    async def _ledger(self) -> tuple[str, int]:
-        row = await self._connection.fetchrow("SELECT origin, shard_count FROM ledger")
-        if row is not None:
-            return row["origin"], row["shard_count"]
-        if await self._connection.fetchval("SELECT EXISTS (SELECT FROM audit_chain)"):
-            raise CannotCheckError("the table ledger is empty: the origin of the chains is not known")
-        raise CannotCheckError("the database holds no ledger yet: start `shieldx serve` on it, or name another")
-
-    async def _check_shard(self, position: Position, head: asyncpg.Record | None, totals: Totals) -> ShardReport:
+    async def _check_shard(
+        self, position: Position, head: asyncpg.Record | None, totals: Totals, tree: TreeCheck
+    ) -> ShardReport:
         last_seq = await self._connection.fetchval("SELECT max(seq) FROM audit_chain WHERE shard = $1", position.shard)
         bad = None
         if last_seq is not None:
             async for proof in self._proofs(position.shard, last_seq, totals.refunded_ids):
-                bad = totals.join(position, proof)
+                bad = totals.join(position, proof) or await tree.feed(digests_of(proof))
                 self._progress(self._entries_before + position.next_seq, self._entries_total)
                 if bad is not None:
                     break
-        bad = bad or _head_fault(position, head)
+        bad = bad or size_fault(self._trust, position) or head_fault(position, head) or await tree.finish()
         if bad is None and position.transfer is not None:
             bad = Bad(position.next_seq - 1, position.transfer.cut)
         entries = position.next_seq if bad is None or bad.seq is None else min(bad.seq, position.next_seq)
         self._entries_before += position.next_seq
         self._signatures_unchecked += position.signatures_unchecked
-        return ShardReport(position.shard, entries, -1 if head is None else head["head_seq"], bad)
+        return ShardReport(position.shard, entries, -1 if head is None else head["head_seq"], bad, tree.signed_size)
 
     async def _proofs(self, shard: int, last_seq: int, refunded_ids: frozenset[str]) -> AsyncIterator[Proof]:
         """Yield the proofs of all ranges of a shard, in order."""
@@ -201,7 +206,25 @@ class Verification:
             findings.note(None, stray["seq"], f"{where}, the ledger has {shard_count} shards")
 
 
-def _head_fault(position: Position, head: asyncpg.Record | None) -> Bad | None:
+async def ledger_of(connection: asyncpg.Connection[Any]) -> tuple[str, int]:
+    """Return the origin of the ledger and its number of shards. Raises CannotCheckError."""
+    row = await connection.fetchrow("SELECT origin, shard_count FROM ledger")
+    if row is not None:
+        return row["origin"], row["shard_count"]
+    if await connection.fetchval("SELECT EXISTS (SELECT FROM audit_chain)"):
+        raise CannotCheckError("the table ledger is empty: the origin of the chains is not known")
+    raise CannotCheckError("the database holds no ledger yet: start `shieldx serve` on it, or name another")
+
+
+def size_fault(trust: Trust, position: Position) -> Bad | None:
+    """Compare where the chain ends with the size that is remembered of it: a tail that was cut off shows."""
+    remembered = trust.sizes.get(position.shard, 0)
+    if position.next_seq >= remembered:
+        return None
+    return Bad(position.next_seq, f"the chain has {position.next_seq} entries, {remembered} are remembered")
+
+
+def head_fault(position: Position, head: asyncpg.Record | None) -> Bad | None:
     """Compare where the chain ends with where ledger_shards says that it does."""
     last_seq = position.next_seq - 1
     if head is None:
@@ -223,11 +246,22 @@ def _first_finding(shards: list[ShardReport], findings: Findings) -> Finding | N
     return None
 
 
-def run_verify(database_url: str, seals: Mapping[str, RowSeal], as_json: bool) -> int:  # noqa: FBT001 - --json
-    """Verify, print the result on stdout, and return the exit code: 0 intact, 1 tampered, 2 could not check."""
+def run_verify(
+    database_url: str,
+    seals: Mapping[str, RowSeal],
+    as_json: bool,  # noqa: FBT001 - --json
+    trust: Trust = NO_TRUST,
+) -> int:
+    """Verify, print the result on stdout, and return the exit code: 0 intact, 1 tampered, 2 could not check.
+
+    From trusted checkpoints on if there are any in `trust`, otherwise everything.
+    """
+    from app.audit.increment import verify_since  # noqa: PLC0415 - it stands on this module
+
+    work = verify_since if trust.checkpoints else verify_ledger
     bar = Progress(0, "verify")
     try:
-        report = uvloop.run(verify_ledger(database_url, seals=seals, progress=bar.update))
+        report = uvloop.run(work(database_url, seals=seals, progress=bar.update, trust=trust))
     except (CannotCheckError, OSError, BrokenProcessPool, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         bar.close()
         sys.stderr.write(f"could not check: {_advice(error)}\n")

@@ -7,6 +7,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, Final
 
 from app.actor import AskTimeout
+from app.credits.account_reads import AccountReads
 from app.credits.operation import Applied, Done, NeedsEvidence, Refused, Remembered, Reused, position_of
 from app.credits.transfers import Transfers
 
@@ -31,7 +32,13 @@ class Book:
     """All shards of the ledger in this process."""
 
     def __init__(
-        self, ledgers: Sequence[Ledger], shards: Sequence[Shard], records: Records, fingerprints: Fingerprints, mask: IdMask
+        self,
+        ledgers: Sequence[Ledger],
+        shards: Sequence[Shard],
+        records: Records,
+        fingerprints: Fingerprints,
+        mask: IdMask,
+        account_reads: AccountReads,
     ) -> None:
         """`ledgers` and `shards` by shard number."""
         self.ledgers: Final = ledgers
@@ -40,6 +47,7 @@ class Book:
         self.fingerprints: Final = fingerprints
         self.mask: Final = mask
         self.transfers: Final = Transfers(self)
+        self.account_reads: Final = account_reads
         self._tasks: set[asyncio.Task[None]] = set()
 
     def shard_of_tenant(self, tenant: str) -> int:

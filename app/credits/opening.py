@@ -13,8 +13,13 @@ from redis.asyncio import Redis
 
 from app.audit.entry import RowSeal, genesis_hash
 from app.audit.keeper import Keeper
+from app.audit.log import Log, log_origin
 from app.audit.shard import Shard
+from app.audit.signer import ShardSigner
+from app.audit.signing_keys import signers_of
+from app.audit.witness import Post, Witness, WitnessFeed
 from app.audit.writer import Writer
+from app.credits.account_reads import AccountReads
 from app.credits.book import Book
 from app.credits.ledger import Ledger
 from app.credits.operation import IdMask, events_of_item
@@ -24,7 +29,7 @@ from app.credits.recovery import LedgerRecovery
 from app.credits.request import Fingerprints
 from app.credits.upkeep import Upkeep
 from app.db.migrate import LedgerRow, found_ledger, migrate
-from app.db.postgres import open_owner, open_pool, open_session
+from app.db.postgres import open_owner, open_pool, open_reader, open_session
 from app.db.redis import RedisLink, make_pool
 from app.db.retry import TRANSIENT, delay_ms
 
@@ -54,6 +59,18 @@ class Stores(NamedTuple):
         return f"Stores(shard_count={self.shard_count}, replica_name={self.replica_name!r})"
 
 
+class Signing(NamedTuple):
+    """What the logs are signed with: seeds of Ed25519, newest first; witnesses, and how they are asked."""
+
+    seeds: tuple[bytes, ...]
+    witnesses: tuple[Witness, ...]
+    post: Post
+
+    def __repr__(self) -> str:
+        """Show no seed."""
+        return f"Signing({len(self.seeds)} keys, {len(self.witnesses)} witnesses)"
+
+
 class _Parts(NamedTuple):
     """One shard of this process."""
 
@@ -61,14 +78,19 @@ class _Parts(NamedTuple):
     writer: Writer
     keeper: Keeper
     ledger: Ledger
+    signer: ShardSigner
+    feeds: list[WitnessFeed]
 
 
 class Credits:
     """Owns everything of credits in this process. `book` is there once Postgres has answered."""
 
-    def __init__(self, stores: Stores, metrics: Metrics, on_crash: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, stores: Stores, signing: Signing, metrics: Metrics, on_crash: Callable[[BaseException], None]
+    ) -> None:
         """`on_crash` is called with a fault after which the process must not go on."""
         self._stores = stores
+        self._signing = signing
         self._metrics = metrics
         self._on_crash = on_crash
         self._task: asyncio.Task[None] | None = None
@@ -77,12 +99,18 @@ class Credits:
         self._parts: list[_Parts] = []
         self._upkeep: Upkeep | None = None
         self.book: Book | None = None
+        self.log: Log | None = None
         self.waiting_for = "Postgres"
 
     @property
     def shards(self) -> list[Shard]:
         """The shards of this process, by number; empty before Postgres has answered."""
         return [parts.shard for parts in self._parts]
+
+    @property
+    def signers(self) -> list[ShardSigner]:
+        """The signers of the shards' logs, by number; empty before Postgres has answered."""
+        return [parts.signer for parts in self._parts]
 
     def start(self) -> None:
         """Begin to open, and go on trying until it succeeds."""
@@ -101,10 +129,13 @@ class Credits:
                 await self._task
         if self.book is not None:
             await self.book.transfers.stop()
+            await self.book.account_reads.stop()
         if self._upkeep is not None:
             await self._upkeep.stop()
         await asyncio.gather(*(parts.ledger.stop() for parts in self._parts))
         await asyncio.gather(*(parts.writer.stop() for parts in self._parts))
+        await asyncio.gather(*(parts.signer.stop() for parts in self._parts))
+        await asyncio.gather(*(feed.stop() for parts in self._parts for feed in parts.feeds))
         await asyncio.gather(*(parts.keeper.stop() for parts in self._parts))
         if self._redis is not None:
             await self._redis.aclose()
@@ -147,9 +178,12 @@ class Credits:
     def _start_parts(self, row: LedgerRow, pool: asyncpg.Pool[Any]) -> None:
         links = make_pool(self._stores.redis_url)
         self._redis = Redis(connection_pool=links)
+        origins = {number: log_origin(row.origin, number) for number in range(row.shard_count)}
+        keys = {number: signers_of(self._signing.seeds, origin) for number, origin in origins.items()}
+        log_ = Log(pool, row.origin, {number: [one.verifier for one in signers] for number, signers in keys.items()})
         mask, seal, records = IdMask.of(row.ledger_id), RowSeal(self._stores.audit_key), Records(pool)
         for number in range(row.shard_count):
-            shard = Shard(number, f"{row.origin}/s{number:02d}")
+            shard = Shard(number, origins[number])
             link = RedisLink(links)
             decode = functools.partial(_decode, number, mask)
             writer = Writer(shard, seal, CreditProjection(number), link, decode)
@@ -158,16 +192,24 @@ class Credits:
                 lambda: open_session(self._stores.database_url), self._redis, self._stores.replica_name,
             )  # fmt: skip
             ledger = Ledger(shard, writer, RedisLink(links), records, mask)
-            self._parts.append(_Parts(shard, writer, keeper, ledger))
+            signer = ShardSigner(shard, log_, RedisLink(links), keys[number])
+            feeds = [WitnessFeed(shard, log_, signer, one, self._signing.post) for one in self._signing.witnesses]
+            self._parts.append(_Parts(shard, writer, keeper, ledger, signer, feeds))
             self._watch(self._parts[-1])
         for parts in self._parts:
             parts.writer.start(self._on_crash)
             parts.keeper.start(self._on_crash)
             parts.ledger.start(self._on_crash)
+            parts.signer.start(self._on_crash)
+            for feed in parts.feeds:
+                feed.start(self._on_crash)
         self.waiting_for = "shards"
+        self.log = log_
         ledgers = [parts.ledger for parts in self._parts]
-        self.book = Book(ledgers, self.shards, records, Fingerprints(row.salt), mask)
+        reads = AccountReads(lambda: open_reader(self._stores.database_url))
+        self.book = Book(ledgers, self.shards, records, Fingerprints(row.salt), mask, reads)
         self.book.transfers.start(self._on_crash)
+        self.book.account_reads.start(self._on_crash)
         self._upkeep = Upkeep(records)
         self._upkeep.start()
 
@@ -180,6 +222,20 @@ class Credits:
         watch("chain_commits", "Transactions of the chain since the start", number, lambda: writer.commits)
         watch("chain_events", "Events appended since the start", number, lambda: writer.events_committed)
         watch("chain_head_seq", "Last durable seq", number, lambda: shard.durable)
+        signer, feeds = parts.signer, parts.feeds
+        watch("log_size", "Entries under the last signed checkpoint", number, lambda: signer.size)
+        watch("log_lag_seconds", "Age of the last checkpoint while newer entries wait", number, lambda: signer.lag_s)
+        watch("log_checkpoints", "Checkpoints signed since the start", number, lambda: signer.checkpoints)
+        watch(
+            "log_refused", "1 while the log is not signed because it would fork", number, lambda: signer.state == "refused"
+        )
+        if feeds:
+            watch(
+                "log_cosigned_size",
+                "Entries that every witness has seen",
+                number,
+                lambda: min(f.cosigned_size for f in feeds),
+            )
         watch("shard_open", "1 while money may move", number, lambda: shard.state == "open")
         watch("shard_leading", "1 in the process that writes the chain", number, lambda: shard.leading)
         watch("shard_generation", "Incarnation of Redis", number, lambda: shard.generation)

@@ -11,6 +11,7 @@ import orjson
 from msgspec import Struct
 
 from app.clock import ms_of, time_text
+from app.credits.account_reads import AccountAsk
 from app.credits.api import book_of
 from app.credits.operation import position_of
 from app.credits.wire import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from app.audit.entry import Event
     from app.credits.records import Account as AccountRow
+    from app.web.edge import Done
     from app.web.request import Request
 
 SEQ_END: Final = 1 << 60  # above every seq
@@ -184,16 +186,33 @@ def page(items: Sequence[bytes], next_cursor: str | None) -> Handled:
 
 
 async def _account(request: Request) -> AccountRow:
-    row = await book_of(request).records.account(request.match_info["tenant_id"])
+    row: AccountRow | None = await book_of(request).account_reads.ask(AccountAsk(request.match_info["tenant_id"]))
     if row is None:
         raise no_account()
     return row
 
 
-async def account(request: Request) -> Handled:
+class AccountRead:
     """GET /v1/accounts/{tenant_id}."""
-    row = await _account(request)
+
+    async def __call__(self, request: Request) -> Handled:
+        """Answer from a task, as every other read does."""
+        return _account_answer(await _account(request))
+
+    def begin(self, request: Request, done: Done) -> None:
+        """Answer without a task (`app.web.edge.Prompt`)."""
+
+        def reply(row: AccountRow | None, error: Exception | None) -> None:
+            done(error or (no_account() if row is None else _account_answer(row)))
+
+        book_of(request).account_reads.post(AccountAsk(request.match_info["tenant_id"]), reply)
+
+
+def _account_answer(row: AccountRow) -> Handled:
     return json_answer(account_body(row), etag=row.version)
+
+
+account: Final = AccountRead()
 
 
 async def accounts(request: Request) -> Handled:

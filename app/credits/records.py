@@ -13,6 +13,7 @@ import asyncpg
 import orjson
 
 from app.credits.operation import event_of_entry
+from app.db.postgres import read_rows
 from app.db.retry import retry
 from app.db.sql import query
 
@@ -75,19 +76,7 @@ class Records:
     async def rows(self, sql: str, *values: Any) -> list[asyncpg.Record]:
         """Return all rows of one statement, within READ_TIMEOUT_S; transient errors are tried again meanwhile."""
         async with asyncio.timeout(READ_TIMEOUT_S):
-            return await retry(lambda: self._rows(sql, values))
-
-    async def _rows(self, sql: str, values: Sequence[Any]) -> list[asyncpg.Record]:
-        connection = await self._pool.acquire(timeout=READ_TIMEOUT_S)
-        try:
-            return await connection.fetch(sql, *values)
-        except BaseException as error:
-            if not isinstance(error, asyncpg.PostgresError):
-                # Cancelled or cut off: giving it back would wait for the server, which may be what does not answer.
-                connection.terminate()
-            raise
-        finally:
-            await self._pool.release(connection, timeout=READ_TIMEOUT_S)
+            return await retry(lambda: read_rows(self._pool, READ_TIMEOUT_S, sql, values))
 
     async def remember(self, shard: int, refusals: Sequence[tuple[dict[str, Any], bytes]]) -> None:
         """Keep refusals, so that they are the answer to a retry even if Redis forgets. Params: fields and answer."""
@@ -104,14 +93,9 @@ class Records:
         rows = await self.rows("SELECT tenant_id FROM credit_accounts WHERE tenant_id = ANY($1)", list(tenants))
         return [row[0] for row in rows]
 
-    async def account(self, tenant: str) -> Account | None:
-        """Return a tenant's account as its last durable event left it."""
-        rows = await self.rows(query("account"), tenant)
-        return _account(rows[0]) if rows else None
-
     async def accounts(self, after: str, limit: int) -> list[Account]:
         """Return accounts in the order of their names, from the first name beyond `after`."""
-        return [_account(row) for row in await self.rows(query("accounts"), after, limit)]
+        return [account_of(row) for row in await self.rows(query("accounts"), after, limit)]
 
     async def events(self, shard: int, first: int, count: int = 1) -> list[Event]:
         """Return the events seq first .. first + count - 1 of a shard that are durable."""
@@ -174,6 +158,7 @@ class Records:
         return {"heads": {str(shard): head_seq for shard, head_seq, _ in rows}}
 
 
-def _account(row: asyncpg.Record) -> Account:
+def account_of(row: asyncpg.Record) -> Account:
+    """Return a row of `accounts_of.sql` or `accounts.sql`."""
     tenant, balance, reserved, version, created_at, updated_at, settings = row
     return Account(tenant, balance, reserved, version, created_at, updated_at, orjson.loads(settings))

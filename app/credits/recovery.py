@@ -18,7 +18,7 @@ from app.audit.keeper import ShardRefused
 from app.audit.shard import Shard, ShardRow, shard_row
 from app.audit.writer import POSTGRES_ANSWER_TIMEOUT_S, Fenced, Lease, RedisForgot, Writer
 from app.clock import ms_of, now_ms, time_of
-from app.db.keys import shard_keys, shard_tag
+from app.db.keys import checkpoint_key, shard_keys, shard_tag
 from app.db.lua import load_script
 from app.db.migrate import QUARTERS_AHEAD
 from app.db.postgres import cut_off
@@ -145,8 +145,10 @@ class LedgerRecovery:
         cursor = 0
         while True:
             cursor, keys = await self._link.command("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
-            if keys:
-                await self._restore(epoch, "clear", *keys)
+            # What was signed about the shard's tree stays known: that memory guards against a chain that went back.
+            doomed = [key for key in keys if key != checkpoint_key(self._shard.number).encode()]
+            if doomed:
+                await self._restore(epoch, "clear", *doomed)
             cursor = int(cursor)
             if cursor == 0:
                 return

@@ -9,6 +9,7 @@
 {s00}:reservation:<id>   hash    tenant, amount, status, purpose, expires_at, committed
 {s00}:refunds:<id>       string  refunded so far of a transaction, 24 h
 {s00}:idem:<hash>        string  fingerprint and first answer of an idempotency key, 24 h
+{s00}:checkpoint         hash    size, root: the largest tree that was signed; kept when the shard is rebuilt
 {s00}:applied            channel the seq that a replica which does not write the chain has just reached
 """
 
@@ -29,3 +30,8 @@ def shard_keys(shard: int) -> tuple[str, str, str]:
 def applied_channel(shard: int) -> str:
     """Return the pub/sub channel on which replicas tell the writer what they applied."""
     return f"{shard_tag(shard)}applied"
+
+
+def checkpoint_key(shard: int) -> str:
+    """Return the key of what was last signed about the shard's tree."""
+    return f"{shard_tag(shard)}checkpoint"

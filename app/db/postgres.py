@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 APP_ROLE: Final = "shieldx_app"  # may append to the chain, never change it
 CONNECT_TIMEOUT_S: Final = 2.0
@@ -52,11 +52,33 @@ async def open_pool(database_url: str, size: int) -> asyncpg.Pool[Any]:
     )
 
 
+async def read_rows(pool: asyncpg.Pool[Any], timeout_s: float, sql: str, values: Sequence[Any]) -> list[asyncpg.Record]:
+    """Return all rows of one statement over a connection of the pool, which is waited for at most `timeout_s`.
+
+    When the caller is cancelled or the connection fails, the connection is dropped and not reused.
+    """
+    connection = await pool.acquire(timeout=timeout_s)
+    try:
+        return await connection.fetch(sql, *values)
+    except BaseException as error:
+        if not isinstance(error, asyncpg.PostgresError):
+            # Cancelled or cut off: giving it back would wait for the server, which may be what does not answer.
+            connection.terminate()
+        raise
+    finally:
+        await pool.release(connection, timeout=timeout_s)
+
+
 async def open_session(database_url: str) -> asyncpg.Connection[Any]:
     """Return one connection of a shard's keeper and writer."""
     return await asyncpg.connect(
         database_url, timeout=CONNECT_TIMEOUT_S, server_settings=_SERVER_SETTINGS | _WRITER_SETTINGS
     )
+
+
+async def open_reader(database_url: str) -> asyncpg.Connection[Any]:
+    """Return one connection for reads that share a statement."""
+    return await asyncpg.connect(database_url, timeout=CONNECT_TIMEOUT_S, server_settings=_SERVER_SETTINGS)
 
 
 async def open_owner(database_url: str) -> asyncpg.Connection[Any]:

@@ -1,6 +1,6 @@
 """The embedded default: a private Redis and PostgreSQL in a data directory, without configuration."""
 
-from app.embedded.directory import Endpoints, read_endpoints, root_key
+from app.embedded.directory import Endpoints, checkpoint_keys, read_endpoints, root_key
 from app.embedded.errors import (
     BinaryMissing,
     DataDirectoryBusy,
@@ -20,6 +20,7 @@ __all__ = [
     "Endpoints",
     "ServerStartFailed",
     "ServersNotRunning",
+    "checkpoint_keys",
     "read_endpoints",
     "root_key",
 ]

@@ -8,8 +8,8 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +43,7 @@ class Command:
     death_signal sent by the kernel when this process dies
     stop_plan    how to stop it when it answers
     unready_plan how to stop it when it does not
+    environment  variables of its own, beside the few that every server gets
     """
 
     name: str
@@ -54,6 +55,7 @@ class Command:
     death_signal: signal.Signals
     stop_plan: StopPlan
     unready_plan: StopPlan
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 async def spawn(command: Command) -> asyncio.subprocess.Process:
@@ -81,7 +83,7 @@ async def spawn(command: Command) -> asyncio.subprocess.Process:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**environment, "LC_ALL": "C"},
+            env={**environment, "LC_ALL": "C", **command.environment},
             start_new_session=True,
         )
     finally:

@@ -38,6 +38,7 @@ LOCK_ATTEMPTS_MAX: Final = 5  # `shieldx urls` holds the lock for microseconds t
 LOCK_RETRY_S: Final = 0.02
 ROOT_KEY_PREFIX: Final = "shx_root_"
 ROOT_KEY_BYTES: Final = 32  # 256 random bits, 43 characters in base64
+CHECKPOINT_SEED_BYTES: Final = 32  # of Ed25519
 ROOT_KEY_PATTERN: Final = re.compile(ROOT_KEY_PREFIX + r"[A-Za-z0-9_-]{43}")
 
 
@@ -229,7 +230,7 @@ def root_key(data_dir: Path) -> str:
     path = directory.root / "root.key"
     with _explained(directory.root):
         if not path.exists():
-            _make_root_key(path)
+            _make_secret(path, f"{ROOT_KEY_PREFIX}{secrets.token_urlsafe(ROOT_KEY_BYTES)}")
         token = path.read_text().strip()
     if ROOT_KEY_PATTERN.fullmatch(token) is None:
         raise DataDirectoryRefused(
@@ -238,12 +239,26 @@ def root_key(data_dir: Path) -> str:
     return token
 
 
-def _make_root_key(path: Path) -> None:
+def checkpoint_keys(data_dir: Path) -> str:
+    """The text of the data directory's file of seeds that sign checkpoints, made with one seed at the first call.
+
+    returns  the file checkpoint.key, mode 0600: 64 hex digits a line, the newest seed first
+    refusal  DataDirectoryRefused: the file is not ours to read
+    """
+    directory = DataDirectory.at(data_dir)
+    path = directory.root / "checkpoint.key"
+    with _explained(directory.root):
+        if not path.exists():
+            _make_secret(path, secrets.token_hex(CHECKPOINT_SEED_BYTES))
+        return path.read_text()
+
+
+def _make_secret(path: Path, text: str) -> None:
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w") as file:
-            file.write(f"{ROOT_KEY_PREFIX}{secrets.token_urlsafe(ROOT_KEY_BYTES)}\n")
+            file.write(f"{text}\n")
             file.flush()
             os.fsync(file.fileno())
         # A link never replaces a file: of several processes one wins, and all read the winner's key.

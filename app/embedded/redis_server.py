@@ -30,6 +30,10 @@ SETTINGS: Final = {
 }
 """What the ledger relies on: nothing is evicted, at most one second of writes is lost in a crash."""
 
+# The bundled server has no jemalloc. With glibc's default of 7 chunks a size, most of what a script frees and takes again
+# goes through the heap: 40 us an operation; with 8,000 of them 34, for 6 MiB. Another C library takes no notice.
+MALLOC: Final = "glibc.malloc.tcache_count=8000"
+
 
 @dataclass(frozen=True)
 class RedisServer:
@@ -74,6 +78,7 @@ async def prepare_redis(directory: DataDirectory, sockets: Path, account: Accoun
         death_signal=signal.SIGTERM,
         stop_plan=REDIS_STOP,
         unready_plan=REDIS_STOP,
+        environment={"GLIBC_TUNABLES": MALLOC},
     )
     return RedisServer(command, socket)
 

@@ -9,6 +9,7 @@ BEGIN
     EXECUTE format('ALTER TABLE public.%I ATTACH PARTITION public.%I %s', part.parent, part.name, part.bounds);
   END LOOP;
 END $$;
+DELETE FROM audit_tree WHERE level = 0;
 DROP FUNCTION refresh_balances_summary(timestamptz, interval), roll_usage(smallint, int), partition_faults(timestamptz, int),
   cleanup_old_transactions(int, timestamptz), archive_partition(text, text, text, bigint, jsonb, timestamptz),
   partitions_of(regclass), make_audit_chain();

@@ -100,6 +100,8 @@ BEGIN
        FROM (SELECT DISTINCT ON (shard) shard, seq, hash, count(*) OVER (PARTITION BY shard) AS number
              FROM public.%I ORDER BY shard, seq DESC) AS last', part.name
     ) INTO marks, entries;
+    -- Proofs read leaf hashes of archived entries from the tree: see 0003_merkle.
+    EXECUTE format('INSERT INTO audit_tree (shard, level, number, hash) SELECT shard, 0, seq, hash FROM public.%I', part.name);
     PERFORM archive_partition('audit_entries', part.name, part.bounds, entries, marks, at);
     archived := archived + entries;
   END LOOP;

@@ -14,6 +14,7 @@ from app.audit.report import Report
 from app.audit.verify import verify_ledger
 from app.db.resources import resource_dir
 from tests.audit.chain import SEAL, make_chain, ten_operations
+from tests.audit.log_house import LogHouse, log_house
 from tests.stores import PrivatePostgres, running_postgres
 
 _numbers = itertools.count()
@@ -71,3 +72,10 @@ async def ledger(database: LedgerDatabase) -> LedgerDatabase:
     """The ledger of ten operations."""
     await make_chain(database.session, ten_operations().events)
     return database
+
+
+@pytest.fixture
+async def house(database: LedgerDatabase, redis_url: str) -> AsyncIterator[LogHouse]:
+    """The stores of a log, without a ledger."""
+    async with log_house(database, redis_url) as made:
+        yield made

@@ -101,6 +101,15 @@ async def test_a_chain_whose_old_quarters_are_archived_is_intact(
     ]  # fmt: skip
 
 
+async def test_the_tree_keeps_the_leaf_hashes_of_what_is_archived(database: LedgerDatabase, lifecycle: Lifecycle) -> None:
+    leaves = "SELECT shard, seq, hash FROM audit_entries UNION ALL SELECT shard, number, hash FROM audit_tree WHERE level = 0 ORDER BY 1, 2"
+    before = await database.session.fetch(leaves)
+
+    await lifecycle.archive(DAYS)
+
+    assert await database.session.fetch(leaves) == before
+
+
 async def test_an_archived_chain_is_proved_by_several_processes(database: LedgerDatabase, lifecycle: Lifecycle) -> None:
     await lifecycle.archive(DAYS)
 

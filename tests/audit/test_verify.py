@@ -280,7 +280,7 @@ async def test_json_is_one_object_with_the_documented_fields(
         "ok", "checked_at", "shards", "signatures_unchecked", "accounts", "seconds", "first_bad", "trial_balance",
     }  # fmt: skip
     assert report["ok"] is False
-    assert set(report["shards"][0]) == {"shard", "entries", "head_seq", "first_bad"}
+    assert set(report["shards"][0]) == {"shard", "entries", "head_seq", "first_bad", "signed_size"}
     assert report["shards"][0]["first_bad"]["reason"].startswith("credit_accounts has balance ")
     assert report["first_bad"]["shard"] == 0
 

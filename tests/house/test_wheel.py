@@ -23,7 +23,7 @@ from app.db.sql import query
 assert Path(app.__file__).is_relative_to({target!r}), app.__file__
 for kind in ("lua", "sql"):
     assert resource_dir(kind).is_relative_to({target!r}), resource_dir(kind)
-print(load_script("ledger_apply").sha, len(query("account")), app.__version__)
+print(load_script("ledger_apply").sha, len(query("accounts_of")), app.__version__)
 """
 
 
