@@ -57,7 +57,13 @@ def _parser() -> argparse.ArgumentParser:
                         help="file with a trusted checkpoint: check only what came after it; may be repeated")  # fmt: skip
     verify.add_argument("--size", action="append", default=[],
                         help="[SHARD:]SIZE: how many entries the chain is known to have had; may be repeated")  # fmt: skip
-    add_parsers(commands)
+    keys = add_parsers(commands)
+    rotate = keys.add_parser(
+        "rotate-master",
+        help="wrap all data keys by the first key of SHIELDX_MASTER_KEYS, SHIELDX_MASTER_KEY_FILE or the data directory",
+    )
+    rotate.add_argument("--database-url", help="Postgres (DATABASE_URL; default: the embedded one)")
+    rotate.add_argument("--data-dir", dest="data_dir", help="data directory with the embedded servers")
     replay = commands.add_parser("replay", help="play a file of metered requests against a server")
     replay.add_argument("file", type=Path, help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens")
     replay.add_argument("--url", default="http://127.0.0.1:5004")
@@ -120,6 +126,10 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 def _keys(arguments: argparse.Namespace) -> int:
     url = arguments.database_url or os.environ.get("DATABASE_URL") or read_endpoints(_data_dir(arguments)).admin_database_url
+    if arguments.action == "rotate-master":
+        from app.privacy.rotation import run_rotation  # noqa: PLC0415
+
+        return run_rotation(url)
     return run_keys(arguments, url)
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _BEFORE: Final = """
     SELECT t.tenant_id, e.seq, e.balance, e.reserved, e.version FROM unnest($1::text[]) AS t (tenant_id)
     CROSS JOIN LATERAL (
-      SELECT seq, balance, reserved, version FROM audit_entries
+      SELECT seq, balance, reserved, version FROM audit_chain
       WHERE tenant_id = t.tenant_id AND shard = $2 AND seq < $3 ORDER BY seq DESC LIMIT 1) AS e
 """
 _ACCOUNTS: Final = "SELECT tenant_id, balance, reserved, version FROM credit_accounts WHERE tenant_id = ANY($1)"
@@ -47,7 +47,7 @@ _HOLDS: Final = """
     WHERE reservation_id = ANY($1::text[]::uuid[]) AND shard = $2
 """
 _REFUNDS: Final = "SELECT transaction_id::text, consumed FROM credit_refunds WHERE transaction_id = ANY($1::text[]::uuid[])"
-_ENTRY: Final = "SELECT entry FROM audit_entries WHERE shard = $1 AND seq = $2"
+_ENTRY: Final = "SELECT entry FROM audit_chain WHERE shard = $1 AND seq = $2"
 _HASHES: Final = (
     # Hashes of archived entries stand in audit_tree.
     """

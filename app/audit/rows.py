@@ -21,7 +21,7 @@ from app.clock import POSTGRES_EPOCH_US, time_text
 ROWS_SQL: Final = r"""
     SELECT shard, seq, at, amount, balance, reserved, version, hash, prev_hash, signature,
            tenant_id || E'\n' || type || E'\n' || transaction_id || E'\n' || key_id, entry
-    FROM audit_entries WHERE shard = $1 AND seq >= $2 AND seq < $3 ORDER BY seq
+    FROM audit_chain WHERE shard = $1 AND seq >= $2 AND seq < $3 ORDER BY seq
 """
 # Field count and lengths of the fixed columns are skipped, the lengths of the others are read.
 # Source: PostgreSQL manual, COPY, "Binary Format".

@@ -163,9 +163,7 @@ class Verification:
     async def _check_shard(
         self, position: Position, head: asyncpg.Record | None, totals: Totals, tree: TreeCheck
     ) -> ShardReport:
-        last_seq = await self._connection.fetchval(
-            "SELECT seq FROM audit_entries WHERE shard = $1 ORDER BY seq DESC LIMIT 1", position.shard
-        )
+        last_seq = await self._connection.fetchval("SELECT max(seq) FROM audit_chain WHERE shard = $1", position.shard)
         bad = None
         if last_seq is not None:
             async for proof in self._proofs(position.shard, last_seq, totals.refunded_ids):
@@ -199,8 +197,8 @@ class Verification:
         for number in heads:
             findings.note(None, None, f"ledger_shards has shard {number}, the ledger has {shard_count} shards")
         stray = await self._connection.fetchrow(
-            "(SELECT shard, seq FROM audit_entries WHERE shard < 0 ORDER BY shard, seq LIMIT 1) UNION ALL "
-            "(SELECT shard, seq FROM audit_entries WHERE shard >= $1 ORDER BY shard, seq LIMIT 1) LIMIT 1",
+            "(SELECT shard, seq FROM audit_chain WHERE shard < 0 ORDER BY shard, seq LIMIT 1) UNION ALL "
+            "(SELECT shard, seq FROM audit_chain WHERE shard >= $1 ORDER BY shard, seq LIMIT 1) LIMIT 1",
             shard_count,
         )
         if stray is not None:
@@ -213,7 +211,7 @@ async def ledger_of(connection: asyncpg.Connection[Any]) -> tuple[str, int]:
     row = await connection.fetchrow("SELECT origin, shard_count FROM ledger")
     if row is not None:
         return row["origin"], row["shard_count"]
-    if await connection.fetchval("SELECT EXISTS (SELECT FROM audit_entries)"):
+    if await connection.fetchval("SELECT EXISTS (SELECT FROM audit_chain)"):
         raise CannotCheckError("the table ledger is empty: the origin of the chains is not known")
     raise CannotCheckError("the database holds no ledger yet: start `shieldx serve` on it, or name another")
 

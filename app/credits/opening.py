@@ -58,6 +58,10 @@ class Stores(NamedTuple):
     audit_key: bytes
     replica_name: str
 
+    def __repr__(self) -> str:
+        """Show no secret: URLs may hold passwords."""
+        return f"Stores(shard_count={self.shard_count}, replica_name={self.replica_name!r})"
+
 
 class Signing(NamedTuple):
     """What the logs are signed with: seeds of Ed25519, newest first; witnesses, and how they are asked."""

@@ -100,19 +100,19 @@ class Records:
     async def events(self, shard: int, first: int, count: int = 1) -> list[Event]:
         """Return the events seq first .. first + count - 1 of a shard that are durable."""
         rows = await self.rows(
-            "SELECT entry FROM audit_entries WHERE shard = $1 AND seq BETWEEN $2 AND $3 ORDER BY seq",
+            "SELECT entry FROM audit_chain WHERE shard = $1 AND seq BETWEEN $2 AND $3 ORDER BY seq",
             shard, first, first + count - 1,
         )  # fmt: skip
         return [event_of_entry(row[0]) for row in rows]
 
     async def events_at(self, shard: int, seqs: Sequence[int]) -> dict[int, Event]:
         """Return events of a shard by seq."""
-        rows = await self.rows("SELECT seq, entry FROM audit_entries WHERE shard = $1 AND seq = ANY($2)", shard, list(seqs))
+        rows = await self.rows("SELECT seq, entry FROM audit_chain WHERE shard = $1 AND seq = ANY($2)", shard, list(seqs))
         return {row[0]: event_of_entry(row[1]) for row in rows}
 
     async def seal(self, shard: int, seq: int) -> Seal:
         """Return the hashes of an entry that exists."""
-        rows = await self.rows("SELECT hash, prev_hash FROM audit_entries WHERE shard = $1 AND seq = $2", shard, seq)
+        rows = await self.rows("SELECT hash, prev_hash FROM audit_chain WHERE shard = $1 AND seq = $2", shard, seq)
         return Seal(rows[0][0], rows[0][1])
 
     async def history(
