@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXIT_REFUSED: Final = 2  # the command line or the settings are wrong, or a check could not be made
 _SECRET: Final = frozenset({
-    "root_key", "audit_key", "checkpoint_keys", "webhook_key", "webhook_old_key", "redis_url", "database_url",
+    "root_key", "audit_key", "checkpoint_keys", "master_keys", "webhook_key", "webhook_old_key", "redis_url", "database_url",
     "migrate_database_url",
 })  # fmt: skip
 
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     keys = add_parsers(commands)
     rotate = keys.add_parser(
         "rotate-master",
-        help="wrap all data keys by the first key of SHIELDX_MASTER_KEYS, SHIELDX_MASTER_KEY_FILE or the data directory",
+        help="make a new master key in the data directory, or take the first one that is set, and wrap all data keys by it",
     )
     rotate.add_argument("--database-url", help="Postgres (DATABASE_URL; default: the embedded one)")
     rotate.add_argument("--data-dir", dest="data_dir", help="data directory with the embedded servers")
@@ -127,9 +127,11 @@ def _audit(arguments: argparse.Namespace) -> int:
 def _keys(arguments: argparse.Namespace) -> int:
     url = arguments.database_url or os.environ.get("DATABASE_URL") or read_endpoints(_data_dir(arguments)).admin_database_url
     if arguments.action == "rotate-master":
+        from app.main import MASTER_KEY_FILE  # noqa: PLC0415
         from app.privacy.rotation import run_rotation  # noqa: PLC0415
 
-        return run_rotation(url)
+        given = os.environ.get("SHIELDX_MASTER_KEYS") or os.environ.get("SHIELDX_MASTER_KEY_FILE")
+        return run_rotation(url, None if given else _data_dir(arguments) / MASTER_KEY_FILE)
     return run_keys(arguments, url)
 
 

@@ -15,11 +15,10 @@ import asyncpg
 
 from app.clock import time_of
 from app.db.migrate import QUARTERS_AHEAD
-from app.db.sql import query
+from app.db.postgres import open_transaction
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
-    from datetime import datetime
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +29,7 @@ ARCHIVE_INTERVAL_S: Final = 86_400
 ROLL_BATCH: Final = 20_000  # entries of one transaction, about 50 ms; the row lock of a bucket is held no longer
 ROLL_ROUNDS_MAX: Final = 50  # a million entries of a shard in one go; the next go takes the rest
 JOB_TIMEOUT_S: Final = 120  # a refresh over a million tenants takes some seconds
+WAIT_S: Final = 5.0  # for a free connection; requests come first
 
 
 class Lifecycle:
@@ -112,12 +112,6 @@ class Lifecycle:
             log.info("entries archived", extra={"entries": archived})
         return archived
 
-    async def usage(self, tenant: str, since: datetime, until: datetime, granularity: str) -> list[asyncpg.Record]:
-        """Return sums and counts by type in each hour or day that has any: (start, type, amount, count)."""
-        async with self._session() as connection:
-            rows: list[asyncpg.Record] = await connection.fetch(query("usage_rolled"), tenant, since, until, granularity)
-        return rows
-
     def _is_due(self, job: str) -> bool:
         return self._clock_ms() >= self._due_ms.get(job, 0)
 
@@ -127,6 +121,6 @@ class Lifecycle:
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[asyncpg.Connection[Any]]:
         """A transaction with more time than a request has."""
-        async with self._pool.acquire() as connection, connection.transaction():
+        async with open_transaction(self._pool, WAIT_S, JOB_TIMEOUT_S + WAIT_S) as connection:
             await connection.execute(f"SET LOCAL statement_timeout = '{JOB_TIMEOUT_S}s'")
-            yield connection  # type: ignore[misc]
+            yield connection

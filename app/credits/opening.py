@@ -20,9 +20,11 @@ from app.audit.signer import ShardSigner
 from app.audit.signing_keys import signers_of
 from app.audit.witness import Post, Witness, WitnessFeed
 from app.audit.writer import Writer
+from app.clock import now_ms
 from app.credits.account_reads import AccountReads
 from app.credits.book import Book
 from app.credits.ledger import Ledger
+from app.credits.lifecycle import Lifecycle
 from app.credits.operation import IdMask, events_of_item
 from app.credits.projection import CreditProjection
 from app.credits.records import Records
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from app.access.opening import Access
     from app.metrics import Metrics
+    from app.privacy.opening import Privacy
     from app.webhooks.opening import Webhooks
 
 log = logging.getLogger(__name__)
@@ -76,10 +79,15 @@ class Signing(NamedTuple):
 
 
 class Controls(NamedTuple):
-    """What guards this process and tells others: opened here, because both need the stores."""
+    """What guards this process, tells others, and keeps private data: opened here, because all need the stores.
+
+    archive_after_days  age in days of the end of a quarter at which it is archived, 0 for never
+    """
 
     access: Access
     webhooks: Webhooks
+    privacy: Privacy
+    archive_after_days: int = 0
 
 
 class _Parts(NamedTuple):
@@ -245,7 +253,9 @@ class Credits:
         self._controls.webhooks.open(statements, self._on_crash)
         self._pending = PendingEntries(statements, self.record)
         self._pending.start(self._on_crash)
-        self._upkeep = Upkeep(records)
+        self._controls.privacy.open(pool)
+        lifecycle = Lifecycle(pool, range(row.shard_count), now_ms, self._controls.archive_after_days or None)
+        self._upkeep = Upkeep(records, lifecycle, self._controls.privacy, lambda: self.shards[0].leading)
         self._upkeep.start()
 
     def _watch(self, parts: _Parts) -> None:

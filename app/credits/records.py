@@ -147,7 +147,7 @@ class Records:
         return {row[0]: int(row[1]) for row in await self.rows(query("trial_balance"))}
 
     async def usage(self, tenant: str, since: datetime, until: datetime, granularity: str) -> list[asyncpg.Record]:
-        """Return sums and counts by type in each hour or day that has any."""
+        """Return sums and counts by type in each whole hour or day that has any, from that of `since` to before `until`."""
         return await self.rows(query("usage"), tenant, since, until, granularity)
 
     async def check_heads(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import orjson
 from msgspec import Meta, Struct
 
 from app.clock import ms_of, time_text
-from app.privacy.guard import keep_cards_out
+from app.credits.payment import PaymentBody
 from app.web.fields import AMOUNT_MAX, Amount, Description, Input, Metadata, Name
 
 if TYPE_CHECKING:
@@ -60,10 +60,6 @@ class NewAccount(Input, frozen=True):
     rate_limit: RateLimit | None = None
     metadata: Metadata | None = None
 
-    def __post_init__(self) -> None:
-        """Keep card numbers out."""
-        keep_cards_out(self)
-
 
 class AccountChange(Input, frozen=True):
     """Body of PATCH /v1/accounts/{tenant_id}: what is named changes, null takes it away, the rest stays."""
@@ -73,23 +69,16 @@ class AccountChange(Input, frozen=True):
     rate_limit: RateLimit | msgspec.UnsetType | None = msgspec.UNSET
     metadata: Metadata | msgspec.UnsetType | None = msgspec.UNSET
 
-    def __post_init__(self) -> None:
-        """Keep card numbers out."""
-        keep_cards_out(self)
-
 
 class TopUp(Input, frozen=True):
     """Body of POST /v1/credits/topup."""
 
     tenant_id: Name
     amount: Amount
+    payment: PaymentBody | None = None
     description: Description | None = None
     metadata: Metadata | None = None
     expected_version: Version | None = None
-
-    def __post_init__(self) -> None:
-        """Keep card numbers out."""
-        keep_cards_out(self)
 
 
 class Consume(Input, frozen=True):
@@ -101,10 +90,6 @@ class Consume(Input, frozen=True):
     metadata: Metadata | None = None
     expected_version: Version | None = None
 
-    def __post_init__(self) -> None:
-        """Keep card numbers out."""
-        keep_cards_out(self)
-
 
 class Refund(Input, frozen=True):
     """Body of POST /v1/credits/refund: without an amount, all that is left of the transaction."""
@@ -113,10 +98,6 @@ class Refund(Input, frozen=True):
     amount: Amount | None = None
     description: Description | None = None
     metadata: Metadata | None = None
-
-    def __post_init__(self) -> None:
-        """Keep card numbers out."""
-        keep_cards_out(self)
 
 
 class Reserve(Input, frozen=True):
@@ -128,10 +109,6 @@ class Reserve(Input, frozen=True):
     description: Description | None = None
     metadata: Metadata | None = None
     expected_version: Version | None = None
-
-    def __post_init__(self) -> None:
-        """Keep card numbers out."""
-        keep_cards_out(self)
 
 
 class Commit(Input, frozen=True):
@@ -168,20 +145,12 @@ class BatchCommit(Commit, tag="commit", tag_field="op", frozen=True, kw_only=Tru
     reservation_id: Id
     idempotency_key: Key | None = None
 
-    def __post_init__(self) -> None:
-        """Keep card numbers out."""
-        keep_cards_out(self)
-
 
 class BatchAbort(Abort, tag="abort", tag_field="op", frozen=True, kw_only=True):
     """An abort operation of a batch."""
 
     reservation_id: Id
     idempotency_key: Key | None = None
-
-    def __post_init__(self) -> None:
-        """Keep card numbers out."""
-        keep_cards_out(self)
 
 
 class BatchRefund(Refund, tag="refund", tag_field="op", frozen=True):
@@ -204,10 +173,6 @@ class Leg(Input, frozen=True):
 
     tenant_id: Name
     amount: Annotated[int, Meta(ge=-AMOUNT_MAX, le=AMOUNT_MAX, description="Not zero.")]
-
-    def __post_init__(self) -> None:
-        """Keep card numbers out."""
-        keep_cards_out(self)
 
 
 class Legs(Input, frozen=True):

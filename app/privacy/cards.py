@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, Final
 
-from app.privacy.digits import DIGITS_MIN, find_cards, is_card
+from app.privacy.digits import DIGITS_MIN, find_cards, is_card, may_hold_card
 from app.privacy.fields import (
     HIDDEN,
     NUMBER_SHOWN,
@@ -48,20 +48,17 @@ _STEMS: Final = ("card", "cv", "cid", "csc", "cav", "pan", "pin", "track", "exp"
                  "ccn", "debit", "primary", "valid", "account")  # fmt: skip
 
 
-def mask_text(text: str) -> str:
-    """Return a text without card numbers, codes, cardholder names and expiry dates; the same object if it has none."""
-    return _mask_text(text, DEPTH_MAX)
+def mask_text(text: str, depth: int = DEPTH_MAX) -> str:
+    """Return a text without card numbers, codes, cardholder names and expiry dates; the same object if it has none.
 
-
-def _mask_text(text: str, depth: int) -> str:
+    depth  levels of JSON in the text that are looked into; what lies deeper is hidden
+    """
     if text.startswith(("{", "[", " ", "\t", "\r", "\n")) and '"' in text and len(text) <= JSON_TEXT_MAX and depth > 0:
         text = _mask_json(text, depth)
-    if "%" not in text and "\\" not in text and "&" not in text and not find_cards(text) and _mask_pairs(text) is text:
-        return text
     for _ in range(ROUNDS_MAX):
         masked = _mask_pairs(_mask_notations(text))
-        if masked == text:
-            return masked
+        if masked is text or masked == text:
+            return text
         text = masked
     return HIDDEN
 
@@ -90,8 +87,10 @@ class _Pairs(dict[str, Any]):
 
 def _mask_notations(text: str) -> str:
     """Mask the numbers that stand in a text as it is, and those that appear once it is decoded, all layers at once."""
+    if not may_hold_card(text):
+        return text
     spans = [(card.start, card.end, card.last) for card in find_cards(text)]
-    for layer in decoded(text):
+    for layer in decoded(text) if "%" in text or "\\" in text or "&" in text else ():
         spans += [(layer.starts[card.start], layer.ends[card.end - 1], card.last) for card in find_cards(layer.text)]
     return _mask_spans(text, spans)
 
@@ -177,14 +176,14 @@ class _Masking:
             case None | bool():
                 return value
             case str():
-                return _mask_text(value, depth - 1)
+                return mask_text(value, depth - 1)
             case int() | float() | Decimal():
                 return _mask_numeral(value)
             case bytes() | bytearray() | memoryview():
                 return mask_bytes(bytes(value))
             case Mapping() | list() | tuple() | set() | frozenset():
                 return self._container(value, depth)
-        return _mask_text(repr(value), depth - 1)
+        return mask_text(repr(value), depth - 1)
 
     def _container(self, value: Any, depth: int) -> Any:
         if id(value) in self._open:
@@ -206,7 +205,7 @@ class _Masking:
         masked: dict[Any, Any] = {}
         for key, item in value.items():
             name = key if isinstance(key, str) else key.decode("latin-1") if isinstance(key, bytes) else ""
-            shown = _mask_text(key, 0) if isinstance(key, str) else self.value(key, depth - 1)
+            shown = mask_text(key, 0) if isinstance(key, str) else self.value(key, depth - 1)
             # Masking a key may make a name of it, and the result must be its own mask.
             kind = kind_of(name) or (kind_of(shown) if isinstance(shown, str) else None)
             if kind == "secret":
@@ -219,7 +218,7 @@ class _Masking:
         if kind is None or kind == "secret" or nested or (item is None and kind != "number"):
             return self.value(item, depth - 1)
         plain = item.decode("utf-8", "replace") if isinstance(item, bytes) else item
-        return _mask_text(_MASKS[kind](plain), 0)
+        return mask_text(_MASKS[kind](plain), 0)
 
 
 def _free_key(key: Any, taken: Mapping[Any, Any]) -> Any:

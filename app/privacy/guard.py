@@ -8,13 +8,14 @@ A request id is nobody's but the server's: one that holds a card number is repla
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any, Final
 
+from msgspec import inspect
 from msgspec.structs import force_setattr
 
-from app.privacy.cards import mask, mask_text
-from app.privacy.digits import DIGITS_MIN, find_cards
+from app.privacy.cards import DEPTH_MAX, mask, mask_text
+from app.privacy.digits import DIGITS_MIN, find_cards, may_hold_card
 from app.privacy.fields import kind_of
 from app.privacy.notation import decoded
 
@@ -25,58 +26,133 @@ _ENCODED: Final = ("%", "\\", "&")
 
 def holds_card(text: str) -> bool:
     """Return whether a text holds a card number in any notation."""
-    if len(text) < DIGITS_MIN:
+    if not may_hold_card(text):
         return False
     if find_cards(text):
         return True
     return any(mark in text for mark in _ENCODED) and any(find_cards(layer.text) for layer in decoded(text))
 
 
-def refuse_cards(places: Iterable[tuple[str, str | None]]) -> tuple[str, ...]:
-    """Return the pointers of those texts that hold a card number, to be answered with 422 and REFUSED_DETAIL.
+def clean_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return metadata as it may be kept: numbers masked, verification codes removed, names of payment fields respected.
 
-    places  pointer (`/tenant_id`, `Idempotency-Key:`) and text of every name and key of a request
+    The same object when nothing was to be masked.
     """
-    return tuple(pointer for pointer, text in places if text is not None and holds_card(text))
+    if _is_flat(metadata):
+        # As `mask` would, at a tenth of the cost: most metadata is flat and short.
+        changed = {
+            key: masked
+            for key, value in metadata.items()
+            if type(value) is str and (masked := mask_text(value, DEPTH_MAX - 2)) is not value
+        }
+        return metadata | changed if changed else metadata
+    masked_all: dict[str, Any] = mask(metadata)
+    return metadata if masked_all == metadata else masked_all
 
 
-def clean_text(text: str | None) -> str | None:
-    """Return a description as it may be kept; the same object when nothing was to be masked."""
-    return None if text is None else mask_text(text)
-
-
-def clean_metadata(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return metadata as it may be kept: numbers masked, verification codes removed, names of payment fields respected."""
-    if not metadata or _is_plain(metadata):
-        return metadata
-    masked: dict[str, Any] = mask(metadata)
-    return metadata if masked == metadata else masked
-
-
-def _is_plain(metadata: dict[str, Any]) -> bool:
-    """Return whether metadata is flat and short, as most is, and has nothing to mask: a tenth of the work of `mask`."""
+def _is_flat(metadata: dict[str, Any]) -> bool:
+    """Return whether no key of metadata needs a mask, and no value but its texts."""
     for key, value in metadata.items():
         if len(key) >= DIGITS_MIN or kind_of(key) is not None or "=" in key or ":" in key:
             return False
-        if isinstance(value, str):
-            if mask_text(value) is not value:
-                return False
-        elif isinstance(value, float | list | dict) or (value is not None and not -NUMBER_MIN < value < NUMBER_MIN):
+        if isinstance(value, float | list | dict):
+            return False
+        if isinstance(value, int) and not -NUMBER_MIN < value < NUMBER_MIN:
             return False
     return True
 
 
-def keep_cards_out(body: Any) -> None:
-    """Guard one struct of a request, called from its `__post_init__`: so it runs as the body is decoded.
+class CardFound(ValueError):
+    """A name, id or key of a body holds a card number. `pointer` is its place (RFC 6901)."""
 
-    Refuses `tenant_id` and `idempotency_key` that hold a card number, with a ValueError that msgspec places in the body;
-    masks `description` and `metadata`. Costs about a microsecond where there is nothing to do.
+    def __init__(self, pointer: str) -> None:
+        """The text is REFUSED_DETAIL: it does not quote the number."""
+        super().__init__(REFUSED_DETAIL)
+        self.pointer = pointer
+
+
+class Guard:
+    """Keeps card numbers out of decoded bodies of one struct type; which fields to look at is found out once.
+
+    Text fields and lists of texts are names: a card number in one is refused. `description` and objects of the client's
+    own are masked in place. Structs, lists of structs and their unions are guarded in the same way; a struct with a class
+    variable `holds_cards` is not looked into. Costs about half a microsecond where there is nothing to do.
     """
-    for name in (getattr(body, "tenant_id", None), getattr(body, "idempotency_key", None)):
-        if name is not None and holds_card(name):
-            raise ValueError(REFUSED_DETAIL)
-    description, metadata = getattr(body, "description", None), getattr(body, "metadata", None)
-    if description is not None and (text := clean_text(description)) is not description:
-        force_setattr(body, "description", text)
-    if isinstance(metadata, dict) and (cleaned := clean_metadata(metadata)) is not metadata:
-        force_setattr(body, "metadata", cleaned)
+
+    def __init__(self, struct_type: type[Any]) -> None:
+        """`struct_type` is a msgspec struct."""
+        self._names: list[str] = []
+        self._name_lists: list[str] = []
+        self._texts: list[str] = []
+        self._objects: list[str] = []
+        self._parts: list[tuple[str, dict[type[Any], Guard]]] = []
+        info = inspect.type_info(struct_type)
+        if not isinstance(info, inspect.StructType):
+            raise TypeError(f"{struct_type.__name__} is no struct")
+        for field in info.fields:
+            self._take(field.name, list(_plain_types(field.type)))
+
+    def _take(self, name: str, kinds: list[inspect.Type]) -> None:
+        for kind in kinds:
+            if isinstance(kind, inspect.StrType):
+                (self._texts if name == "description" else self._names).append(name)
+            elif isinstance(kind, inspect.DictType) or (isinstance(kind, inspect.CustomType) and issubclass(kind.cls, dict)):
+                self._objects.append(name)
+            elif isinstance(kind, inspect.ListType | inspect.VarTupleType):
+                items = list(_plain_types(kind.item_type))
+                if any(isinstance(item, inspect.StrType) for item in items):
+                    self._name_lists.append(name)
+                self._take_structs(name, items)
+        self._take_structs(name, kinds)
+
+    def _take_structs(self, name: str, kinds: list[inspect.Type]) -> None:
+        structs = [kind.cls for kind in kinds if isinstance(kind, inspect.StructType)]
+        guards = {cls: Guard(cls) for cls in structs if not getattr(cls, "holds_cards", False)}
+        if guards:
+            self._parts.append((name, guards))
+
+    def clean(self, body: Any) -> None:
+        """Mask the free text of a body in place. Raises CardFound for a name that holds a card number."""
+        for name in self._names:
+            text = getattr(body, name)
+            if type(text) is str and holds_card(text):
+                raise CardFound(f"/{name}")
+        for name in self._texts:
+            text = getattr(body, name)
+            if type(text) is str and (cleaned := mask_text(text)) is not text:
+                force_setattr(body, name, cleaned)
+        for name in self._objects:
+            given = getattr(body, name)
+            if isinstance(given, dict) and (kept := clean_metadata(given)) is not given:
+                force_setattr(body, name, kept)
+        if self._name_lists or self._parts:
+            self._clean_inner(body)
+
+    def _clean_inner(self, body: Any) -> None:
+        for name in self._name_lists:
+            for at, text in enumerate(getattr(body, name) or ()):
+                if type(text) is str and holds_card(text):
+                    raise CardFound(f"/{name}/{at}")
+        for name, guards in self._parts:
+            self._clean_parts(name, guards, getattr(body, name))
+
+    def _clean_parts(self, name: str, guards: dict[type[Any], Guard], given: Any) -> None:
+        listed = isinstance(given, list | tuple)
+        for at, part in enumerate(given if listed else (given,)):
+            guard = guards.get(type(part))
+            if guard is not None:
+                try:
+                    guard.clean(part)
+                except CardFound as found:
+                    raise CardFound(f"/{name}/{at}{found.pointer}" if listed else f"/{name}{found.pointer}") from None
+
+
+def _plain_types(kind: inspect.Type) -> Iterator[inspect.Type]:
+    """Yield the types that a field may have, without their constraints."""
+    if isinstance(kind, inspect.Metadata):
+        yield from _plain_types(kind.type)
+    elif isinstance(kind, inspect.UnionType):
+        for part in kind.types:
+            yield from _plain_types(part)
+    else:
+        yield kind

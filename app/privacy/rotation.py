@@ -1,13 +1,15 @@
 """Another master key: every wrapped data key is wrapped again, in batches, while servers go on.
 
-First every server gets the new key as the current one with the old one behind it; then this runs; then the old one may go.
-What is wrapped already is not touched, so a run that was cut off is simply run again. Encrypted data does not change.
+Servers know the new key as the current one, with the old one behind it, before it is used: those that read it from a file
+read that again within seconds, or as soon as they meet a key that is wrapped by one they do not know. What is wrapped
+already is not touched, so a run that was cut off is simply run again. Encrypted data does not change.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -15,12 +17,22 @@ import asyncpg
 
 from app.db.postgres import open_session
 from app.db.sql import query
-from app.privacy.envelope import MasterKeyRefused, Sealed, read_master_keys
+from app.privacy.envelope import (
+    KEY_BYTES,
+    MASTER_KEYS_MAX,
+    MasterKeyRefused,
+    Sealed,
+    make_master_key_file,
+    read_master_keys,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from app.privacy.envelope import MasterKeys
 
 BATCH: Final = 500  # keys of one transaction: rows are locked for some 20 ms
+RELOAD_WAIT_S: Final = 6.0  # servers read the file again every 5 s
 EXIT_DONE: Final = 0
 EXIT_LEFT: Final = 1
 EXIT_REFUSED: Final = 2
@@ -60,29 +72,59 @@ async def rewrap(connection: asyncpg.Connection[Any], masters: MasterKeys, batch
     return Rotation(done, sealed, {kek_id.hex(): count for kek_id, count in left})
 
 
-def _given_keys() -> MasterKeys:
-    masters = read_master_keys(os.environ)
+def add_master_key(path: Path) -> MasterKeys:
+    """Make a new key the current one of a key file; the file is replaced as a whole, mode 0600.
+
+    Raises MasterKeyRefused when the file holds as many keys as it may; OSError.
+    """
+    masters = make_master_key_file(path)
+    if len(masters.ids) >= MASTER_KEYS_MAX:
+        raise MasterKeyRefused(f"{path} holds {MASTER_KEYS_MAX} keys: take out old ones that no backup needs")
+    text = secrets.token_bytes(KEY_BYTES).hex() + "\n" + path.read_text()
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    return make_master_key_file(path)
+
+
+async def rotate(database_url: str, key_file: Path | None, wait_s: float = RELOAD_WAIT_S) -> tuple[MasterKeys, Rotation]:
+    """Wrap every data key by the current master key, and return both that and what was done.
+
+    key_file  of a data directory: gets a new key first, unless a rotation before was cut off. None: the keys are those of
+              SHIELDX_MASTER_KEYS or SHIELDX_MASTER_KEY_FILE, and whoever set them has put the new one first.
+    Raises MasterKeyRefused, OSError, asyncpg's errors.
+    """
+    masters = read_master_keys(os.environ) if key_file is None else make_master_key_file(key_file)
     if masters is None:
         raise MasterKeyRefused("set SHIELDX_MASTER_KEYS or SHIELDX_MASTER_KEY_FILE: the new key first, then the old one")
-    return masters
+    connection = await open_session(database_url)
+    try:
+        unfinished = await connection.fetchval("SELECT count(*) FROM private_keys WHERE kek_id <> $1", masters.current_id)
+        if key_file is not None and not unfinished:
+            masters = add_master_key(key_file)
+        first = await rewrap(connection, masters)
+        # Until they have read the file again, servers wrap the keys of new subjects by the key before.
+        await asyncio.sleep(wait_s)
+        second = await rewrap(connection, masters)
+    finally:
+        await connection.close()
+    return masters, Rotation(first.rewrapped + second.rewrapped, second.sealed, second.left)
 
 
-def run_rotation(database_url: str) -> int:
-    """Rotate to the first key of SHIELDX_MASTER_KEYS or SHIELDX_MASTER_KEY_FILE; print the outcome, return the exit code.
+def run_rotation(database_url: str, key_file: Path | None) -> int:
+    """Rotate as `rotate` does; print the outcome, return the exit code.
 
     0: every key is under the current master key. 1: some are not. 2: the keys or the database cannot be used.
     """
-
-    async def rotate(masters: MasterKeys) -> Rotation:
-        connection = await open_session(database_url)
-        try:
-            return await rewrap(connection, masters)
-        finally:
-            await connection.close()
-
     try:
-        masters = _given_keys()
-        rotation = asyncio.run(rotate(masters))
+        masters, rotation = asyncio.run(rotate(database_url, key_file))
+    except asyncpg.UndefinedTableError:
+        sys.stderr.write("could not rotate: the database has no private data of this release yet: start the server once\n")
+        return EXIT_REFUSED
     except (MasterKeyRefused, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         sys.stderr.write(f"could not rotate: {error}\n")
         return EXIT_REFUSED

@@ -6,7 +6,9 @@ entry as well. So a retry finds what the first attempt kept, and a verifier find
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import logging
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,18 +19,25 @@ import msgspec
 import orjson
 
 from app.clock import time_of, time_text
+from app.db.postgres import open_transaction
 from app.db.retry import retry
 from app.db.sql import query
-from app.privacy.envelope import MasterKeys, Place, Sealed
+from app.privacy.envelope import MasterKeyRefused, MasterKeys, Place, Sealed
 from app.privacy.payment import CLASS, Payment, commitment, make_salt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from app.privacy.envelope import DataKey
+
+log = logging.getLogger(__name__)
+
 # Puts a fact about private data on the record, durably: kind and details. It raises when it cannot.
 RecordFact = Callable[[str, dict[str, Any]], Awaitable[None]]
 
-ACQUIRE_TIMEOUT_S: Final = 1.2  # as for other reads: a caller hears of an outage within 2 s
+WAIT_S: Final = 0.7  # for a free connection
+WORK_S: Final = 1.2  # of one transaction: a caller hears of an outage within 2 s
+KEEP_TIMEOUT_S: Final = 2.0  # of all attempts to keep one record
 KEY_ATTEMPTS: Final = 3  # a subject may be erased between two statements, but not again and again
 ERASURE: Final = "privacy.erasure"
 RETENTION: Final = "privacy.retention"
@@ -38,13 +47,21 @@ class NoRecord(Exception):
     """There is no such private record: never kept, erased, or past its time."""
 
 
+class OtherPayment(Exception):
+    """The record of this idempotency key holds other payment data, or that of another subject."""
+
+
 class Kept(NamedTuple):
-    """What an entry of the chain may say of a record: its commitment and the id of the key that it is under."""
+    """What an entry of the chain may say of a record: its commitment and the id of the key that it is under.
+
+    made  whether this call made the record; otherwise it is that of an earlier request with the same key
+    """
 
     record_id: str
     commitment: bytes
     dek_id: bytes
     shown: dict[str, Any]
+    made: bool
 
 
 class Disclosed(NamedTuple):
@@ -71,21 +88,50 @@ class PrivateStore:
     """Private records and their keys, over a pool of the server's role."""
 
     def __init__(
-        self, pool: asyncpg.Pool[Any], masters: MasterKeys, record: RecordFact, clock_ms: Callable[[], int]
+        self,
+        pool: asyncpg.Pool[Any],
+        masters: MasterKeys,
+        record: RecordFact,
+        clock_ms: Callable[[], int],
+        load_keys: Callable[[], MasterKeys] | None = None,
     ) -> None:
-        """`record` is awaited before private data leaves; `clock_ms` gives Unix milliseconds."""
+        """`record` is awaited before private data leaves; `clock_ms` gives Unix milliseconds.
+
+        load_keys  reads the master keys anew; without it they never change
+        """
         self._pool = pool
         self._masters = masters
         self._record = record
         self._clock_ms = clock_ms
+        self._load_keys = load_keys
+
+    def reload(self) -> None:
+        """Read the master keys anew; those that are known stay when that fails."""
+        if self._load_keys is None:
+            return
+        try:
+            masters = self._load_keys()
+        except (MasterKeyRefused, OSError) as error:
+            log.warning("master keys not read", extra={"reason": type(error).__name__})
+            return
+        if masters.ids != self._masters.ids:
+            log.info("master keys changed", extra={"current": masters.current_id.hex()})
+            self._masters = masters
+
+    def _unwrap(self, row: asyncpg.Record, subject: str) -> DataKey:
+        if row["kek_id"] not in self._masters.ids:
+            self.reload()  # A rotation has just wrapped it under a key that is new.
+        return self._masters.unwrap(row["kek_id"], row["wrapped"], subject, row["dek_id"])
 
     async def keep(self, record_id: str, tenant: str, subject: str, payment: Payment) -> Kept:
         """Keep the payment data of an operation, before the operation itself; a second call keeps what the first did.
 
         record_id  hash of the operation's idempotency key
+        refuses    OtherPayment when the record holds something else
         faults     asyncpg's errors when Postgres is away: then the operation must not be applied
         """
-        return await retry(lambda: self._keep(record_id, tenant, subject, payment))
+        async with asyncio.timeout(KEEP_TIMEOUT_S):
+            return await retry(lambda: self._keep(record_id, tenant, subject, payment))
 
     async def _keep(self, record_id: str, tenant: str, subject: str, payment: Payment) -> Kept:
         for _ in range(KEY_ATTEMPTS):
@@ -107,22 +153,28 @@ class PrivateStore:
         payment: Payment,
         row: asyncpg.Record,
     ) -> Kept:
-        key = self._masters.unwrap(row["kek_id"], row["wrapped"], subject, row["dek_id"])
+        key = self._unwrap(row, subject)
         content, salt = payment.canonical(), make_salt()
         sealed = [
             key.encrypt(value, Place(tenant, subject, record_id, field), self._masters.current_id)
             for field, value in (("salt", salt), ("values", content))
         ]
-        await connection.execute(
+        made = await connection.fetchval(
             query("keep_private_record"), record_id, CLASS, tenant, subject, key.key_id, commitment(salt, CLASS, content),
             orjson.dumps(payment.shown()).decode(), *sealed, time_of(self._clock_ms()),
         )  # fmt: skip
         kept = await connection.fetchrow(
-            "SELECT commitment, dek_id, shown::text FROM private_records WHERE record_id = $1", record_id
+            "SELECT tenant_id, subject, dek_id, commitment, sealed, shown::text FROM private_records WHERE record_id = $1",
+            record_id,
         )
         if kept is None:
             raise NoRecord(f"private record {record_id} was destroyed as it was kept")
-        return Kept(record_id, kept["commitment"], kept["dek_id"], orjson.loads(kept["shown"]))
+        if made is None:
+            if (kept["tenant_id"], kept["subject"], kept["dek_id"]) != (tenant, subject, key.key_id):
+                raise OtherPayment
+            if not hmac.compare_digest(key.decrypt(kept["sealed"], Place(tenant, subject, record_id, "values")), content):
+                raise OtherPayment
+        return Kept(record_id, kept["commitment"], kept["dek_id"], orjson.loads(kept["shown"]), made is not None)
 
     async def _key(self, connection: asyncpg.Connection[Any], subject: str) -> asyncpg.Record | None:
         """Return the row of a subject's key, made if there is none; None when it was destroyed in the same moment."""
@@ -162,7 +214,7 @@ class PrivateStore:
         await self._record("privacy.read", details)
         if row is None:
             raise NoRecord(f"no private record {record_id}")
-        key = self._masters.unwrap(row["kek_id"], row["wrapped"], row["subject"], row["dek_id"])
+        key = self._unwrap(row, row["subject"])
         place = Place(row["tenant_id"], row["subject"], record_id, "values")
         content, salt = key.decrypt(row["sealed"], place), key.decrypt(row["salt"], place._replace(field="salt"))
         if not hmac.compare_digest(commitment(salt, row["class"], content), row["commitment"]):
@@ -230,13 +282,13 @@ class PrivateStore:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[asyncpg.Connection[Any]]:
-        async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection, connection.transaction():
-            yield connection  # type: ignore[misc]
+        async with open_transaction(self._pool, WAIT_S, WORK_S) as connection:
+            yield connection
 
 
 async def note_erasure(connection: asyncpg.Connection[Any], kind: str, details: dict[str, Any], now_ms: int) -> Erasure:
     """Write down a destruction in the transaction that does it. The details name no person."""
     erasure_id = str(uuid.uuid4())
-    tombstone = orjson.dumps(details | {"erasure": erasure_id}, option=orjson.OPT_SORT_KEYS).decode()
+    tombstone = orjson.dumps(details | {"entry_id": erasure_id}, option=orjson.OPT_SORT_KEYS).decode()
     await connection.execute(query("note_erasure"), erasure_id, kind, tombstone, time_of(now_ms))
     return Erasure(erasure_id, kind, tombstone)

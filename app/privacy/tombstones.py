@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import orjson
 
 from app.privacy.store import ERASURE, RETENTION
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import asyncpg
 
-    from app.privacy.store import PrivateStore
+    from app.privacy.store import PrivateStore, RecordFact
 
-# Appends an entry that moves no credits: type, details as canonical JSON, idempotency key. Durable when it returns, and the
-# same key enters once.
-EnterNote = Callable[[str, str, str], Awaitable[None]]
 State = Literal["verified", "erased", "missing"]
 
 BATCH: Final = 100  # tombstones of one round; an erasure is a rare thing
 EVIDENCE_SQL: Final = "SELECT record_id, commitment, dek_id FROM private_records"
 
 
-async def enter_tombstones(store: PrivateStore, enter: EnterNote) -> int:
+async def enter_tombstones(store: PrivateStore, record: RecordFact) -> int:
     """Enter what is not known to be in the chain, oldest first; return how many. Cut off anywhere, the next run goes on.
 
-    The erasure id is the idempotency key, so an entry that was made before a crash is not made again.
+    The erasure id is the `entry_id` of the details, under which `record` enters once: an entry that was made before a crash
+    is not made again.
     """
     erasures = await store.open_erasures(BATCH)
     for erasure in erasures:
-        await enter(erasure.kind, erasure.tombstone, erasure.erasure_id)
+        await record(erasure.kind, orjson.loads(erasure.tombstone))
         await store.entered(erasure.erasure_id)
     return len(erasures)
 
