@@ -69,6 +69,7 @@ class Proof(msgspec.Struct):
     holds: dict[str, Hold]
     consumed: list[Record]
     deferred: list[Record]
+    private: list[Record]
     transfer: Transfer | None
     moved: list[int]
 
@@ -157,7 +158,7 @@ class RangeCheck:
             last_hash=self._last_hash, first_at_us=first_at_us, last_at_us=self._at_us,
             first_generation=first_generation, last_generation=self._generation, seals=b"".join(self._seals),
             key_ids=self._key_ids, spans=fold.spans, holds=fold.holds, consumed=fold.consumed,
-            deferred=fold.deferred, transfer=fold.transfer, moved=fold.moved,
+            deferred=fold.deferred, private=fold.private, transfer=fold.transfer, moved=fold.moved,
         )  # fmt: skip
 
     def _fail(self, reason: str) -> None:

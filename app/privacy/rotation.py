@@ -106,13 +106,15 @@ async def rotate(database_url: str, key_file: Path | None, wait_s: float = RELOA
         unfinished = await connection.fetchval("SELECT count(*) FROM private_keys WHERE kek_id <> $1", masters.current_id)
         if key_file is not None and not unfinished:
             masters = add_master_key(key_file)
-        first = await rewrap(connection, masters)
-        # Until they have read the file again, servers wrap the keys of new subjects by the key before.
-        await asyncio.sleep(wait_s)
-        second = await rewrap(connection, masters)
+        done = await rewrap(connection, masters)
+        if key_file is not None:
+            # Until they have read the file again, servers wrap the keys of new subjects by the key before.
+            await asyncio.sleep(wait_s)
+            late = await rewrap(connection, masters)
+            done = late._replace(rewrapped=done.rewrapped + late.rewrapped)
     finally:
         await connection.close()
-    return masters, Rotation(first.rewrapped + second.rewrapped, second.sealed, second.left)
+    return masters, done
 
 
 def run_rotation(database_url: str, key_file: Path | None) -> int:

@@ -7,6 +7,7 @@ entry as well. So a retry finds what the first attempt kept, and a verifier find
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import uuid
@@ -189,9 +190,18 @@ class PrivateStore:
         return row
 
     async def forget(self, record_id: str) -> None:
-        """Destroy the record of an operation that was refused: nothing in the chain speaks of it."""
+        """Destroy the record of an operation that was refused, and the key if it was the only one under it.
+
+        Nothing in the chain speaks of it.
+        """
         async with self._transaction() as connection:
-            await connection.execute("DELETE FROM private_records WHERE record_id = $1", record_id)
+            gone = await connection.fetchrow(
+                "DELETE FROM private_records WHERE record_id = $1 RETURNING subject, dek_id", record_id
+            )
+        if gone is not None:
+            with contextlib.suppress(asyncpg.ForeignKeyViolationError):  # meanwhile another record is under the key
+                async with self._transaction() as connection:
+                    await connection.execute(query("forget_private_key"), *gone)
 
     async def shown(self, record_id: str) -> dict[str, Any]:
         """Return the masked form of a record. Raises NoRecord."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import orjson
 
+from app.clock import ms_of, time_text
 from app.privacy.store import ERASURE, RETENTION
 
 if TYPE_CHECKING:
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
     import asyncpg
 
     from app.privacy.store import PrivateStore, RecordFact
+
+TOMBSTONES: Final = frozenset({ERASURE, RETENTION})
+# A record is kept before its entry is made; a client that was told to try again may do so for a day.
+ENTRY_LAG: Final = timedelta(hours=26)
 
 State = Literal["verified", "erased", "missing"]
 
@@ -44,6 +50,14 @@ class Claim(NamedTuple):
     kind: str
 
 
+def _later(text: str) -> str:
+    """Return a time as text, ENTRY_LAG later; empty when it is none."""
+    try:
+        return time_text(ms_of(datetime.fromisoformat(text) + ENTRY_LAG))
+    except (ValueError, OverflowError):
+        return ""
+
+
 class Evidence:
     """What there is of private records, and what the chain says was destroyed of them. Pure but for `read`."""
 
@@ -56,10 +70,10 @@ class Evidence:
         self._before: dict[str, str] = {}
         for kind, details in tombstones:
             if kind == ERASURE:
-                self._keys.update(details["keys"])
+                self._keys.update(map(str, details.get("keys", ())))
             elif kind == RETENTION:
-                known = self._before.get(details["class"], "")
-                self._before[details["class"]] = max(known, details["before"])
+                name, before = str(details.get("class")), _later(str(details.get("before")))
+                self._before[name] = max(self._before.get(name, ""), before)
 
     @classmethod
     async def read(

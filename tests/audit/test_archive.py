@@ -13,6 +13,7 @@ import pytest
 from app.audit.entry import Event
 from app.clock import time_of
 from app.credits.lifecycle import PARTITIONS_INTERVAL_S, Lifecycle
+from app.credits.records import Records
 from app.db.postgres import open_pool
 from app.db.resources import resource_dir
 from tests.audit.chain import Book, make_chain
@@ -270,11 +271,11 @@ async def test_usage_is_the_same_before_between_and_after_the_rollups(
 ) -> None:
     since, until = datetime(2026, 5, 1, tzinfo=UTC), datetime(2026, 9, 1, tzinfo=UTC)
 
-    before = await lifecycle.usage("a0", since, until, granularity)
+    before = await Records(pool).usage("a0", since, until, granularity)
     await pool.fetchval("SELECT roll_usage(0::smallint, 50)")
-    between = await lifecycle.usage("a0", since, until, granularity)
+    between = await Records(pool).usage("a0", since, until, granularity)
     await lifecycle.roll_usage()
-    after = await lifecycle.usage("a0", since, until, granularity)
+    after = await Records(pool).usage("a0", since, until, granularity)
 
     assert before == between == after
     assert {row["type"] for row in before} == {"consume", "commit", "refund"}

@@ -14,7 +14,7 @@ from app.cli import main
 from app.privacy.envelope import MasterKeys, Sealed, kek_id
 from app.privacy.payment import KEEP_S, Payment, commitment
 from app.privacy.rotation import rewrap
-from app.privacy.store import NoRecord, PrivateStore
+from app.privacy.store import NoRecord, OtherPayment, PrivateStore
 from tests.privacy.conftest import NEW, OLD, Clock, Facts
 
 CARD = "4111 1111 1111 1111"
@@ -80,9 +80,11 @@ async def test_nothing_is_stored_in_the_clear(store: PrivateStore, owner: Connec
 async def test_a_retry_keeps_what_the_first_attempt_kept(store: PrivateStore, owner: Connection) -> None:
     first = await store.keep("r1", "t1", "s1", PAYMENT)
 
-    second = await store.keep("r1", "t1", "s1", Payment("4222222222222"))
+    second = await store.keep("r1", "t1", "s1", PAYMENT)
+    with pytest.raises(OtherPayment):
+        await store.keep("r1", "t1", "s1", Payment("4222222222222"))
 
-    assert second == first
+    assert second == first._replace(made=False)
     assert await owner.fetchval("SELECT count(*) FROM private_records") == 1
 
 
@@ -134,7 +136,7 @@ async def test_erasure_destroys_key_and_rows_and_says_what_the_tombstone_needs(
     assert erasure is not None
     assert erasure.kind == "privacy.erasure"
     assert json.loads(erasure.tombstone) == {
-        "basis": "gdpr-17", "erasure": erasure.erasure_id, "keys": [kept[0].dek_id.hex()], "records": {"payment": 3},
+        "basis": "gdpr-17", "entry_id": erasure.erasure_id, "keys": [kept[0].dek_id.hex()], "records": {"payment": 3},
         "request_id": "req-1",
     }  # fmt: skip
     text = await stored_text(owner)

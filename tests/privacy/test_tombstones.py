@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator
 from typing import Any
 
-import aiohttp
 import asyncpg
 import pytest
-from aiohttp import web
 
 from app.clock import time_text
-from app.credits.privacy_api import ENTER_NOTE, PRIVACY_ROUTES, STORE
-from app.main import root_authenticator
 from app.privacy.payment import Payment
 from app.privacy.store import Kept, PrivateStore
 from app.privacy.tombstones import Claim, Evidence, enter_tombstones
-from app.web.edge import set_up
-from app.web.routes import add_routes
 from tests.privacy.conftest import NOW_MS, Clock
 
 PAYMENT = Payment("4111111111111111", "John Doe", "12/27")
-KEY = "shx_root_of-this-test-only"
 DAY_S = 86_400
 
 
@@ -33,10 +24,10 @@ class Chain:
         self.entries: dict[str, tuple[str, dict[str, Any]]] = {}
         self.fails: str = ""
 
-    async def __call__(self, kind: str, details: str, key: str) -> None:
+    async def __call__(self, kind: str, details: dict[str, Any]) -> None:
         if self.fails == "before":
             raise ConnectionError("no chain")
-        self.entries.setdefault(key, (kind, json.loads(details)))
+        self.entries.setdefault(details["entry_id"], (kind, details))
         if self.fails == "after":
             raise ConnectionError("no answer")
 
@@ -115,38 +106,3 @@ async def test_a_tombstone_is_entered_once_even_when_the_chain_was_away(
 
     assert entered == [1, 0]
     assert len(chain.entries) == 1
-
-
-@pytest.fixture
-async def url(store: PrivateStore, chain: Chain) -> AsyncIterator[str]:
-    app = web.Application()
-    app[STORE], app[ENTER_NOTE] = store, chain
-    set_up(app, root_authenticator(KEY))
-    add_routes(app, PRIVACY_ROUTES)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1/privacy/erasures"
-    await runner.cleanup()
-
-
-async def test_the_call_destroys_and_enters_and_names_nobody(store: PrivateStore, chain: Chain, url: str) -> None:
-    await store.keep("r1", "t1", "who@example.com", PAYMENT)
-
-    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as session:
-        async with session.post(url, json={"subject": "who@example.com"}) as answer:
-            first = (answer.status, await answer.json())
-        async with session.post(url, json={"subject": "who@example.com"}) as answer:
-            second = (answer.status, await answer.json())
-        async with session.post(url, json={"subject": ""}) as answer:
-            wrong = answer.status
-        async with session.post(url, json={"subject": "x"}, headers={"Authorization": "Bearer no"}) as answer:
-            stranger = answer.status
-
-    ((kind, details),) = chain.entries.values()
-    assert first == (200, {"erasure_id": details["erasure"], "records": {"payment": 1}})
-    assert second == (200, {"erasure_id": None, "records": {}})
-    assert (wrong, stranger) == (422, 401)
-    assert (kind, details["basis"]) == ("privacy.erasure", "gdpr-17")
-    assert "who" not in json.dumps(details)

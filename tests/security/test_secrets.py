@@ -12,12 +12,12 @@ import msgspec
 import pytest
 
 import app
+from app.access.table import KeyTable
 from app.audit.entry import RowSeal
-from app.credits.opening import Stores
+from app.credits.opening import Signing, Stores
 from app.credits.payment import PaymentBody
 from app.credits.request import Fingerprints
 from app.db.migrate import LedgerRow
-from app.main import RootPrincipal, root_authenticator
 from app.privacy.envelope import DataKey, MasterKeys
 from app.privacy.payment import Payment
 from app.settings import Settings
@@ -36,8 +36,8 @@ def values() -> list[object]:
         migrate_database_url=f"postgresql://u:{SECRET}@h/d",
     )  # fmt: skip
     return [
-        settings, RowSeal(SECRET.encode()), Fingerprints(KEY), MasterKeys([KEY]), DataKey(bytes(16), KEY), RootPrincipal(),
-        root_authenticator(SECRET), Payment("4111111111111111", SECRET, "12/27"),
+        settings, RowSeal(SECRET.encode()), Fingerprints(KEY), MasterKeys([KEY]), DataKey(bytes(16), KEY), KeyTable(SECRET),
+        Signing((KEY,), (), print), Payment("4111111111111111", SECRET, "12/27"),
         PaymentBody("4111111111111111", "987", SECRET, "12/27"), LedgerRow(bytes(16), "origin", 1, KEY),
         Stores(f"redis://:{SECRET}@h", f"postgresql://u:{SECRET}@h/d", f"postgresql://u:{SECRET}@h/d", 6, 1, KEY, "replica"),
     ]  # fmt: skip
