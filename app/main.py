@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from app.privacy.envelope import MasterKeys
-    from app.privacy.store import RecordFact
 
 log = logging.getLogger(__name__)
 
@@ -99,12 +98,12 @@ def master_keys(settings: Settings) -> MasterKeys:
     return read_master_keys(given) or make_master_key_file(secret_file(settings.data_dir, MASTER_KEY_FILE))
 
 
-def open_privacy(settings: Settings, record: RecordFact) -> Privacy:
-    """Return the room of private data. Raises SettingRefused when there is no usable master key."""
+def load_master_keys(settings: Settings, privacy: Privacy) -> None:
+    """Have the master keys read. Raises SettingRefused when there is no usable one."""
     if settings.redis_url and not settings.master_keys and not settings.master_key_file:
         log.warning("private data is under a master key of this process's data directory: give all replicas the same one")
     try:
-        return Privacy(lambda: master_keys(settings), record, settings.payment_keep_days)
+        privacy.load()
     except (MasterKeyRefused, OSError) as error:
         reason = str(error) if isinstance(error, MasterKeyRefused) else f"cannot read the file ({type(error).__name__})"
         raise SettingRefused(f"SHIELDX_MASTER_KEYS or SHIELDX_MASTER_KEY_FILE: {reason}") from None
@@ -122,7 +121,7 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
 
     controls = Controls(
         Access(key, record), Webhooks(signing_keys(settings, key), rules_of(settings)),
-        open_privacy(settings, record), settings.archive_after_days,
+        Privacy(lambda: master_keys(settings), record, settings.payment_keep_days), settings.archive_after_days,
     )  # fmt: skip
     app[ACCESS], app[WEBHOOKS], app[PRIVACY] = controls.access, controls.webhooks, controls.privacy
     set_up(app, controls.access.gate.entrance, metrics.record, outage)
@@ -146,6 +145,7 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
 
     async def _run_credits(app: web.Application, redis_url: str, database_url: str, owner: str) -> AsyncIterator[None]:
         async with Outgoing() as client:
+            load_master_keys(settings, controls.privacy)
             signing = Signing(checkpoint_seeds(settings), named_witnesses(settings), client.post)
             credits_ = Credits(
                 Stores(redis_url, database_url, owner, settings.postgres_pool_size, settings.ledger_shards,

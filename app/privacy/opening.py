@@ -28,14 +28,14 @@ class Privacy:
     def __init__(
         self, load_keys: Callable[[], MasterKeys], record: RecordFact, keep_days: int, clock_ms: Callable[[], int] = now_ms
     ) -> None:
-        """Raises what `load_keys` raises.
+        """Nothing is read before `load`.
 
         load_keys  reads the master keys from where they come from; called again now and then
         record     puts one entry into the chain, durably
         keep_days  how long payment data is kept
         """
         self._load_keys = load_keys
-        self._masters = load_keys()
+        self._masters: MasterKeys | None = None
         self._record = record
         self._limits_s = {CLASS: keep_days * DAY_S}
         self._clock_ms = clock_ms
@@ -43,8 +43,14 @@ class Privacy:
         self._reload_at_ms = 0
         self.store: PrivateStore | None = None
 
+    def load(self) -> None:
+        """Read the master keys. Raises MasterKeyRefused, OSError."""
+        self._masters = self._load_keys()
+
     def open(self, pool: asyncpg.Pool[Any]) -> None:
-        """Begin to keep private data, over a pool of the server's role."""
+        """Begin to keep private data, over a pool of the server's role; after `load`."""
+        if self._masters is None:
+            raise AssertionError("the master keys have not been read")
         self.store = PrivateStore(pool, self._masters, self._record, self._clock_ms, self._load_keys)
 
     def reload(self) -> None:

@@ -16,6 +16,7 @@ from tests.credits.ledger_house import Ledger, LedgerHouse
 from tests.privacy.canary_sinks import Canaries, files_text, notations, postgres_text, redis_text
 from tests.server import ShieldxServer
 
+TYPED = "5555 5555 5555 4444"  # a card that is well formed
 SECRET_WORDS = ("DOE/JOHN", '"987"', "Jonathan")
 Send = Callable[..., Awaitable[tuple[int, str]]]
 
@@ -69,6 +70,18 @@ async def sender(server: ShieldxServer) -> AsyncIterator[Sender]:
         yield Sender(session, server.url)
 
 
+@pytest.fixture(scope="session")
+def shared(house: LedgerHouse) -> tuple[ShieldxServer, Ledger]:
+    return house.server(1)
+
+
+@pytest.fixture
+async def anybody(shared: tuple[ShieldxServer, Ledger]) -> AsyncIterator[Sender]:
+    """Sends to the session's server, whose log and stores others write to as well."""
+    async with aiohttp.ClientSession() as session:
+        yield Sender(session, shared[0].url)
+
+
 async def raw_bytes(server: ShieldxServer, data: bytes) -> str:
     """Send bytes that may be no HTTP and return what comes back."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -111,10 +124,37 @@ async def send_bodies(sender: Sender, canaries: Canaries, tenant: str) -> None:
                 "/v1/credits/batch",
                 {"operations": [{"op": "consume", **good, field: card("item " + field)}]},
             )
+        await send_payments(sender, card, good)
+        await send_to_the_console(sender, card)
         legs = [{"tenant_id": card("leg"), "amount": 1}, {"tenant_id": tenant, "amount": -1}]
         await sender.send("legs", "POST", "/v1/transactions", {"legs": legs})
         for call in ("refund", f"reservations/{fresh('r')}/commit"):
             await sender.send(call, "POST", f"/v1/credits/{call}", {"transaction_id": card(call), "description": card(call)})
+
+
+async def send_payments(sender: Sender, card: Callable[[str], str], good: dict[str, Any]) -> None:
+    """Put a number into every field of a payment, alone and in a batch; those that people would type are accepted."""
+    for field in ("card_number", "cardholder_name", "cvv", "expiry", "pin"):
+        payment = {"card_number": TYPED, "cvv": "987", "cardholder_name": "Jonathan Doe"} | {field: card("payment " + field)}
+        await sender.send("payment " + field, "POST", "/v1/credits/topup", good | {"payment": payment})
+        item = {"op": "topup", **good, "payment": payment | {field: card("payment item " + field)}}
+        await sender.send("payment item " + field, "POST", "/v1/credits/batch", {"operations": [item]})
+    nobody = good | {"tenant_id": fresh("nobody")}
+    await sender.send("payment", "POST", "/v1/credits/topup", nobody | {"payment": {"card_number": card("payment nobody")}})
+
+
+async def send_to_the_console(sender: Sender, card: Callable[[str], str]) -> None:
+    """Put a number into the calls that keys, webhooks, erasures and verification have."""
+    for name, path, body in (
+        ("key name", "/v1/keys", {"name": card("key name"), "role": "reader"}),
+        ("key tenant", "/v1/keys", {"name": "n", "role": "reader", "tenants": [card("key tenant")]}),
+        ("webhook", "/v1/webhooks", {"url": f"https://example.com/{card('webhook url')}", "events": ["*"]}),
+        ("webhook text", "/v1/webhooks", {"url": "https://example.com/", "description": card("webhook text")}),
+        ("erasure", "/v1/privacy/erasures", {"subject": card("erasure")}),
+        ("basis", "/v1/privacy/erasures", {"subject": "nobody", "basis": card("basis")}),
+        ("verify", "/v1/audit/verify", {"checkpoint": card("verify")}),
+    ):
+        await sender.send(name, "POST", path, body)
 
 
 async def send_broken(sender: Sender, canaries: Canaries, tenant: str) -> None:
@@ -147,6 +187,10 @@ async def send_around(sender: Sender, canaries: Canaries, tenant: str) -> None:
             "/v1/transactions/{}",
             "/v1/credits/reservations/{}",
             "/v1/accounts/{}/usage",
+            "/v1/audit/receipts/{}",
+            "/tiles/0/{}",
+            "/v1/keys/{}",
+            "/v1/webhooks/{}",
         ):
             await sender.send(path, "GET", path.format(URL.build(path="/" + card(path)).raw_path[1:]))
         await sender.send(
@@ -184,7 +228,10 @@ async def test_no_card_number_is_in_any_sink(
     sinks["answers"] = "\n".join(text for _, _, text in sender.answers)
     leaks = [f"{name}: {place}" for name, text in sinks.items() for place in canaries.found_in(text)]
     assert leaks[:20] == []
+    for name, text in sinks.items():
+        assert not [form for form in ("5555 5555 5555 4444", "5555555555554444") if form in text], name
     assert len(canaries.places) > 1_000
+    assert '"card_number": "****-****-****-4444"' in sinks["postgres"]
     assert [f"{name}: {word}" for word in SECRET_WORDS for name, text in sinks.items() if word in text] == []
     assert "****-****-****-" in sinks["postgres"]
     statuses = [status for _, status, _ in sender.answers]
@@ -192,21 +239,21 @@ async def test_no_card_number_is_in_any_sink(
     assert statuses.count(200) > 100
 
 
-async def test_the_search_finds_what_is_there(sender: Sender, server: ShieldxServer, ledger: Ledger) -> None:
+async def test_the_search_finds_what_is_there(anybody: Sender, shared: tuple[ShieldxServer, Ledger]) -> None:
     canaries = Canaries()
     digits = canaries.number("planted")
     for form in [*notations(digits).values(), f"\\x{digits.encode().hex()}", f"\\x{('ab' + digits + 'c').encode().hex()}"]:
         assert canaries.found_in(f"before {form} after") == ["planted"], form
     assert canaries.found_in(f"{digits[:-1]}") == []
-    tenant = await Client(sender.session, server.url).tenant(5)
+    tenant = await Client(anybody.session, anybody.url).tenant(5)
 
-    assert tenant in redis_text(ledger)
-    assert tenant in postgres_text(ledger)
+    assert tenant in redis_text(shared[1])
+    assert tenant in postgres_text(shared[1])
 
 
-async def test_a_name_or_key_with_a_card_number_is_refused_in_clear_words(sender: Sender, server: ShieldxServer) -> None:
-    canaries = Canaries()
-    tenant = await Client(sender.session, server.url).tenant(5)
+async def test_a_name_or_key_with_a_card_number_is_refused_in_clear_words(anybody: Sender) -> None:
+    canaries, sender = Canaries(), anybody
+    tenant = await Client(sender.session, sender.url).tenant(5)
     good: dict[str, Any] = {"tenant_id": tenant, "amount": 1}
 
     key = await sender.send("key", "POST", "/v1/credits/consume", good, Idempotency_Key=canaries.number("key"))
@@ -223,11 +270,9 @@ async def test_a_name_or_key_with_a_card_number_is_refused_in_clear_words(sender
         assert "no card number" in text
 
 
-async def test_masked_text_moves_the_same_money_and_a_retry_is_the_same_request(
-    sender: Sender, server: ShieldxServer
-) -> None:
-    canaries = Canaries()
-    tenant = await Client(sender.session, server.url).tenant(100)
+async def test_masked_text_moves_the_same_money_and_a_retry_is_the_same_request(anybody: Sender) -> None:
+    canaries, sender = Canaries(), anybody
+    tenant = await Client(sender.session, sender.url).tenant(100)
     body = {"tenant_id": tenant, "amount": 30, "description": f"card {canaries.number('description')}"}
 
     first = await sender.send("first", "POST", "/v1/credits/consume", body, Idempotency_Key="the-same")
