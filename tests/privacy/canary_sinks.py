@@ -20,6 +20,18 @@ DUMP_TIMEOUT_S: Final = 60
 _hex = re.compile(r"\\\\?x([0-9a-f]{26,})")
 
 
+class _Plain(dict[int, str]):
+    """Code point to what is searched: decimal digits of any script as ASCII, nothing for a separator."""
+
+    def __missing__(self, code: int) -> str:
+        char = chr(code)
+        self[code] = str(unicodedata.decimal(char)) if char.isdecimal() else "" if _is_separator(char) else char
+        return self[code]
+
+
+_plain: Final = _Plain()
+
+
 def luhn_digit(digits: str) -> str:
     """Return the check digit of ISO/IEC 7812-1 for these digits."""
     total = 0
@@ -48,10 +60,7 @@ class Canaries:
         forms = [form for part in dump for form in (part, unquote(part), part.replace("\\n", "\n"))]
         hit = set()
         for form in forms:
-            plain = "".join(
-                str(unicodedata.decimal(char)) if char.isdecimal() else "" if _is_separator(char) else char
-                for char in unicodedata.normalize("NFKC", form)
-            )
+            plain = unicodedata.normalize("NFKC", form).translate(_plain)
             hit |= {digits for digits in re.findall(rf"(?=({PREFIX}[0-9]{{12}}))", plain) if digits in self.places}
         return sorted(self.places[digits] for digits in hit)
 

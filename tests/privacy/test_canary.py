@@ -16,6 +16,8 @@ from tests.credits.ledger_house import Ledger, LedgerHouse
 from tests.privacy.canary_sinks import Canaries, files_text, notations, postgres_text, redis_text
 from tests.server import ShieldxServer
 
+FIELDS = ("description", "tenant_id", "amount", "payment", "card_number", "expected_version")
+FEW = {"plain", "spaces", "dashes", "fullwidth", "percent", "track-2"}  # for calls that share what others were tried with
 TYPED = "5555 5555 5555 4444"  # a card that is well formed
 SECRET_WORDS = ("DOE/JOHN", '"987"', "Jonathan")
 Send = Callable[..., Awaitable[tuple[int, str]]]
@@ -102,7 +104,7 @@ async def send_bodies(sender: Sender, canaries: Canaries, tenant: str) -> None:
         good = {"tenant_id": tenant, "amount": 5}
         for call in ("topup", "consume", "reserve"):
             path = f"/v1/credits/{call}"
-            for field in ("description", "tenant_id", "amount", "payment", "card_number", "expected_version"):
+            for field in FIELDS if call == "consume" else FIELDS[:2]:
                 await sender.send(f"{call} {field}", "POST", path, good | {field: card(f"{call} {field}")})
             metadata = {card("key"): 1, "value": card("value"), "deep": [{"pan": card("pan")}], "cvv": "987",
                         "cardholder_name": "Jonathan Doe", "json": json.dumps({"card_number": card("json")})}  # fmt: skip
@@ -124,8 +126,9 @@ async def send_bodies(sender: Sender, canaries: Canaries, tenant: str) -> None:
                 "/v1/credits/batch",
                 {"operations": [{"op": "consume", **good, field: card("item " + field)}]},
             )
-        await send_payments(sender, card, good)
-        await send_to_the_console(sender, card)
+        if notation in FEW:
+            await send_payments(sender, card, good)
+            await send_to_the_console(sender, card)
         legs = [{"tenant_id": card("leg"), "amount": 1}, {"tenant_id": tenant, "amount": -1}]
         await sender.send("legs", "POST", "/v1/transactions", {"legs": legs})
         for call in ("refund", f"reservations/{fresh('r')}/commit"):
