@@ -26,7 +26,7 @@ from app.credits.book import Book
 from app.credits.ledger import Ledger
 from app.credits.lifecycle import Lifecycle
 from app.credits.operation import IdMask, events_of_item
-from app.credits.projection import CreditProjection
+from app.credits.projection import folds_of
 from app.credits.records import Records
 from app.credits.recovery import LedgerRecovery
 from app.credits.request import Fingerprints
@@ -222,7 +222,7 @@ class Credits:
             shard = Shard(number, origins[number])
             link = RedisLink(links)
             decode = functools.partial(_decode, number, mask)
-            writer = Writer(shard, seal, CreditProjection(number), link, decode)
+            writer = Writer(shard, seal, folds_of, link, decode)
             keeper = Keeper(
                 shard, writer, LedgerRecovery(shard, writer, link),
                 lambda: open_session(self.stores.database_url), self._redis, self.stores.replica_name,
