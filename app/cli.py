@@ -64,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     rotate.add_argument("--database-url", help="Postgres (DATABASE_URL; default: the embedded one)")
     rotate.add_argument("--data-dir", dest="data_dir", help="data directory with the embedded servers")
+    payment = commands.add_parser("payment", help="private data").add_subparsers(dest="action", required=True)
+    show = payment.add_parser("show", help="print the payment of a top-up in the clear; the chain tells that it was read")
+    show.add_argument("transaction_id")
+    show.add_argument("--purpose", required=True, help="why it is read, such as a case number; stands in the chain")
+    show.add_argument("--database-url", help="Postgres (DATABASE_URL; default: the embedded one)")
+    show.add_argument("--data-dir", dest="data_dir", help="data directory with the embedded servers and the master key")
     replay = commands.add_parser("replay", help="play a file of metered requests against a server")
     replay.add_argument("file", type=Path, help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens")
     replay.add_argument("--url", default="http://127.0.0.1:5004")
@@ -135,6 +141,17 @@ def _keys(arguments: argparse.Namespace) -> int:
     return run_keys(arguments, url)
 
 
+def _payment(arguments: argparse.Namespace) -> int:
+    from app.credits.payment_command import run_disclosure  # noqa: PLC0415
+    from app.main import checked_master_keys  # noqa: PLC0415
+
+    data_dir = _data_dir(arguments)
+    given = {k: v for k, v in os.environ.items() if k.startswith("SHIELDX_MASTER_KEY")}
+    masters = checked_master_keys(read_settings({"data_dir": str(data_dir)}, given))
+    url = arguments.database_url or os.environ.get("DATABASE_URL") or read_endpoints(data_dir).admin_database_url
+    return run_disclosure(url, masters, arguments.transaction_id, arguments.purpose)
+
+
 def _replay(arguments: argparse.Namespace) -> int:
     from app.replay import ReplayOptions, run_replay  # noqa: PLC0415
 
@@ -161,6 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _audit(parsed)
             case "keys":
                 return _keys(parsed)
+            case "payment":
+                return _payment(parsed)
             case _:
                 return _replay(parsed)
     except (SettingRefused, EmbeddedFault) as error:

@@ -98,12 +98,10 @@ def master_keys(settings: Settings) -> MasterKeys:
     return read_master_keys(given) or make_master_key_file(secret_file(settings.data_dir, MASTER_KEY_FILE))
 
 
-def load_master_keys(settings: Settings, privacy: Privacy) -> None:
-    """Have the master keys read. Raises SettingRefused when there is no usable one."""
-    if settings.redis_url and not settings.master_keys and not settings.master_key_file:
-        log.warning("private data is under a master key of this process's data directory: give all replicas the same one")
+def checked_master_keys(settings: Settings) -> MasterKeys:
+    """Return the same, for a start: raises SettingRefused when there is no usable one."""
     try:
-        privacy.load()
+        return master_keys(settings)
     except (MasterKeyRefused, OSError) as error:
         reason = str(error) if isinstance(error, MasterKeyRefused) else f"cannot read the file ({type(error).__name__})"
         raise SettingRefused(f"SHIELDX_MASTER_KEYS or SHIELDX_MASTER_KEY_FILE: {reason}") from None
@@ -145,7 +143,9 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
 
     async def _run_credits(app: web.Application, redis_url: str, database_url: str, owner: str) -> AsyncIterator[None]:
         async with Outgoing() as client:
-            load_master_keys(settings, controls.privacy)
+            controls.privacy.load(checked_master_keys(settings))
+            if settings.redis_url and not settings.master_keys and not settings.master_key_file:
+                log.warning("private data is under a key of this process's data directory: give all replicas the same one")
             signing = Signing(checkpoint_seeds(settings), named_witnesses(settings), client.post)
             credits_ = Credits(
                 Stores(redis_url, database_url, owner, settings.postgres_pool_size, settings.ledger_shards,

@@ -28,9 +28,9 @@ class Privacy:
     def __init__(
         self, load_keys: Callable[[], MasterKeys], record: RecordFact, keep_days: int, clock_ms: Callable[[], int] = now_ms
     ) -> None:
-        """Nothing is read before `load`.
+        """`load` comes next.
 
-        load_keys  reads the master keys from where they come from; called again now and then
+        load_keys  reads the master keys anew from where they come from; called now and then
         record     puts one entry into the chain, durably
         keep_days  how long payment data is kept
         """
@@ -43,9 +43,9 @@ class Privacy:
         self._reload_at_ms = 0
         self.store: PrivateStore | None = None
 
-    def load(self) -> None:
-        """Read the master keys. Raises MasterKeyRefused, OSError."""
-        self._masters = self._load_keys()
+    def load(self, masters: MasterKeys) -> None:
+        """Take the master keys to begin with."""
+        self._masters = masters
 
     def open(self, pool: asyncpg.Pool[Any]) -> None:
         """Begin to keep private data, over a pool of the server's role; after `load`."""

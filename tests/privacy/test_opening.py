@@ -42,7 +42,7 @@ def keys() -> Keys:
 @pytest.fixture
 def privacy(pool: asyncpg.Pool[Any], keys: Keys, facts: Facts, clock: Clock) -> Privacy:
     privacy = Privacy(keys, facts, 10, clock)
-    privacy.load()
+    privacy.load(keys())
     privacy.open(pool)
     return privacy
 
@@ -108,7 +108,7 @@ async def test_the_file_of_a_data_directory_is_rotated_under_a_running_server(
 ) -> None:
     path = tmp_path / "master.key"
     running = Privacy(lambda: make_master_key_file(path), facts, 10, clock)
-    running.load()
+    running.load(make_master_key_file(path))
     running.open(pool)
     await store_of(running).keep("r1", "t1", "t1", PAYMENT)
     before = make_master_key_file(path)
