@@ -126,3 +126,13 @@ def test_a_request_draws_from_the_buckets_of_its_key_and_its_tenant() -> None:
     assert rates.buckets(limited, None) == rates.buckets(limited, "other") == (of_key,)
     assert rates.buckets(free, "acme") == (of_tenant,)
     assert rates.buckets(limited, "acme") == (of_key, of_tenant)
+
+
+async def test_who_reads_entries_is_noted_and_nobody_else(house: House) -> None:
+    secret = house.give(Key("key_a", "auditor"))
+
+    for row in (("GET", "/v1/accounts"), ("GET", "/v1/audit/checkpoint"), ("GET", "/v1/audit/entries"), CONSUME):
+        await house.enter(row, secret.text)
+    await house.reads.flush()
+
+    assert house.entries.reads == [{"key_id": "key_a", "route": "GET /v1/audit/entries", "reads": 1}]

@@ -10,8 +10,10 @@ import asyncpg
 import pytest
 
 from app.cli import main
+from app.privacy.payment import Payment, commitment
 from tests.credits.ledger_client import Client, fresh
 from tests.credits.ledger_house import Ledger
+from tests.server import MASTER_KEY
 
 CARD = "4111111111111111"
 PAYMENT = {"card_number": CARD, "cvv": "987", "cardholder_name": "John Doe", "expiry": "12/27"}
@@ -102,6 +104,32 @@ async def test_an_erasure_destroys_what_is_known_and_the_chain_verifies(
     entries = await rows(ledger, "SELECT convert_from(entry, 'UTF8') FROM audit_chain WHERE type = 'privacy.erasure'")
     assert [erased.body["erasure_id"] in row[0] for row in entries].count(True) == 1
     assert not [row for row in entries if tenant in row[0]]
+
+
+async def test_a_payment_is_shown_masked_and_in_the_clear_only_on_the_record(
+    client: Client, ledger: Ledger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = await client.tenant()
+    paid = (await pay(client, tenant, fresh("pay"))).body["transaction_id"]
+    plain = (await client.topup(tenant, 5))["transaction_id"]
+    monkeypatch.setenv("SHIELDX_MASTER_KEYS", MASTER_KEY)
+    command = ["payment", "show", paid, "--purpose", f"case 17 {CARD}", "--database-url", ledger.database_url]
+
+    seen = [(await client.get(f"/v1/transactions/{one}")).body.get("payment") for one in (paid, plain)]
+    code = await asyncio.to_thread(main, command)
+    printed = json.loads(capsys.readouterr().out)
+    await client.post("/v1/privacy/erasures", {"subject": tenant})
+    after = (await client.get(f"/v1/transactions/{paid}")).body["payment"]
+    codes = [await asyncio.to_thread(main, [*command[:2], one, *command[3:]]) for one in (paid, plain, fresh("x"))]
+
+    assert seen == [{"card_number": "****-****-****-1111", "cardholder_name": "Jo****", "expiry": "**/**"}, None]
+    payment = Payment(CARD, "John Doe", "12/27")
+    assert (code, printed["payment"]) == (0, {"card_number": CARD, "cardholder_name": "John Doe", "expiry": "12/27"})
+    assert commitment(bytes.fromhex(printed["salt"]), "payment", payment.canonical()).hex() == printed["commitment"]
+    assert (after, codes) == ({"erased": True}, [2, 2, 2])
+    pending = await rows(ledger, "SELECT details::text FROM pending_entries WHERE kind = 'privacy.read' ORDER BY at")
+    assert "case 17 ****-****-****-1111" in pending[0][0]
+    assert CARD not in "".join(row[0] for row in pending)
 
 
 async def test_a_limited_admin_erases_its_own_tenants_only(client: Client) -> None:

@@ -19,7 +19,7 @@ from tests.server import ShieldxServer
 FIELDS = ("description", "tenant_id", "amount", "payment", "card_number", "expected_version")
 FEW = {"plain", "spaces", "dashes", "fullwidth", "percent", "track-2"}  # for calls that share what others were tried with
 TYPED = "5555 5555 5555 4444"  # a card that is well formed
-SECRET_WORDS = ("DOE/JOHN", '"987"', "Jonathan")
+SECRET_WORDS = ("DOE/JOHN", '"987"', "Jonathan", "Probe/9.8.7", "203.0.113.77")
 Send = Callable[..., Awaitable[tuple[int, str]]]
 
 
@@ -175,6 +175,9 @@ async def send_broken(sender: Sender, canaries: Canaries, tenant: str) -> None:
 async def send_around(sender: Sender, canaries: Canaries, tenant: str) -> None:
     """Put a number of each notation into header fields, paths and queries."""
     good = {"tenant_id": tenant, "amount": 1}
+    person = {"User_Agent": "Probe/9.8.7 (X11)", "X_Forwarded_For": "203.0.113.77", "Forwarded": "for=203.0.113.77"}
+    for key in (AUTHORIZED["Authorization"], "Bearer nobody"):
+        await sender.send("person", "POST", "/v1/credits/consume", good, Authorization=key, **person)
     for notation in notations("0" * 16):
 
         def card(place: str, notation: str = notation) -> str:
@@ -237,6 +240,7 @@ async def test_no_card_number_is_in_any_sink(
     assert '"card_number": "****-****-****-4444"' in sinks["postgres"]
     assert [f"{name}: {word}" for word in SECRET_WORDS for name, text in sinks.items() if word in text] == []
     assert "****-****-****-" in sinks["postgres"]
+    assert b'"network":"127.0.0.0/24"'.hex() in sinks["postgres"]  # of who came without a key
     statuses = [status for _, status, _ in sender.answers]
     assert 500 not in statuses
     assert statuses.count(200) > 100

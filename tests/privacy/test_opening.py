@@ -8,6 +8,9 @@ from typing import Any
 import asyncpg
 import pytest
 
+from app.credits.lifecycle import Lifecycle
+from app.credits.records import Records
+from app.credits.upkeep import Upkeep
 from app.privacy.envelope import MasterKeys, kek_id, make_master_key_file
 from app.privacy.opening import EXPIRY_INTERVAL_S, RELOAD_INTERVAL_S, Privacy
 from app.privacy.payment import Payment
@@ -134,3 +137,21 @@ async def test_a_rotation_that_was_cut_off_makes_no_further_key(
     masters, done = await rotate(ledger_url, path, wait_s=0)
 
     assert (masters.ids, done.rewrapped) == (interrupted.ids, 1)
+
+
+async def test_only_the_replica_that_leads_does_the_jobs(
+    pool: asyncpg.Pool[Any], privacy: Privacy, facts: Facts, clock: Clock, owner: asyncpg.Connection[Any]
+) -> None:
+    leads = False
+    upkeep = Upkeep(Records(pool), Lifecycle(pool, (0, 1), clock), privacy, lambda: leads)
+    await store_of(privacy).keep("r1", "t1", "t1", PAYMENT)
+    await store_of(privacy).erase("t1", request_id="q", basis="gdpr-17")
+
+    await upkeep.tick()
+    before = (await owner.fetchval("SELECT count(*) FROM ledger_jobs"), len(facts.seen))
+    leads = True
+    await upkeep.tick()
+
+    assert before == (0, 0)
+    assert await owner.fetch("SELECT name FROM ledger_jobs") == [("balances summary",)]
+    assert [kind for kind, _ in facts.seen] == ["privacy.erasure"]
