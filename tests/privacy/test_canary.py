@@ -151,7 +151,7 @@ async def send_to_the_console(sender: Sender, card: Callable[[str], str]) -> Non
     for name, path, body in (
         ("key name", "/v1/keys", {"name": card("key name"), "role": "reader"}),
         ("key tenant", "/v1/keys", {"name": "n", "role": "reader", "tenants": [card("key tenant")]}),
-        ("webhook", "/v1/webhooks", {"url": f"https://example.com/{card('webhook url')}", "events": ["*"]}),
+        ("webhook", "/v1/webhooks", {"url": f"https://example.com/{card('webhook url')}"}),
         ("webhook text", "/v1/webhooks", {"url": "https://example.com/", "description": card("webhook text")}),
         ("erasure", "/v1/privacy/erasures", {"subject": card("erasure")}),
         ("basis", "/v1/privacy/erasures", {"subject": "nobody", "basis": card("basis")}),
