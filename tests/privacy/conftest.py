@@ -14,6 +14,7 @@ from app.db.postgres import open_pool
 from app.privacy.envelope import MasterKeys
 from app.privacy.store import PrivateStore
 from tests.credits.ledger_house import LedgerHouse, house_of
+from tests.stores import run_apart
 
 OLD, NEW = bytes(range(32)), bytes(range(1, 33))
 NOW_MS = 1_780_000_000_000
@@ -47,15 +48,28 @@ def house(pytestconfig: pytest.Config) -> LedgerHouse:
     return house_of(pytestconfig)
 
 
-@pytest.fixture
-async def ledger_url(house: LedgerHouse) -> str:
-    """URL of a founded ledger with two shards, as its owner."""
+async def founded(house: LedgerHouse) -> str:
     url = await house.postgres.make_own_database()
     connection = await asyncpg.connect(url)
     await migrate(connection)
     await found_ledger(connection, 2, genesis_hash)
     await connection.close()
     return url
+
+
+@pytest.fixture(scope="session")
+def founded_url(house: LedgerHouse) -> str:
+    """URL of a founded ledger with two shards, as its owner."""
+    return run_apart(founded(house))
+
+
+@pytest.fixture
+async def ledger_url(founded_url: str) -> str:
+    """The same, and nothing private is in it yet."""
+    connection = await asyncpg.connect(founded_url)
+    await connection.execute("TRUNCATE private_records, private_keys, private_erasures, pending_entries, ledger_jobs")
+    await connection.close()
+    return founded_url
 
 
 @pytest.fixture
