@@ -73,15 +73,19 @@ class AuditReads:
             reader.untold += 1
 
     async def flush(self, *, everything: bool = False) -> None:
-        """Record first reads and the summaries that are due; with `everything` all that is untold."""
+        """Record first reads and the summaries that are due; with `everything` all that is untold.
+
+        Ends at the first entry that the chain does not take: at a stop, each would be waited for.
+        """
         for place, reader in list(self._readers.items()):
             due = self._elapsed_s() - reader.told_s >= SUMMARY_INTERVAL_S
             if reader.untold and (reader.first or due or everything):
-                await self._tell(place, reader)
+                if not await self._tell(place, reader):
+                    return
             elif due:
                 del self._readers[place]
 
-    async def _tell(self, place: tuple[str, str], reader: _Reader) -> None:
+    async def _tell(self, place: tuple[str, str], reader: _Reader) -> bool:
         reads, reader.untold = reader.untold, 0
         try:
             await self._record("audit.read", {"key_id": place[0], "route": place[1], "reads": reads})
@@ -90,8 +94,9 @@ class AuditReads:
             if not isinstance(error, Exception):
                 raise
             log.warning("reads of audit data not recorded", extra={"reason": type(error).__name__, "reads": reads})
-            return
+            return False
         reader.told_s, reader.first = self._elapsed_s(), False
+        return True
 
     async def _run(self) -> None:
         while True:

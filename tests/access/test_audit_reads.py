@@ -19,9 +19,11 @@ class Chain:
     def __init__(self) -> None:
         self.entries: list[dict[str, Any]] = []
         self.closed = False
+        self.asked = 0
         self.now_s = 0.0
 
     async def record(self, kind: str, details: dict[str, Any]) -> None:
+        self.asked += 1
         if self.closed:
             raise ConnectionError("closed")
         assert kind == "audit.read"
@@ -86,6 +88,15 @@ async def test_what_the_chain_does_not_take_is_told_later(reads: AuditReads, cha
     await reads.flush()
 
     assert [one["reads"] for one in chain.entries] == [5]
+
+
+async def test_a_chain_that_is_away_is_asked_once(reads: AuditReads, chain: Chain) -> None:
+    chain.closed = True
+    for number in range(50):
+        reads.note(f"key_{number}", "GET", ROUTE)
+    await reads.flush(everything=True)
+
+    assert chain.asked == 1
 
 
 async def test_more_readers_than_are_told_apart_are_counted_together(reads: AuditReads, chain: Chain) -> None:
