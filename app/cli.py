@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EXIT_REFUSED: Final = 2  # the command line or the settings are wrong, or a check could not be made
 _SECRET: Final = frozenset({
-    "root_key", "audit_key", "checkpoint_keys", "webhook_key", "webhook_old_key", "redis_url", "database_url",
+    "root_key", "audit_key", "checkpoint_keys", "master_keys", "webhook_key", "webhook_old_key", "redis_url", "database_url",
     "migrate_database_url",
 })  # fmt: skip
 
@@ -57,7 +57,19 @@ def _parser() -> argparse.ArgumentParser:
                         help="file with a trusted checkpoint: check only what came after it; may be repeated")  # fmt: skip
     verify.add_argument("--size", action="append", default=[],
                         help="[SHARD:]SIZE: how many entries the chain is known to have had; may be repeated")  # fmt: skip
-    add_parsers(commands)
+    keys = add_parsers(commands)
+    rotate = keys.add_parser(
+        "rotate-master",
+        help="make a new master key in the data directory, or take the first one that is set, and wrap all data keys by it",
+    )
+    rotate.add_argument("--database-url", help="Postgres (DATABASE_URL; default: the embedded one)")
+    rotate.add_argument("--data-dir", dest="data_dir", help="data directory with the embedded servers")
+    payment = commands.add_parser("payment", help="private data").add_subparsers(dest="action", required=True)
+    show = payment.add_parser("show", help="print the payment of a top-up in the clear; the chain tells that it was read")
+    show.add_argument("transaction_id")
+    show.add_argument("--purpose", required=True, help="why it is read, such as a case number; stands in the chain")
+    show.add_argument("--database-url", help="Postgres (DATABASE_URL; default: the embedded one)")
+    show.add_argument("--data-dir", dest="data_dir", help="data directory with the embedded servers and the master key")
     replay = commands.add_parser("replay", help="play a file of metered requests against a server")
     replay.add_argument("file", type=Path, help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens")
     replay.add_argument("--url", default="http://127.0.0.1:5004")
@@ -120,7 +132,24 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 def _keys(arguments: argparse.Namespace) -> int:
     url = arguments.database_url or os.environ.get("DATABASE_URL") or read_endpoints(_data_dir(arguments)).admin_database_url
+    if arguments.action == "rotate-master":
+        from app.main import MASTER_KEY_FILE  # noqa: PLC0415
+        from app.privacy.rotation import run_rotation  # noqa: PLC0415
+
+        given = os.environ.get("SHIELDX_MASTER_KEYS") or os.environ.get("SHIELDX_MASTER_KEY_FILE")
+        return run_rotation(url, None if given else _data_dir(arguments) / MASTER_KEY_FILE)
     return run_keys(arguments, url)
+
+
+def _payment(arguments: argparse.Namespace) -> int:
+    from app.credits.payment_command import run_disclosure  # noqa: PLC0415
+    from app.main import checked_master_keys  # noqa: PLC0415
+
+    data_dir = _data_dir(arguments)
+    given = {k: v for k, v in os.environ.items() if k.startswith("SHIELDX_MASTER_KEY")}
+    masters = checked_master_keys(read_settings({"data_dir": str(data_dir)}, given))
+    url = arguments.database_url or os.environ.get("DATABASE_URL") or read_endpoints(data_dir).admin_database_url
+    return run_disclosure(url, masters, arguments.transaction_id, arguments.purpose)
 
 
 def _replay(arguments: argparse.Namespace) -> int:
@@ -149,6 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _audit(parsed)
             case "keys":
                 return _keys(parsed)
+            case "payment":
+                return _payment(parsed)
             case _:
                 return _replay(parsed)
     except (SettingRefused, EmbeddedFault) as error:

@@ -18,15 +18,18 @@ from app.access.opening import Access
 from app.audit.note import NoteRefused
 from app.audit.signing_keys import SeedsRefused, audit_key, parse_seeds
 from app.audit.witness import Witness, parse_witnesses
-from app.credits.api import CREDITS, outage
+from app.credits.api import CREDITS, PRIVACY, outage
 from app.credits.audit_api import AUDIT_ROUTES
 from app.credits.opening import Controls, Credits, Signing, Stores
+from app.credits.privacy_api import PRIVACY_ROUTES
 from app.credits.routes import ROUTES as CREDIT_ROUTES
 from app.db.migrate import MigrationRefused
 from app.db.topology import Topology, make_topology
-from app.embedded import EmbeddedServers, checkpoint_keys, root_key
+from app.embedded import EmbeddedServers, checkpoint_keys, root_key, secret_file
 from app.metrics import Metrics
 from app.operations import METRICS, OPERATION_ROUTES
+from app.privacy.envelope import MasterKeyRefused, make_master_key_file, read_master_keys
+from app.privacy.opening import Privacy
 from app.settings import SettingRefused, Settings
 from app.web.connections import ConnectionLimits, EdgeRunner
 from app.web.docs import reference_routes
@@ -41,9 +44,11 @@ from app.webhooks.target import rules_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from app.privacy.envelope import MasterKeys
 
 log = logging.getLogger(__name__)
 
+MASTER_KEY_FILE: Final = "master.key"  # in the data directory; 64 hex digits a line, the current key first
 GC_ALLOCATIONS: Final = 50_000  # container objects between two collections: about 10 MB of garbage at most
 
 
@@ -85,6 +90,24 @@ def named_witnesses(settings: Settings) -> tuple[Witness, ...]:
         raise SettingRefused(f"SHIELDX_WITNESSES: {error}") from None
 
 
+def master_keys(settings: Settings) -> MasterKeys:
+    """Return the keys that wrap the data keys of private data: those that are set, or those of the data directory.
+
+    Raises MasterKeyRefused, and OSError for a file that cannot be read; neither shows a key.
+    """
+    given = {"SHIELDX_MASTER_KEYS": settings.master_keys, "SHIELDX_MASTER_KEY_FILE": settings.master_key_file}
+    return read_master_keys(given) or make_master_key_file(secret_file(settings.data_dir, MASTER_KEY_FILE))
+
+
+def checked_master_keys(settings: Settings) -> MasterKeys:
+    """Return the same, for a start: raises SettingRefused when there is no usable one."""
+    try:
+        return master_keys(settings)
+    except (MasterKeyRefused, OSError) as error:
+        reason = str(error) if isinstance(error, MasterKeyRefused) else f"cannot read the file ({type(error).__name__})"
+        raise SettingRefused(f"SHIELDX_MASTER_KEYS or SHIELDX_MASTER_KEY_FILE: {reason}") from None
+
+
 def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> web.Application:
     """Return the application: its parts start left to right and stop right to left."""
     app = web.Application()
@@ -95,10 +118,13 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
     async def record(kind: str, details: dict[str, Any]) -> None:
         await app[CREDITS].record(kind, details)
 
-    controls = Controls(Access(key, record), Webhooks(signing_keys(settings, key), rules_of(settings)))
-    app[ACCESS], app[WEBHOOKS] = controls.access, controls.webhooks
+    controls = Controls(
+        Access(key, record), Webhooks(signing_keys(settings, key), rules_of(settings)),
+        Privacy(lambda: master_keys(settings), record, settings.payment_keep_days), settings.archive_after_days,
+    )  # fmt: skip
+    app[ACCESS], app[WEBHOOKS], app[PRIVACY] = controls.access, controls.webhooks, controls.privacy
     set_up(app, controls.access.gate.entrance, metrics.record, outage)
-    routes = (*CREDIT_ROUTES, *AUDIT_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES, *OPERATION_ROUTES)
+    routes = (*CREDIT_ROUTES, *AUDIT_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES, *PRIVACY_ROUTES, *OPERATION_ROUTES)
     add_routes(app, (*routes, *reference_routes(routes, title="shieldx", version=__version__)))
 
     async def stores(app: web.Application) -> AsyncIterator[None]:
@@ -118,6 +144,9 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
 
     async def _run_credits(app: web.Application, redis_url: str, database_url: str, owner: str) -> AsyncIterator[None]:
         async with Outgoing() as client:
+            controls.privacy.load(checked_master_keys(settings))
+            if settings.redis_url and not settings.master_keys and not settings.master_key_file:
+                log.warning("private data is under a key of this process's data directory: give all replicas the same one")
             signing = Signing(checkpoint_seeds(settings), named_witnesses(settings), client.post)
             credits_ = Credits(
                 Stores(redis_topology(redis_url), database_url, owner, settings.postgres_pool_size, settings.ledger_shards,

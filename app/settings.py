@@ -39,6 +39,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint_keys: str = ""
     checkpoint_key_file: str = ""
     witnesses: str = ""
+    master_keys: str = ""
+    master_key_file: str = ""
+    payment_keep_days: Annotated[int, Meta(ge=1, le=36_600)] = 540
+    archive_after_days: Annotated[int, Meta(ge=0, le=36_600)] = 0
     webhook_key: str = ""
     webhook_old_key: str = ""
     webhook_allow_http: bool = False
@@ -72,6 +76,10 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "checkpoint_keys": "Ed25519 seeds that sign checkpoints, 64 hex digits each, newest first, separated by commas",
     "checkpoint_key_file": "file with such seeds, one a line; by default one is made once and kept in the data directory",
     "witnesses": "witnesses of checkpoints: verifier key, space, URL; several separated by commas",
+    "master_keys": "keys that wrap those of private data, 64 hex digits or base64 each, the current one first, by commas",
+    "master_key_file": "file with such keys, one a line; by default one is made once and kept in the data directory",
+    "payment_keep_days": "days for which payment data is kept; a charge can be disputed for 540",
+    "archive_after_days": "days after its end at which a quarter of the chain is archived, at least 2; 0 for never",
     "webhook_key": "secret from which those of webhooks are derived, at least 16 characters; by default from the root key",
     "webhook_old_key": "the webhook_key before, until every endpoint's secret has been rotated",
     "webhook_allow_http": "true lets webhooks go over plain http too",
@@ -155,6 +163,8 @@ def _check(settings: Settings) -> None:
         raise SettingRefused(
             f"{other}: Expected a URL because {given} is set; set both, or neither for the embedded servers"
         )
+    if settings.archive_after_days == 1:
+        raise SettingRefused("SHIELDX_ARCHIVE_AFTER_DAYS: Expected 0 or at least 2")
     if settings.redis_url and not settings.redis_url.startswith(REDIS_SCHEMES):
         raise SettingRefused(f"REDIS_URL: Expected one of {', '.join(REDIS_SCHEMES)}")
     for name in ("database_url", "migrate_database_url"):

@@ -20,6 +20,7 @@ import app
 
 REPOSITORY: Final = Path(app.__file__).resolve().parents[1]
 ROOT_KEY: Final = "shx_root_of-the-tests-and-nothing-else"
+MASTER_KEY: Final = bytes(range(32)).hex()
 READY_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 30.0
 POLL_S: Final = 0.02
@@ -67,6 +68,7 @@ class ShieldxServer:
             if not name.startswith(("SHIELDX_", "PG")) and name not in {"REDIS_URL", "DATABASE_URL"}
         } | {
             "SHIELDX_ROOT_KEY": ROOT_KEY,
+            "SHIELDX_MASTER_KEYS": MASTER_KEY if redis_url else "",
             "SHIELDX_LEDGER_SHARDS": str(shards),
             "SHIELDX_REPLICA_NAME": name,
             "PYTHONPATH": str(REPOSITORY),

@@ -36,8 +36,8 @@ EXIT_REFUSED: Final = 2
 _COLUMNS: Final = ("key_id", "shown", "name", "role", "status", "tenants", "services", "expires_at", "last_used_at")
 
 
-def add_parsers(commands: Any) -> None:
-    """Add the sub-commands of `keys` to the sub-parsers of the console command."""
+def add_parsers(commands: Any) -> Any:
+    """Add the sub-commands of `keys` to the sub-parsers of the console command; return those of `keys`, to add more."""
     actions = commands.add_parser("keys", help="API keys").add_subparsers(dest="action", required=True)
     create = actions.add_parser("create", help="make a key and print it, this once")
     create.add_argument("--name", required=True, help="what people call it")
@@ -59,6 +59,7 @@ def add_parsers(commands: Any) -> None:
     for parser in (create, listing, revoke, rotate):
         parser.add_argument("--database-url", help="Postgres (DATABASE_URL; default: the embedded one)")
         parser.add_argument("--data-dir", dest="data_dir", help="data directory of the embedded servers")
+    return actions
 
 
 def run_keys(arguments: argparse.Namespace, database_url: str) -> int:

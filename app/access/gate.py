@@ -11,6 +11,7 @@ from app.access.table import Denial, problem_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from app.access.audit_reads import AuditReads
     from app.access.denials import DenialLog
     from app.access.table import KeyTable
     from app.web.problems import Problem
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 class Gate:
     """Makes an entrance for each route, with all that is fixed looked up once."""
 
-    def __init__(self, table: KeyTable, denials: DenialLog) -> None:
-        """Denials are noted in `denials`."""
+    def __init__(self, table: KeyTable, denials: DenialLog, reads: AuditReads) -> None:
+        """Denials are noted in `denials`, calls of routes that show the chain in `reads`."""
         self._table = table
         self._denials = denials
+        self._reads = reads
 
     def entrance(self, method: str, path: str) -> Callable[[str | None, Callable[[], str | None]], Key | Problem]:
         """Return the check of one closed route: Authorization header and what tells the client's address, which is asked
@@ -45,6 +47,8 @@ class Gate:
             if refused is not None:
                 self._denials.note("forbidden", method, path, key_id=key.key_id, address=address())
                 return refused
+            if right.noted:
+                self._reads.note(key.key_id, method, path)
             return key
 
         return enter

@@ -28,11 +28,13 @@ class Right(NamedTuple):
     roles         the roles that may
     service       the service that it belongs to, `""` for what belongs to none
     whole_ledger  closed to keys that are limited to tenants
+    noted         shows entries of the chain: who calls it becomes an entry too
     """
 
     roles: frozenset[str]
     service: str = "credits"
     whole_ledger: bool = False
+    noted: bool = False
 
 
 Row = tuple[str, str]  # method, path template
@@ -80,14 +82,14 @@ _CREDITS: Final[dict[Row, Right]] = {
 # The chain holds all tenants' entries side by side: only a receipt is one tenant's.
 _AUDIT_ROWS: Final[dict[Row, Right]] = {
     ("GET", "/v1/audit/shards"): Right(_VERIFY, "", whole_ledger=True),
-    ("GET", "/v1/audit/entries"): Right(_AUDIT, "", whole_ledger=True),
+    ("GET", "/v1/audit/entries"): Right(_AUDIT, "", whole_ledger=True, noted=True),
     ("GET", "/v1/audit/checkpoint"): Right(_READ, ""),
     ("GET", "/v1/audit/keys"): Right(_READ, ""),
     ("GET", "/v1/audit/proof/inclusion"): Right(_READ, ""),
     ("GET", "/v1/audit/proof/consistency"): Right(_READ, ""),
-    ("GET", "/v1/audit/receipts/{transaction_id}"): Right(_READ, ""),
-    ("POST", "/v1/audit/verify"): Right(_VERIFY, "", whole_ledger=True),
-    ("GET", "/tiles/{shard}/{tile:.+}"): Right(_AUDIT, "", whole_ledger=True),
+    ("GET", "/v1/audit/receipts/{transaction_id}"): Right(_READ, "", noted=True),
+    ("POST", "/v1/audit/verify"): Right(_VERIFY, "", whole_ledger=True, noted=True),
+    ("GET", "/tiles/{shard}/{tile:.+}"): Right(_AUDIT, "", whole_ledger=True, noted=True),
     ("POST", "/v1/privacy/erasures"): Right(_ADMIN, ""),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from app.access.audit_reads import AuditReads
 from app.access.denials import DenialLog
 from app.access.gate import Gate
 from app.access.limits import Limits
@@ -29,13 +30,15 @@ class Access:
     limits   draws; None before `open`
     store    keys in Postgres, for the calls; None before `open`
     denials  to be told of attempts that the gate does not see
+    reads    tells the chain who read it
     """
 
     def __init__(self, root_key: str, record: Callable[[str, dict[str, Any]], Awaitable[Any]]) -> None:
         """`record` puts one entry into the chain; while it cannot, denials are only counted."""
         self.table = KeyTable(root_key)
         self.denials = DenialLog(record)
-        self.gate = Gate(self.table, self.denials)
+        self.reads = AuditReads(record)
+        self.gate = Gate(self.table, self.denials, self.reads)
         self.rates = TenantRates()
         self.limits: Limits | None = None
         self.store: KeyStore | None = None
@@ -62,10 +65,12 @@ class Access:
         self.limits.start(on_crash)
         self._watch.start(on_crash)
         self.denials.start()
+        self.reads.start()
 
     async def close(self) -> None:
         """Record what is to be recorded, and end. Call it while the chain still takes entries."""
         await self.denials.stop()
+        await self.reads.stop()
         if self._watch is not None:
             await self._watch.stop()
         if self.limits is not None:

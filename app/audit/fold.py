@@ -14,6 +14,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from app.audit.entry import Record
+from app.privacy.tombstones import TOMBSTONES
 
 BALANCE_MAX: Final = 10**14 - 1  # credits; the largest number that the ledger can hold exactly
 TENANT_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
@@ -151,22 +152,26 @@ class RangeFold:
     def __init__(self, low: int, refunded_ids: frozenset[str]) -> None:
         """`low` is the first seq of the range; `refunded_ids` the transactions that credit_refunds lists.
 
-        What was consumed by those goes to `consumed`; what can only be judged with the ranges before, `deferred`.
+        What was consumed by those goes to `consumed`; what can only be judged with the ranges before, to `deferred`; what
+        speaks of private records, to `private`.
         """
         self.spans: dict[str, Span] = {}
         self.holds: dict[str, Hold] = {}
         self.consumed: list[Record] = []
         self.deferred: list[Record] = []
+        self.private: list[Record] = []
         self.transfer: Transfer | None = None
         self.moved = [0] * len(ALL_RULES)
         self._low = low
         self._refunded_ids = refunded_ids
 
-    def apply(self, record: Record) -> str | None:  # noqa: C901 - inlined: this runs once for every entry
+    def apply(self, record: Record) -> str | None:  # noqa: C901, PLR0912 - inlined: this runs once for every entry
         """Move the tenant on by one record; the reason when it does not follow from the record before it."""
         kind, tenant, amount = record.type, record.tenant_id, record.amount
         rule = RULES.get(kind)
         if rule is None or not tenant:
+            if kind in TOMBSTONES:
+                self.private.append(record)
             return _outside_fault(record, rule)
         if self.transfer is not None and kind != "transfer":
             return self.transfer.cut
@@ -201,6 +206,8 @@ class RangeFold:
             span.incoming += incoming_sign * amount
             span.incoming_low = min(span.incoming_low, span.incoming)
         self.moved[number] += amount
+        if kind == "topup" and record.details is not None:
+            self.private.append(record)
         return None
 
     def _extra(self, record: Record, rule: Rule) -> tuple[str | None, int]:

@@ -18,14 +18,16 @@ from app.audit.entry import ENTRY_PREFIX, Record, genesis_hash
 from app.audit.fold import BALANCE_MAX, Hold, Transfer, detail
 from app.audit.log import log_origin
 from app.audit.merkle import EMPTY_ROOT, Frontier, Node, Span, inclusion_spans, root_of_inclusion, span_hash
+from app.audit.private import judge_private
 from app.audit.ranges import PLAN_SQL, Range, prove
-from app.audit.report import Bad, Finding, Report, ShardReport
-from app.audit.state import REFUNDS_SQL
+from app.audit.report import Bad, Finding, PrivateReport, Report, ShardReport
+from app.audit.state import REFUNDS_SQL, Findings
 from app.audit.tiles import node_in, runs_for
 from app.audit.totals import Account, Position, Refund, Totals
 from app.audit.tree_check import TreeCheck, digests_of
 from app.audit.verify import CONNECT_TIMEOUT_S, RANGE_ENTRIES, CannotCheckError, head_fault, ledger_of, size_fault
 from app.clock import now_ms, time_text
+from app.privacy.tombstones import TOMBSTONES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 _BEFORE: Final = """
     SELECT t.tenant_id, e.seq, e.balance, e.reserved, e.version FROM unnest($1::text[]) AS t (tenant_id)
     CROSS JOIN LATERAL (
-      SELECT seq, balance, reserved, version FROM audit_entries
+      SELECT seq, balance, reserved, version FROM audit_chain
       WHERE tenant_id = t.tenant_id AND shard = $2 AND seq < $3 ORDER BY seq DESC LIMIT 1) AS e
 """
 _ACCOUNTS: Final = "SELECT tenant_id, balance, reserved, version FROM credit_accounts WHERE tenant_id = ANY($1)"
@@ -47,7 +49,8 @@ _HOLDS: Final = """
     WHERE reservation_id = ANY($1::text[]::uuid[]) AND shard = $2
 """
 _REFUNDS: Final = "SELECT transaction_id::text, consumed FROM credit_refunds WHERE transaction_id = ANY($1::text[]::uuid[])"
-_ENTRY: Final = "SELECT entry FROM audit_entries WHERE shard = $1 AND seq = $2"
+_ENTRY: Final = "SELECT entry FROM audit_chain WHERE shard = $1 AND seq = $2"
+_TOMBSTONES: Final = "SELECT entry FROM audit_chain WHERE type = ANY($1) AND (shard <> $2 OR seq < $3)"
 _HASHES: Final = (
     # Hashes of archived entries stand in audit_tree.
     """
@@ -93,6 +96,10 @@ async def verify_since(
         signatures_unchecked=sum(one.signatures_unchecked for one in increments),
         accounts=sum(one.accounts for one in increments), seconds=round(time.monotonic() - started_s, 3),
         first_bad=None if bad is None else Finding(bad[0], bad[1].seq, bad[1].reason), trial_balance=None,
+        private=PrivateReport(
+            sum(one.private.verified for one in increments), sum(one.private.erased for one in increments),
+            sum(one.private.missing for one in increments),
+        ),
     )  # fmt: skip
 
 
@@ -110,6 +117,7 @@ class Increment:
         self._totals = totals
         self._frontier = Frontier()
         self.accounts = 0
+        self.private = PrivateReport()
         self.signatures_unchecked = 0
 
     async def check(self, progress: Callable[[int, int], None]) -> ShardReport:
@@ -133,7 +141,7 @@ class Increment:
         tree = TreeCheck(self._connection, self._shard, origin, self._trust.keys_of(origin), self._frontier)
         bad = await self._walk(position, end, tree, progress)
         bad = bad or size_fault(self._trust, position) or head_fault(position, head) or await tree.finish()
-        bad = bad or await self._account_fault()
+        bad = bad or await self._account_fault() or await self._private_fault()
         self.signatures_unchecked = position.signatures_unchecked
         return ShardReport(self._shard, position.next_seq - size, head_seq, bad, tree.signed_size)
 
@@ -213,6 +221,16 @@ class Increment:
                 return None
             found[run] = b"".join(row[0] for row in rows)
         return node_in(found)
+
+    async def _private_fault(self) -> Bad | None:
+        """Hold what the entries say of private records against those; tombstones may stand below the checkpoint."""
+        findings = Findings(frozenset())
+        older = [
+            msgspec.json.decode(row[0].removeprefix(ENTRY_PREFIX), type=Record)
+            for row in await self._connection.fetch(_TOMBSTONES, sorted(TOMBSTONES), self._shard, self._checkpoint.size)
+        ]
+        self.private = await judge_private(self._connection, self._totals.private, findings, older)
+        return findings.first.get(self._shard)
 
     async def _account_fault(self) -> Bad | None:
         """Hold the tenants of the entries that were read against credit_accounts."""

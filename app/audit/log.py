@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 READ_TIMEOUT_S: Final = 1.2  # callers hear of an outage within 2 s
 WRITE_TIMEOUT_S: Final = 5.0  # a commit takes about 3 ms; beyond this the connection is taken for dead
 _RUNS: Final = "SELECT run FROM tree_runs($1, $2, $3, $4) AS run"
-_ENTRIES: Final = "SELECT entry FROM audit_entries WHERE shard = $1 AND seq >= $2 AND seq < $3 ORDER BY seq"
+_ENTRIES: Final = "SELECT entry FROM audit_chain WHERE shard = $1 AND seq >= $2 AND seq < $3 ORDER BY seq"
 
 
 class NotPublished(LookupError):

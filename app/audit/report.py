@@ -33,11 +33,25 @@ class ShardReport(msgspec.Struct):
     signed_size: int = -1
 
 
+class PrivateReport(msgspec.Struct):
+    """How many entries speak of a private record, by what became of it.
+
+    verified  it is there, under the commitment and the key that the entry names
+    erased    it is not, and a tombstone in the chain says so
+    missing   neither: somebody has tampered
+    """
+
+    verified: int = 0
+    erased: int = 0
+    missing: int = 0
+
+
 class Report(msgspec.Struct):
     """The outcome of one verification. `checked_at` is RFC 3339 UTC: the state as of that time was checked.
 
     signatures_unchecked  entries sealed with a key that the verifier was not given; not a fault
     accounts              tenants whose folded state was compared with credit_accounts
+    private               what became of the private records that the checked entries name
     trial_balance         sum over all system and tenant accounts, 0 when sound; None when a chain is broken
     """
 
@@ -49,6 +63,7 @@ class Report(msgspec.Struct):
     seconds: float
     first_bad: Finding | None
     trial_balance: int | None
+    private: PrivateReport = msgspec.field(default_factory=PrivateReport)
 
 
 def report_json(report: Report) -> str:
@@ -65,6 +80,12 @@ def report_text(report: Report) -> str:
     ]
     if report.signatures_unchecked:
         lines.append(f"{report.signatures_unchecked} signatures were not checked: their key is not known here")
+    private = report.private
+    if private != PrivateReport():
+        lines.append(
+            f"private records: {private.verified} verified, {private.erased} erased with a tombstone, "
+            f"{private.missing} missing"
+        )
     entries = sum(shard.entries for shard in report.shards)
     if report.first_bad is None:
         lines.append(

@@ -21,7 +21,7 @@ from app.clock import POSTGRES_EPOCH_US, time_text
 ROWS_SQL: Final = r"""
     SELECT shard, seq, at, amount, balance, reserved, version, hash, prev_hash, signature,
            tenant_id || E'\n' || type || E'\n' || transaction_id || E'\n' || key_id, entry
-    FROM audit_entries WHERE shard = $1 AND seq >= $2 AND seq < $3 ORDER BY seq
+    FROM audit_chain WHERE shard = $1 AND seq >= $2 AND seq < $3 ORDER BY seq
 """
 # Field count and lengths of the fixed columns are skipped, the lengths of the others are read.
 # Source: PostgreSQL manual, COPY, "Binary Format".
@@ -69,6 +69,7 @@ class Proof(msgspec.Struct):
     holds: dict[str, Hold]
     consumed: list[Record]
     deferred: list[Record]
+    private: list[Record]
     transfer: Transfer | None
     moved: list[int]
 
@@ -157,7 +158,7 @@ class RangeCheck:
             last_hash=self._last_hash, first_at_us=first_at_us, last_at_us=self._at_us,
             first_generation=first_generation, last_generation=self._generation, seals=b"".join(self._seals),
             key_ids=self._key_ids, spans=fold.spans, holds=fold.holds, consumed=fold.consumed,
-            deferred=fold.deferred, transfer=fold.transfer, moved=fold.moved,
+            deferred=fold.deferred, private=fold.private, transfer=fold.transfer, moved=fold.moved,
         )  # fmt: skip
 
     def _fail(self, reason: str) -> None:

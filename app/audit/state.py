@@ -22,7 +22,7 @@ HOLDS_SQL: Final = """
     FROM credit_reservations WHERE status = 'held'
 """
 REFUNDS_SQL: Final = "SELECT transaction_id::text, consumed, refunded FROM credit_refunds"
-ENTRY_OF_SQL: Final = "SELECT seq FROM audit_entries WHERE shard = $1 AND transaction_id = $2::text::uuid LIMIT 1"
+ENTRY_OF_SQL: Final = "SELECT seq FROM audit_chain WHERE shard = $1 AND transaction_id = $2::text::uuid LIMIT 1"
 STATUS_SQL: Final = "SELECT status FROM credit_reservations WHERE reservation_id = $1::text::uuid"
 
 

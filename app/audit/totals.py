@@ -65,6 +65,7 @@ class Totals:
         self.holds: dict[str, Hold] = {}
         self.refunds: dict[str, Refund] = {}
         self.refunded_ids = refunded_ids
+        self.private: list[Record] = []
         self._seals = {key_id.encode(): seal for key_id, seal in seals.items()}
         self._moved = [0] * len(ALL_RULES)
 
@@ -76,6 +77,7 @@ class Totals:
             found += self._seal_faults(position, proof)
             found += self._account_faults(proof)
             found += self._deferred_faults(position, proof)
+            self.private += proof.private
             position.last_hash, position.at_us = proof.last_hash, proof.last_at_us
             position.generation = proof.last_generation
             self._moved = [before + moved for before, moved in zip(self._moved, proof.moved, strict=True)]

@@ -1,8 +1,8 @@
 """The offline verifier: proves every entry of every chain, and that the tables hold what the chains add up to.
 
 Everything is read in one snapshot, so a live server may go on writing. A chain is proved range by range, in several
-processes when it is long. Memory grows with the number of tenants, open reservations and refunds, not with the
-length of the chains.
+processes when it is long. Memory grows with the number of tenants, open reservations, refunds and private records,
+not with the length of the chains.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import uvloop
 from app.audit.entry import genesis_hash
 from app.audit.log import log_origin
 from app.audit.merkle import Frontier
+from app.audit.private import judge_private
 from app.audit.ranges import Crew, Range, prove
 from app.audit.report import Bad, Finding, Report, ShardReport, report_json, report_text
 from app.audit.state import REFUNDS_SQL, Findings, compare_accounts, compare_holds, compare_refunds
@@ -143,6 +144,7 @@ class Verification:
         seen = await compare_accounts(self._connection, totals, findings)
         await compare_holds(self._connection, totals, findings)
         compare_refunds(refunds, totals, findings)
+        private = await judge_private(self._connection, totals.private, findings)
         trial_balance = None if findings.broken else sum(totals.system_balances().values()) + seen.balance
         if trial_balance:
             findings.note(None, None, f"the trial balance is {trial_balance}, not 0")
@@ -158,14 +160,13 @@ class Verification:
             seconds=0.0,
             first_bad=first_bad,
             trial_balance=trial_balance,
+            private=private,
         )
 
     async def _check_shard(
         self, position: Position, head: asyncpg.Record | None, totals: Totals, tree: TreeCheck
     ) -> ShardReport:
-        last_seq = await self._connection.fetchval(
-            "SELECT seq FROM audit_entries WHERE shard = $1 ORDER BY seq DESC LIMIT 1", position.shard
-        )
+        last_seq = await self._connection.fetchval("SELECT max(seq) FROM audit_chain WHERE shard = $1", position.shard)
         bad = None
         if last_seq is not None:
             async for proof in self._proofs(position.shard, last_seq, totals.refunded_ids):
@@ -199,8 +200,8 @@ class Verification:
         for number in heads:
             findings.note(None, None, f"ledger_shards has shard {number}, the ledger has {shard_count} shards")
         stray = await self._connection.fetchrow(
-            "(SELECT shard, seq FROM audit_entries WHERE shard < 0 ORDER BY shard, seq LIMIT 1) UNION ALL "
-            "(SELECT shard, seq FROM audit_entries WHERE shard >= $1 ORDER BY shard, seq LIMIT 1) LIMIT 1",
+            "(SELECT shard, seq FROM audit_chain WHERE shard < 0 ORDER BY shard, seq LIMIT 1) UNION ALL "
+            "(SELECT shard, seq FROM audit_chain WHERE shard >= $1 ORDER BY shard, seq LIMIT 1) LIMIT 1",
             shard_count,
         )
         if stray is not None:
@@ -213,7 +214,7 @@ async def ledger_of(connection: asyncpg.Connection[Any]) -> tuple[str, int]:
     row = await connection.fetchrow("SELECT origin, shard_count FROM ledger")
     if row is not None:
         return row["origin"], row["shard_count"]
-    if await connection.fetchval("SELECT EXISTS (SELECT FROM audit_entries)"):
+    if await connection.fetchval("SELECT EXISTS (SELECT FROM audit_chain)"):
         raise CannotCheckError("the table ledger is empty: the origin of the chains is not known")
     raise CannotCheckError("the database holds no ledger yet: start `shieldx serve` on it, or name another")
 

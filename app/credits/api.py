@@ -14,9 +14,10 @@ from app.actor import ActorStopped, AskTimeout, InboxFull
 from app.clock import time_of
 from app.credits.opening import Credits
 from app.credits.operation import Applied, Refused, Reused
+from app.credits.payment import decide_with_payment
 from app.credits.permits import is_free, sees_operation, take, tell
 from app.credits.records import Account
-from app.credits.request import close_fields, refund_fields, reserve_fields, spend_fields
+from app.credits.request import close_fields, refund_fields, reserve_fields, spend_fields, topup_fields
 from app.credits.wire import (
     Abort,
     AccountChange,
@@ -32,6 +33,7 @@ from app.credits.wire import (
     transaction_fields,
 )
 from app.db.retry import TRANSIENT
+from app.privacy.opening import Privacy
 from app.turns import answer_from_task
 from app.web.body import Body
 from app.web.problems import Problem, problem_body
@@ -41,12 +43,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from app.credits.book import Book, Settled
+    from app.privacy.store import PrivateStore
     from app.web.edge import Done
     from app.web.request import Request
 
 B = TypeVar("B", bound=msgspec.Struct)
 
 CREDITS: Final = web.AppKey("credits", Credits)
+PRIVACY: Final = web.AppKey("privacy", Privacy)
 RETRY_AFTER_S: Final = 1
 
 # Refusals of the ledger: status, and what a caller can do about it.
@@ -92,6 +96,14 @@ def book_of(request: Request) -> Book:
     if book is None:
         raise unavailable("The server is starting.")
     return book
+
+
+def store_of(request: Request) -> PrivateStore:
+    """Return the store of private data, or refuse with 503 while this process has not reached Postgres yet."""
+    store = request.app[PRIVACY].store
+    if store is None:
+        raise unavailable("The server is starting.")
+    return store
 
 
 def outage(error: Exception) -> Problem | None:
@@ -177,14 +189,18 @@ class MoneyCall(Generic[B]):
 
     async def __call__(self, request: Request) -> Handled:
         """Answer a request whose body may still be on its way."""
-        book, fields = self._ask(request, await self._body.read(request))
-        return await self._permitted(request, book, fields)
+        body = await self._body.read(request)
+        book, fields = self._ask(request, body)
+        return await self._permitted(request, book, fields, body)
 
     def begin(self, request: Request, done: Done) -> None:
         """Answer a request that is whole, as soon as its operation is durable and without a task (`app.web.edge.Prompt`)."""
-        book, fields = self._ask(request, self._body.take(request))
-        if not is_free(request, fields.get("tenant")):
-            answer_from_task(self._permitted(request, book, fields), lambda answer, error: done(error or _sure(answer)))
+        body = self._body.take(request)
+        book, fields = self._ask(request, body)
+        if "payment" in fields or not is_free(request, fields.get("tenant")):
+            answer_from_task(
+                self._permitted(request, book, fields, body), lambda answer, error: done(error or _sure(answer))
+            )
             return
 
         def reply(outcome: Settled | None, error: Exception | None) -> None:
@@ -200,12 +216,16 @@ class MoneyCall(Generic[B]):
 
         book.decide_soon(fields, reply)
 
-    async def _permitted(self, request: Request, book: Book, fields: dict[str, Any]) -> Handled:
+    async def _permitted(self, request: Request, book: Book, fields: dict[str, Any], body: B) -> Handled:
         refused = await sees_operation(request, book, fields)
         if refused is not None:
             return refused
         made = await take(request, fields.get("tenant"))
-        return tell(self._answer(await book.decide(fields), request.request_id), made)
+        if isinstance(body, TopUp) and body.payment is not None:
+            outcome = await decide_with_payment(store_of(request), book, fields, body.payment)
+        else:
+            outcome = await book.decide(fields)
+        return tell(self._answer(outcome, request.request_id), made)
 
     def _ask(self, request: Request, body: B) -> tuple[Book, dict[str, Any]]:
         fields = self._fields(body, request)
@@ -226,7 +246,7 @@ ACCOUNT_CHANGE: Final = Body(AccountChange)
 consume: Final = MoneyCall(
     CONSUME, lambda body, request: spend_fields("consume", body, if_match(request)), transaction_answer
 )
-topup: Final = MoneyCall(TOPUP, lambda body, request: spend_fields("topup", body, if_match(request)), transaction_answer)
+topup: Final = MoneyCall(TOPUP, lambda body, request: topup_fields(body, if_match(request)), transaction_answer)
 refund: Final = MoneyCall(REFUND, lambda body, _: refund_fields(body), transaction_answer)
 reserve: Final = MoneyCall(RESERVE, lambda body, request: reserve_fields(body, if_match(request)), held_answer)
 commit: Final = MoneyCall(

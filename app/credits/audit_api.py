@@ -108,7 +108,7 @@ async def entries(request: Request) -> Handled:
     shard, count = _shard(request), limit(request)
     after: int = query(request, "after", Seq, -1)
     rows = await book_of(request).records.rows(
-        "SELECT seq, entry, hash, prev_hash, signature, key_id FROM audit_entries "
+        "SELECT seq, entry, hash, prev_hash, signature, key_id FROM audit_chain "
         "WHERE shard = $1 AND seq > $2 ORDER BY seq LIMIT $3", shard, after, count + 1,
     )  # fmt: skip
     data = [

@@ -19,9 +19,11 @@ from app.audit.signer import ShardSigner
 from app.audit.signing_keys import signers_of
 from app.audit.witness import Post, Witness, WitnessFeed
 from app.audit.writer import Writer
+from app.clock import now_ms
 from app.credits.account_reads import AccountReads
 from app.credits.book import Book
 from app.credits.ledger import Ledger
+from app.credits.lifecycle import Lifecycle
 from app.credits.operation import IdMask, events_of_item
 from app.credits.projection import folds_of
 from app.credits.records import Records
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from app.access.opening import Access
     from app.db.topology import Topology
     from app.metrics import Metrics
+    from app.privacy.opening import Privacy
     from app.webhooks.opening import Webhooks
 
 log = logging.getLogger(__name__)
@@ -59,6 +62,10 @@ class Stores(NamedTuple):
     audit_key: bytes
     replica_name: str
 
+    def __repr__(self) -> str:
+        """Show no secret: URLs may hold passwords."""
+        return f"Stores(shard_count={self.shard_count}, replica_name={self.replica_name!r})"
+
 
 class Signing(NamedTuple):
     """What the logs are signed with: seeds of Ed25519, newest first; witnesses, and how they are asked."""
@@ -73,10 +80,15 @@ class Signing(NamedTuple):
 
 
 class Controls(NamedTuple):
-    """What guards this process and tells others: opened here, because both need the stores."""
+    """What guards this process, tells others, and keeps private data: opened here, because all need the stores.
+
+    archive_after_days  age in days of the end of a quarter at which it is archived, 0 for never
+    """
 
     access: Access
     webhooks: Webhooks
+    privacy: Privacy
+    archive_after_days: int = 0
 
 
 class _Parts(NamedTuple):
@@ -239,7 +251,9 @@ class Credits:
         self._controls.webhooks.open(statements, self._on_crash)
         self._pending = PendingEntries(statements, self.record)
         self._pending.start(self._on_crash)
-        self._upkeep = Upkeep(records)
+        self._controls.privacy.open(pool)
+        lifecycle = Lifecycle(pool, range(row.shard_count), now_ms, self._controls.archive_after_days or None)
+        self._upkeep = Upkeep(records, lifecycle, self._controls.privacy, lambda: self.shards[0].leading)
         self._upkeep.start()
 
     def _watch(self, parts: _Parts) -> None:

@@ -14,7 +14,7 @@ from app.access.api import key_of
 from app.access.scope import tenant_filter
 from app.clock import ms_of, time_text
 from app.credits.account_reads import AccountAsk
-from app.credits.api import book_of
+from app.credits.api import book_of, store_of
 from app.credits.operation import position_of
 from app.credits.permits import is_free, no_account, no_reservation, no_transaction, sees, take, tell
 from app.credits.wire import (
@@ -29,6 +29,7 @@ from app.credits.wire import (
     reservation_body,
     transaction_fields,
 )
+from app.privacy.store import NoRecord
 from app.turns import answer_from_task
 from app.web.fields import check_name
 from app.web.problems import invalid
@@ -127,6 +128,15 @@ class Transfer(Struct, omit_defaults=True):
     audit: AuditPosition | None = None
 
 
+class PaymentShown(Struct, omit_defaults=True):
+    """What may be shown of the payment of a top-up; `erased` when it was destroyed, on request or at the end of its time."""
+
+    card_number: str | None = None
+    cardholder_name: str | None = None
+    expiry: str | None = None
+    erased: bool = False
+
+
 class TransactionView(Struct, omit_defaults=True):
     """A transaction and its position in the chain."""
 
@@ -148,6 +158,7 @@ class TransactionView(Struct, omit_defaults=True):
     description: str | None = None
     metadata: dict[str, Any] | None = None
     legs: list[TransferLeg] | None = None
+    payment: PaymentShown | None = None
 
 
 class TrialBalance(Struct):
@@ -337,8 +348,18 @@ async def transaction(request: Request) -> Handled:
         legs = orjson.loads(event.details or "{}")["legs"]
         fields = f'"type":"transfer",{transfer_fields(await book.records.events(event.shard, event.seq, legs))}'
     else:
-        fields = f'{transaction_fields(event)},"status":"committed"'
+        fields = f'{transaction_fields(event)},"status":"committed"{await _payment_field(request, event)}'
     return json_answer(f"{{{fields},{audit}}}".encode())
+
+
+async def _payment_field(request: Request, event: Event) -> str:
+    if event.type != "topup" or event.details is None or event.idempotency is None:
+        return ""
+    try:
+        shown = await store_of(request).shown(event.idempotency)
+    except NoRecord:
+        shown = {"erased": True}
+    return f',"payment":{orjson.dumps(shown).decode()}'
 
 
 async def trial_balance(request: Request) -> Handled:

@@ -100,19 +100,19 @@ class Records:
     async def events(self, shard: int, first: int, count: int = 1) -> list[Event]:
         """Return the events seq first .. first + count - 1 of a shard that are durable."""
         rows = await self.rows(
-            "SELECT entry FROM audit_entries WHERE shard = $1 AND seq BETWEEN $2 AND $3 ORDER BY seq",
+            "SELECT entry FROM audit_chain WHERE shard = $1 AND seq BETWEEN $2 AND $3 ORDER BY seq",
             shard, first, first + count - 1,
         )  # fmt: skip
         return [event_of_entry(row[0]) for row in rows]
 
     async def events_at(self, shard: int, seqs: Sequence[int]) -> dict[int, Event]:
         """Return events of a shard by seq."""
-        rows = await self.rows("SELECT seq, entry FROM audit_entries WHERE shard = $1 AND seq = ANY($2)", shard, list(seqs))
+        rows = await self.rows("SELECT seq, entry FROM audit_chain WHERE shard = $1 AND seq = ANY($2)", shard, list(seqs))
         return {row[0]: event_of_entry(row[1]) for row in rows}
 
     async def seal(self, shard: int, seq: int) -> Seal:
         """Return the hashes of an entry that exists."""
-        rows = await self.rows("SELECT hash, prev_hash FROM audit_entries WHERE shard = $1 AND seq = $2", shard, seq)
+        rows = await self.rows("SELECT hash, prev_hash FROM audit_chain WHERE shard = $1 AND seq = $2", shard, seq)
         return Seal(rows[0][0], rows[0][1])
 
     async def history(
@@ -147,7 +147,7 @@ class Records:
         return {row[0]: int(row[1]) for row in await self.rows(query("trial_balance"))}
 
     async def usage(self, tenant: str, since: datetime, until: datetime, granularity: str) -> list[asyncpg.Record]:
-        """Return sums and counts by type in each hour or day that has any."""
+        """Return sums and counts by type in each whole hour or day that has any, from that of `since` to before `until`."""
         return await self.rows(query("usage"), tenant, since, until, granularity)
 
     async def check_heads(self) -> dict[str, Any]:

@@ -85,6 +85,14 @@ def spend_fields(op: str, body: Consume | TopUp, expected_version: int | None) -
     return fields
 
 
+def topup_fields(body: TopUp, expected_version: int | None) -> dict[str, Any]:
+    """Return the fields of a topup. Of a payment they say that there is one: a hash of a card number can be guessed."""
+    fields = spend_fields("topup", body, expected_version)
+    if body.payment is not None:
+        fields["payment"] = True
+    return fields
+
+
 def reserve_fields(body: Reserve, expected_version: int | None) -> dict[str, Any]:
     """Return the fields of a reserve."""
     fields: dict[str, Any] = {
@@ -122,7 +130,7 @@ def batch_fields(operation: BatchOperation) -> dict[str, Any]:
         case BatchConsume():
             return spend_fields("consume", operation, None)
         case BatchTopUp():
-            return spend_fields("topup", operation, None)
+            return topup_fields(operation, None)
         case BatchReserve():
             return reserve_fields(operation, None)
         case BatchCommit():

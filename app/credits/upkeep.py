@@ -1,32 +1,52 @@
-"""What has to be done now and then: partitions ahead of time, and forgetting answers that nobody may ask for again."""
+"""What has to be done now and then: partitions ahead of time, rollups, the summary, tombstones, and forgetting."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
+import redis.exceptions
 
+from app.actor import ActorStopped, AskTimeout, InboxFull
 from app.db.migrate import QUARTERS_AHEAD
 from app.db.retry import TRANSIENT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.credits.lifecycle import Lifecycle
     from app.credits.records import Records
+    from app.privacy.opening import Privacy
 
 log = logging.getLogger(__name__)
 
 UPKEEP_INTERVAL_S: Final = 3_600.0  # partitions exist two quarters ahead, so an hour is early enough by far
+TICK_S: Final = 2.0  # how often the replica that leads looks for what is due; a look costs nothing
+
+# What a store that is away, or a ledger that is closed, raises: what failed is due again at the next tick.
+_LATER: Final = (
+    *TRANSIENT, ActorStopped, AskTimeout, InboxFull, asyncpg.PostgresError, redis.exceptions.RedisError,
+)  # fmt: skip
 
 
 class Upkeep:
-    """Runs in every replica: each step may be done twice, or by several at once."""
+    """Every replica makes partitions and forgets answers; the one that leads does the rest.
 
-    def __init__(self, records: Records) -> None:
-        """`records` reaches Postgres as the server's role."""
+    Each step may be done twice, or by several at once: while the lead changes, two replicas may think that they have it.
+    """
+
+    def __init__(self, records: Records, lifecycle: Lifecycle, privacy: Privacy, leads: Callable[[], bool]) -> None:
+        """`records` reaches Postgres as the server's role; `leads` tells whether this replica leads the first shard."""
         self._records = records
+        self._lifecycle = lifecycle
+        self._privacy = privacy
+        self._leads = leads
         self._task: asyncio.Task[None] | None = None
+        self._round_at_s = 0.0
 
     def start(self) -> None:
         """Begin with a first round at once."""
@@ -47,10 +67,20 @@ class Upkeep:
             log.info("partitions made", extra={"partitions": made})
         return made
 
+    async def tick(self) -> None:
+        """Do what is due now. Raises what the stores raise."""
+        self._privacy.reload()
+        if time.monotonic() >= self._round_at_s:
+            await self.round()
+            self._round_at_s = time.monotonic() + UPKEEP_INTERVAL_S
+        if self._leads():
+            await self._privacy.round()
+            await self._lifecycle.round()
+
     async def _run(self) -> None:
         while True:
             try:
-                await self.round()
-            except (*TRANSIENT, asyncpg.PostgresError) as error:
+                await self.tick()
+            except _LATER as error:
                 log.warning("upkeep waits", extra={"reason": f"{type(error).__name__}: {error}"})
-            await asyncio.sleep(UPKEEP_INTERVAL_S)
+            await asyncio.sleep(TICK_S)

@@ -9,6 +9,7 @@ import orjson
 from msgspec import Meta, Struct
 
 from app.clock import ms_of, time_text
+from app.credits.payment import PaymentBody
 from app.web.fields import AMOUNT_MAX, Amount, Description, Input, Metadata, Name
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class TopUp(Input, frozen=True):
 
     tenant_id: Name
     amount: Amount
+    payment: PaymentBody | None = None
     description: Description | None = None
     metadata: Metadata | None = None
     expected_version: Version | None = None

@@ -40,6 +40,10 @@ class LedgerRow(NamedTuple):
     shard_count: int
     salt: bytes
 
+    def __repr__(self) -> str:
+        """Show all but the salt, which keys the hashes of idempotency keys."""
+        return f"LedgerRow({self.origin!r}, {self.shard_count} shards)"
+
 
 async def migrate(connection: asyncpg.Connection[Any]) -> list[str]:
     """Apply what is missing and return the names of what was applied. Needs the role that owns the schema."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
 APP_ROLE: Final = "shieldx_app"  # may append to the chain, never change it
 CONNECT_TIMEOUT_S: Final = 2.0
@@ -67,6 +67,34 @@ async def read_rows(pool: asyncpg.Pool[Any], timeout_s: float, sql: str, values:
         raise
     finally:
         await pool.release(connection, timeout=timeout_s)
+
+
+@asynccontextmanager
+async def open_transaction(pool: asyncpg.Pool[Any], wait_s: float, work_s: float) -> AsyncIterator[asyncpg.Connection[Any]]:
+    """A transaction over a connection of the pool, committed at the end, rolled back when the work raises.
+
+    The connection is dropped when the work takes longer than `work_s` or is cancelled: no answer of a server that is away
+    is waited for. Waits at most `wait_s` for a connection.
+    """
+    connection: Any = await pool.acquire(timeout=wait_s)
+    try:
+        with cut_off(connection, work_s):
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                yield connection
+            except Exception:
+                await transaction.rollback()
+                raise
+            except BaseException:
+                connection.terminate()
+                raise
+            await transaction.commit()
+    except asyncio.CancelledError:
+        connection.terminate()
+        raise
+    finally:
+        await pool.release(connection, timeout=wait_s)
 
 
 async def open_session(database_url: str) -> asyncpg.Connection[Any]:

@@ -1,6 +1,6 @@
 """The embedded default: a private Redis and PostgreSQL in a data directory, without configuration."""
 
-from app.embedded.directory import Endpoints, checkpoint_keys, read_endpoints, root_key
+from app.embedded.directory import Endpoints, checkpoint_keys, read_endpoints, root_key, secret_file
 from app.embedded.errors import (
     BinaryMissing,
     DataDirectoryBusy,
@@ -23,4 +23,5 @@ __all__ = [
     "checkpoint_keys",
     "read_endpoints",
     "root_key",
+    "secret_file",
 ]

@@ -239,6 +239,14 @@ def root_key(data_dir: Path) -> str:
     return token
 
 
+def secret_file(data_dir: Path, name: str) -> Path:
+    """The path of a secret file in this data directory, which is made if it is missing.
+
+    refusal  DataDirectoryRefused: the directory is not ours to use
+    """
+    return DataDirectory.at(data_dir).root / name
+
+
 def checkpoint_keys(data_dir: Path) -> str:
     """The text of the data directory's file of seeds that sign checkpoints, made with one seed at the first call.
 

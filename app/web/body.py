@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 from msgspec import inspect
 
+from app.privacy.guard import REFUSED_DETAIL, CardFound, Guard
 from app.web.fields import DEPTH_MAX, Metadata, decode_custom, deeper_than
 from app.web.problems import FieldError, Problem
 from app.web.request import Request
@@ -112,6 +113,11 @@ def field_errors(error: msgspec.ValidationError) -> tuple[FieldError, ...]:
     return (FieldError(pointer, detail),)
 
 
+def card_refused(pointer: str) -> Problem:
+    """The 422 for a name, id or key that holds a card number."""
+    return Problem(422, "invalid_request", "The body has invalid fields.", errors=(FieldError(pointer, REFUSED_DETAIL),))
+
+
 def check_media_type(request: Request) -> None:
     """Raise Problem 415 unless the body is declared as application/json in UTF-8 without a content coding."""
     headers = request.headers
@@ -133,6 +139,8 @@ class Body(Generic[T]):
     limit_bytes     largest body
     timeout_s       longest wait for the whole body
     optional        an absent body counts as `{}`
+
+    Card numbers do not pass: see `app.privacy.guard`.
     """
 
     def __init__(
@@ -151,6 +159,7 @@ class Body(Generic[T]):
         self.optional = optional
         self.decoder = msgspec.json.Decoder(struct_type, strict=True, dec_hook=decode_custom)
         self.encode = msgspec.json.Encoder().encode
+        self.guard = Guard(struct_type)
 
     async def read(self, request: Request) -> T:
         """The decoded body.
@@ -159,28 +168,39 @@ class Body(Generic[T]):
                  400 `malformed_json`, 422 `invalid_request`, in this order
         faults   ConnectionError when the client left before the body was complete
         """
+        return self.decode(await self.text(request))
+
+    async def text(self, request: Request) -> bytes:
+        """The body before it is decoded; refuses what `read` refuses up to 415."""
         return self._checked(request, await self._gather(request) if request.body is None else request.body)
 
     def take(self, request: Request) -> T:
         """The decoded body of a request that is whole; refuses what `read` refuses, but for 408."""
         if request.body is None:
             raise AssertionError("the body has not been read yet")
-        return self._checked(request, request.body)
+        return self.decode(self._checked(request, request.body))
 
-    def _checked(self, request: Request, data: bytes) -> T:
+    def _checked(self, request: Request, data: bytes) -> bytes:
         if len(data) > self.limit_bytes:
             raise self._too_large()
         if not data and "content-type" not in request.headers:
             if self.optional:
-                return self.decode(b"{}")
+                return b"{}"
             raise _malformed("A JSON body is required.")
         check_media_type(request)
-        if not data and self.optional:
-            return self.decode(b"{}")
-        return self.decode(data)
+        return data or (b"{}" if self.optional else data)
 
     def decode(self, data: bytes) -> T:
-        """A struct from JSON text; Problem 400 or 422. Pure.
+        """A struct from JSON text without card numbers; Problem 400 or 422. Pure."""
+        value = self.parse(data)
+        try:
+            self.guard.clean(value)
+        except CardFound as found:
+            raise card_refused(found.pointer) from None
+        return value
+
+    def parse(self, data: bytes) -> T:
+        """A struct from JSON text that has not been searched for card numbers; Problem 400 or 422. Pure.
 
         Quotation marks find duplicate keys: without a backslash in the text, a text without duplicates has at
         least as many as its struct encoded again, and every duplicate adds two or more. Where the counts

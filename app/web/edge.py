@@ -16,8 +16,9 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 from multidict import istr
 
+from app.privacy.guard import REFUSED_DETAIL, holds_card
 from app.web.answers import Answer, problem_answer
-from app.web.problems import FieldError, Problem
+from app.web.problems import FieldError, Problem, invalid
 from app.web.request import Principal, Request
 from app.web.typed import typed
 
@@ -103,7 +104,10 @@ def unauthorized() -> Problem:
 def _check_shape(request: Request, route: "Route") -> None:
     """Check path parameters against their types; refuse unknown query parameters."""
     for name, kind in route.path_fields.items():
-        typed(request.match_info[name], kind, f"{{{name}}}")
+        text = request.match_info[name]
+        typed(text, kind, f"{{{name}}}")
+        if holds_card(text):
+            raise invalid(f"{{{name}}}", REFUSED_DETAIL)
     if not route.any_query and request.query_text:
         wrong = [name for name in request.query if name not in route.query]
         if wrong:

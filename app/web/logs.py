@@ -1,6 +1,7 @@
 """Structured log lines on stderr, one JSON object a line, without secrets.
 
-Every string of a line passes `redact`. A line that belongs to a request (it has `request_id`) shows the
+Every string of a line passes `redact`; card numbers, verification codes, cardholder names, expiry dates, IP addresses and
+user agents are masked by `app.privacy`. A line that belongs to a request (it has `request_id`) shows the
 classes
 and places of its exceptions but not their texts: those may quote what the client sent.
 """
@@ -14,6 +15,8 @@ from typing import Final, TextIO
 
 import msgspec
 
+from app.privacy.cards import mask, mask_text
+from app.privacy.fields import kind_of
 from app.web.problems import JsonValue
 
 HIDDEN: Final = "***"
@@ -34,17 +37,28 @@ _token = re.compile(r"shx_[A-Za-z0-9_-]+")
 
 
 def redact(text: str) -> str:
-    """`text` without API keys, Authorization and Idempotency-Key values and passwords of URLs. Idempotent."""
+    """`text` without API keys, Authorization and Idempotency-Key values, passwords of URLs and payment data. Idempotent."""
     text = _url_password.sub(rf"\1{HIDDEN}@", text)
     text = _header.sub(rf"\1\2{HIDDEN}", text)
     text = _bearer.sub(rf"\1 {HIDDEN}", text)
-    return _token.sub(f"shx_{HIDDEN}", text)
+    return mask_text(_token.sub(f"shx_{HIDDEN}", text))
 
 
 def _plain(value: object) -> JsonValue:
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    return redact(value if isinstance(value, str) else repr(value))
+    if isinstance(value, str):
+        return redact(value)
+    masked = mask(value)
+    return masked if masked is None or isinstance(masked, bool | int | float) else redact(str(masked))
+
+
+def _named(name: str, value: object) -> dict[str, JsonValue]:
+    """A field of a line, masked by its name where that says what it holds; nothing for a verification code."""
+    if name.lower() in SECRET_NAMES:
+        return {name: HIDDEN}
+    if kind_of(name) is None:
+        return {name: _plain(value)}
+    shown: dict[str, object] = mask({name: value})
+    return {left: _plain(masked) for left, masked in shown.items()}
 
 
 def _exceptions(error: BaseException, *, texts: bool) -> list[JsonValue]:
@@ -78,7 +92,7 @@ class JsonLines(logging.Formatter):
         }
         for name, value in record.__dict__.items():
             if name not in _STANDARD:
-                line[name] = HIDDEN if name.lower() in SECRET_NAMES else _plain(value)
+                line.update(_named(name, value))
         if record.exc_info and record.exc_info[1] is not None:
             line["exceptions"] = _exceptions(record.exc_info[1], texts="request_id" not in record.__dict__)
         if record.stack_info:

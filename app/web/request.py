@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 
 from multidict import MultiDict, MultiMapping
 
+from app.privacy.guard import holds_card
 from app.web.request_ids import ids
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Request:
     body         the whole body, or None when it has to be read from `source`
     source       aiohttp's request, or None when it did not come through aiohttp
     header_bytes size of all names and values
-    request_id   the client's X-Request-ID if it is well formed, else a new one
+    request_id   the client's X-Request-ID if it is well formed and holds no card number, else a new one
     template     path template of the route; set by the edge
     principal    who calls; set by the edge, None on an open route
     """
@@ -80,7 +81,8 @@ class Request:
         self.template = ""
         self.principal: Principal | None = None
         given = headers.get("x-request-id")
-        self.request_id = given if given is not None and _request_id.match(given) is not None else ids.next()
+        fine = given is not None and _request_id.match(given) is not None and not holds_card(given)
+        self.request_id = given if given is not None and fine else ids.next()
 
     @classmethod
     def of(cls, source: web.Request) -> Request:

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 from aiohttp import web
 
+from app.privacy.guard import REFUSED_DETAIL, holds_card
 from app.web.answers import JSON, Answer, json_answer, problem_answer
 from app.web.edge import FIXED, Fixed, Prompt, adapt, begin, enclose, enclose_unknown, expect_continue
 from app.web.fastpath import PATHS, Paths, Taker
@@ -124,7 +125,7 @@ def idempotency_key(request: Request) -> str:
     """The Idempotency-Key: 1-255 printable ASCII characters, in exactly one field.
 
     A quoted key (RFC 8941 string) is the same key as the bare one.
-    refuses  400 `idempotency_key_missing`, `idempotency_key_invalid`
+    refuses  400 `idempotency_key_missing`, `idempotency_key_invalid`; 422 `invalid_request` for a card number
     """
     given = request.headers.get(_IDEMPOTENCY_KEY)
     if given is None:
@@ -141,6 +142,8 @@ def idempotency_key(request: Request) -> str:
             "idempotency_key_invalid",
             f"Idempotency-Key must be one field of 1-{KEY_MAX} printable ASCII characters.",
         )
+    if holds_card(given):
+        raise invalid("Idempotency-Key:", REFUSED_DETAIL)
     return given
 
 

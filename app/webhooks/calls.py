@@ -72,6 +72,10 @@ class NewSecret(Struct):
     secret: str
     old_secret_until: str | None
 
+    def __repr__(self) -> str:
+        """Show no secret."""
+        return f"NewSecret({self.endpoint_id!r})"
+
 
 class DeliveryView(Struct, kw_only=True):
     """One message for one endpoint, and what became of it so far."""

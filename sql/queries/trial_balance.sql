@@ -3,7 +3,7 @@
 WITH flows AS (
   SELECT type, sum(amount)::numeric AS total,
          sum(amount) FILTER (WHERE type = 'transfer' AND convert_from(entry, 'UTF8') LIKE '%"credit":"system:clearing"%')::numeric AS given
-  FROM audit_entries
+  FROM audit_chain
   WHERE type IN ('topup', 'consume', 'commit', 'refund', 'transfer', 'settle_out', 'settle_in')
   GROUP BY type
 ), flow AS (

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from app.access.audit_reads import AuditReads
 from app.access.bucket import Bucket
 from app.access.denials import DenialLog
 from app.access.gate import Gate
@@ -25,6 +26,10 @@ class Entries:
 
     def __init__(self) -> None:
         self.denied: list[tuple[str, str | None, str]] = []
+        self.reads: list[dict[str, Any]] = []
+
+    async def read(self, _kind: str, details: dict[str, Any]) -> None:
+        self.reads.append(details)
 
     async def record(self, _kind: str, details: dict[str, Any]) -> None:
         self.denied.append((details["reason"], details["key_id"], details["network"]))
@@ -37,7 +42,8 @@ class House:
         self.entries = Entries()
         self.denials = DenialLog(self.entries.record)
         self.table = KeyTable("the root key")
-        self.gate = Gate(self.table, self.denials)
+        self.reads = AuditReads(self.entries.read)
+        self.gate = Gate(self.table, self.denials, self.reads)
 
     def give(self, key: Key) -> Secret:
         secret = new_secret()
@@ -120,3 +126,13 @@ def test_a_request_draws_from_the_buckets_of_its_key_and_its_tenant() -> None:
     assert rates.buckets(limited, None) == rates.buckets(limited, "other") == (of_key,)
     assert rates.buckets(free, "acme") == (of_tenant,)
     assert rates.buckets(limited, "acme") == (of_key, of_tenant)
+
+
+async def test_who_reads_entries_is_noted_and_nobody_else(house: House) -> None:
+    secret = house.give(Key("key_a", "auditor"))
+
+    for row in (("GET", "/v1/accounts"), ("GET", "/v1/audit/checkpoint"), ("GET", "/v1/audit/entries"), CONSUME):
+        await house.enter(row, secret.text)
+    await house.reads.flush()
+
+    assert house.entries.reads == [{"key_id": "key_a", "route": "GET /v1/audit/entries", "reads": 1}]

@@ -277,7 +277,7 @@ async def test_json_is_one_object_with_the_documented_fields(
 
     report = json.loads(capsys.readouterr().out)
     assert set(report) == {
-        "ok", "checked_at", "shards", "signatures_unchecked", "accounts", "seconds", "first_bad", "trial_balance",
+        "ok", "checked_at", "shards", "signatures_unchecked", "accounts", "seconds", "first_bad", "trial_balance", "private",
     }  # fmt: skip
     assert report["ok"] is False
     assert set(report["shards"][0]) == {"shard", "entries", "head_seq", "first_bad", "signed_size"}

@@ -103,6 +103,40 @@ def test_exception_of_the_process_is_logged_with_its_text(stream: io.StringIO) -
     assert lines(stream)[0]["exceptions"][0]["text"] == "no such directory"
 
 
+CARD_TEXTS = (
+    "4111111111111111", "4111 1111 1111 1111", "4111-1111-1111-1111", "4111%201111%201111%201111", "card=4111111111111111&x=1",
+    ";4111111111111111=25121010000012345678?", '{"card_number": "4111111111111111", "cvv": "9874"}', "cvv=9874",
+    "Payment(card_number='4111111111111112', cvv='9874', cardholder_name='Jonathan Doe')",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", CARD_TEXTS)
+def test_payment_data_is_in_no_part_of_a_line(stream: io.StringIO, text: str) -> None:
+    log = logging.getLogger("shieldx.test")
+    payment = {"card_number": "4111111111111112", "cvv": "9874", "cardholder_name": "Jonathan Doe"}
+    cause = raised(KeyError(text))
+    error = raised(ValueError(text))
+    error.__cause__ = cause
+    log.error("failed with %s", text, exc_info=error, extra={"note": text, "list": [text], "payment": payment})
+    log.error(text, stack_info=True, extra={"cvv": "9874", "card_number": 4111111111111111, "number": 4111111111111111})
+    log.error("%s", payment, extra={"ip": "203.0.113.7", "user_agent": "curl/8.5.0", "cardholder_name": "Jonathan Doe"})
+
+    found = lines(stream)
+    assert len(found) == 3
+    whole = stream.getvalue()
+    assert not [part for part in ("4111111111111", "1111 1111", "1111-1111", "11111111", "9874", "Jonathan", "203.0.113.7", "8.5.0")
+                if part in whole]  # fmt: skip
+    assert "cvv" not in found[1]
+    assert (found[2]["ip"], found[2]["user_agent"], found[2]["cardholder_name"]) == ("203.0.113.0/24", "curl 8", "Jo****")
+
+
+def test_numbers_that_are_no_cards_stay_numbers(stream: io.StringIO) -> None:
+    logging.getLogger("shieldx.test").warning("took", extra={"seq": 1748503543012, "ms": 1.5, "leading": True})
+
+    (line,) = lines(stream)
+    assert (line["seq"], line["ms"], line["leading"]) == (1748503543012, 1.5, True)
+
+
 @given(st.text())
 def test_redaction_is_idempotent(text: str) -> None:
     once = redact(text)

@@ -1,0 +1,131 @@
+"""The verifier tells three states of private records apart: verified, erased with a tombstone, missing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import pytest
+from msgspec.structs import replace
+
+from app.audit.entry import Event
+from app.audit.report import PrivateReport, report_text
+from app.clock import time_text
+from app.credits.payment import details_of
+from app.db.postgres import open_pool
+from app.privacy.envelope import MasterKeys
+from app.privacy.payment import Payment
+from app.privacy.store import PrivateStore
+from tests.audit.chain import STARTED_MS, Book, make_chain
+from tests.audit.conftest import LedgerDatabase
+
+PAYMENT = Payment("4111111111111111", "John Doe", "12/27")
+LOST = "the private record of this entry is missing or another, and no tombstone says that it was erased"
+FIRST, SECOND = 1, 3  # seqs of the two top-ups
+
+
+async def no_record(_kind: str, _details: dict[str, Any]) -> None:
+    raise AssertionError("nothing is read here")
+
+
+@pytest.fixture
+async def store(database: LedgerDatabase) -> AsyncIterator[PrivateStore]:
+    pool = await open_pool(database.url, 2)
+    yield PrivateStore(pool, MasterKeys([bytes(range(32))]), no_record, lambda: STARTED_MS)
+    pool.terminate()
+
+
+async def paid(store: PrivateStore) -> list[Event]:
+    """Two tenants with a top-up each whose payment is kept, and some other operations."""
+    book = Book()
+    events = []
+    for tenant in ("t1", "t2"):
+        book.account(tenant)
+        event = book.topup(tenant, 100)
+        kept = await store.keep(event.idempotency or "", tenant, tenant, PAYMENT)
+        events += [book.events[-2], replace(event, details=details_of(kept))]
+    book.consume("t1", 7)
+    return [*events, book.events[-1]]
+
+
+def with_tombstone(events: list[Event], kind: str, details: dict[str, Any]) -> list[Event]:
+    last = events[-1]
+    text = orjson.dumps(details, option=orjson.OPT_SORT_KEYS).decode()
+    return [*events, Event(
+        0, 1, last.seq + 1, last.at_ms + 1, kind, "", "system:none", "system:none", 0, 0, 0, 0,
+        "01a201e0-3c7c-7000-adad-e9f95266ab00", "k", "f", None, None, None, text,
+    )]  # fmt: skip
+
+
+async def test_records_that_are_there_are_verified(database: LedgerDatabase, store: PrivateStore) -> None:
+    await make_chain(database.session, await paid(store))
+
+    for processes in (1, 2):
+        report = await database.verify(processes=processes, range_entries=2)
+
+        assert report.ok
+        assert report.private == PrivateReport(verified=2)
+    assert "private records: 2 verified, 0 erased with a tombstone, 0 missing" in report_text(report)
+
+
+async def test_an_erased_subject_is_told_from_one_that_is_there(database: LedgerDatabase, store: PrivateStore) -> None:
+    events = await paid(store)
+    erasure = await store.erase("t1", request_id="q", basis="gdpr-17")
+    assert erasure is not None
+    await make_chain(database.session, with_tombstone(events, erasure.kind, orjson.loads(erasure.tombstone)))
+
+    report = await database.verify()
+
+    assert report.ok
+    assert report.private == PrivateReport(verified=1, erased=1)
+
+
+@pytest.mark.parametrize(("before_ms", "ok"), [(STARTED_MS + 60_000, True), (STARTED_MS - 30 * 3_600_000, False)])
+async def test_records_whose_time_was_over_are_erased_and_no_younger_ones(
+    database: LedgerDatabase, store: PrivateStore, before_ms: int, ok: bool
+) -> None:
+    details = {"before": time_text(before_ms), "class": "payment", "entry_id": "e", "records": 2}
+    await make_chain(database.session, with_tombstone(await paid(store), "privacy.retention", details))
+    await database.session.execute("DELETE FROM private_records")
+
+    report = await database.verify()
+
+    assert (report.ok, report.private) == (ok, PrivateReport(erased=2) if ok else PrivateReport(missing=2))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["DELETE FROM private_records WHERE tenant_id = 't2'", "UPDATE private_records SET commitment = sha256('x') WHERE tenant_id = 't2'",
+     "UPDATE private_records SET record_id = 'other' WHERE tenant_id = 't2'",
+     "DELETE FROM private_records WHERE tenant_id = 't2'; INSERT INTO private_erasures VALUES (gen_random_uuid(), 'privacy.erasure', '{}', now())"],
+)  # fmt: skip
+async def test_a_record_that_goes_without_a_tombstone_in_the_chain_is_missing(
+    database: LedgerDatabase, store: PrivateStore, statement: str
+) -> None:
+    await make_chain(database.session, await paid(store))
+    await database.session.execute(statement)
+
+    report = await database.verify()
+
+    assert await database.first_bad() == (SECOND, LOST)
+    assert report.private == PrivateReport(verified=1, missing=1)
+
+
+async def test_an_entry_that_names_no_readable_commitment_is_missing(database: LedgerDatabase, store: PrivateStore) -> None:
+    events = await paid(store)
+    events[FIRST] = replace(events[FIRST], details='{"payment":"zz"}')
+    await make_chain(database.session, events)
+
+    assert await database.first_bad() == (FIRST, LOST)
+
+
+async def test_the_server_cannot_hide_a_loss_with_a_tombstone_of_another_kind(
+    database: LedgerDatabase, store: PrivateStore
+) -> None:
+    details = {"before": "yesterday", "class": "payment", "keys": "all"}
+    events = with_tombstone(await paid(store), "privacy.retention", details)
+    await make_chain(database.session, events)
+    await database.session.execute("DELETE FROM private_records")
+
+    assert (await database.verify()).private == PrivateReport(missing=2)
