@@ -15,6 +15,7 @@ from app.clock import time_of
 from app.credits.opening import Credits
 from app.credits.operation import Applied, Refused, Reused
 from app.credits.permits import is_free, sees_operation, take, tell
+from app.credits.quotas import DETAIL, quota_problem
 from app.credits.records import Account
 from app.credits.request import close_fields, refund_fields, reserve_fields, spend_fields
 from app.credits.wire import (
@@ -51,6 +52,7 @@ RETRY_AFTER_S: Final = 1
 
 # Refusals of the ledger: status, and what a caller can do about it.
 REFUSALS: Final[dict[str, tuple[int, str]]] = {
+    "quota_exceeded": (429, DETAIL),
     "insufficient_credits": (402, "The available balance is below the amount; top up, or ask for less."),
     "no_account": (404, "There is no account of this tenant; create it with POST /v1/accounts."),
     "no_reservation": (404, "There is no reservation with this id."),
@@ -112,6 +114,8 @@ def refusal(outcome: Refused | Reused) -> Problem:
     """Return the problem of a refusal."""
     if isinstance(outcome, Reused):
         return Problem(422, "idempotency_key_reused", "The Idempotency-Key was used for another request.")
+    if outcome.code == "quota_exceeded":
+        return quota_problem(outcome.values)
     status, detail = REFUSALS[outcome.code]
     extra = dict(zip(_NAMES.get(outcome.code, ()), outcome.values, strict=False))
     headers = {"Idempotent-Replayed": "true"} if outcome.replayed else None
@@ -250,8 +254,9 @@ def _changed_account(outcome: Settled, status: int, request_id: str) -> Handled:
     row = Account(
         event.tenant_id, event.balance, event.reserved, event.version,
         time_of(details["created_at_ms"]), time_of(event.at_ms), details["settings"],
+        details.get("controls", {}),
     )  # fmt: skip
-    return json_answer(account_body(row), status=status, etag=event.version, replayed=outcome.replayed)
+    return json_answer(account_body(row, event.at_ms), status=status, etag=event.version, replayed=outcome.replayed)
 
 
 async def create_account(request: Request) -> Handled:

@@ -210,7 +210,9 @@ class Credits:
             shard = Shard(number, origins[number])
             link = RedisLink(links)
             decode = functools.partial(_decode, number, mask)
-            writer = Writer(shard, seal, CreditProjection(number), link, decode)
+            projection = CreditProjection(number, self._controls.webhooks.wake)
+            shard.subscribe(projection.advanced)
+            writer = Writer(shard, seal, projection, link, decode)
             keeper = Keeper(
                 shard, writer, LedgerRecovery(shard, writer, link),
                 lambda: open_session(self.stores.database_url), self._redis, self.stores.replica_name,

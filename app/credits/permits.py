@@ -108,5 +108,6 @@ def tell(answer: Handled, made: Decision | None) -> Handled:
     if isinstance(answer, Answer):
         answer.fields += "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     elif isinstance(answer, Problem):
-        answer.headers = {**(answer.headers or {}), **fields}
+        own = answer.headers or {}
+        answer.headers = {**own, **{n: f"{own[n]}, {value}" if n in own else value for n, value in fields.items()}}
     return answer

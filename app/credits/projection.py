@@ -1,4 +1,4 @@
-"""What the chain folds to: accounts, reservations and refund totals, upserted with the events that changed them."""
+"""What the chain folds to: accounts, reservations, refund totals and alerts, written with the events that changed them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from app.clock import time_of
+from app.credits.controls import alerts_of, changes_controls, controls_of, states_of
 from app.db.sql import query
+from app.webhooks.outbox import Message, put_out_all
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     import asyncpg
@@ -35,13 +37,15 @@ _PLAIN: Final = frozenset({"topup", "consume", "transfer"})
 class CreditProjection:
     """Writes the folded rows of one shard. It may run as often as it likes: the fence precedes it."""
 
-    def __init__(self, shard: int) -> None:
-        """`shard` is what new rows are labelled with."""
+    def __init__(self, shard: int, wake: Callable[[], None]) -> None:
+        """`shard` is what new rows are labelled with; `wake` is called once messages for webhooks are durable."""
         self._shard = shard
+        self._wake = wake
+        self._put_out = False
 
     def beyond_accounts(self, events: Sequence[Event]) -> Sequence[Event]:
         """Return the events that change more than balances, which the append itself folds."""
-        return [event for event in events if event.type not in _PLAIN and event.tenant_id]
+        return [e for e in events if (e.type not in _PLAIN and e.tenant_id) or changes_controls(e)]
 
     async def apply(self, connection: asyncpg.Connection[Any], events: Sequence[Event]) -> None:
         """Fold events that change more than balances; they are in seq order. Raises when a CHECK is violated."""
@@ -49,6 +53,13 @@ class CreditProjection:
         await self._apply_holds(connection, events)
         await self._apply_closings(connection, events)
         await self._apply_refunds(connection, events)
+        await self._apply_controls(connection, events)
+
+    def advanced(self) -> None:
+        """Look whether what is durable now put messages out. Subscribed to the shard, whose head has moved."""
+        if self._put_out:
+            self._put_out = False
+            self._wake()
 
     async def _apply_settings(self, connection: asyncpg.Connection[Any], events: Sequence[Event]) -> None:
         settings: dict[str, tuple[str, str, datetime]] = {}
@@ -69,7 +80,7 @@ class CreditProjection:
     async def _apply_holds(self, connection: asyncpg.Connection[Any], events: Sequence[Event]) -> None:
         rows = [
             (e.transaction_id, e.tenant_id, e.amount, _PURPOSE[e.type], time_of(e.at_ms), _expiry(e), e.description,
-             e.metadata, e.reference)
+             e.metadata, e.reference, controls_of(e).get("count"))
             for e in events if e.type in _PURPOSE
         ]  # fmt: skip
         if rows:
@@ -94,6 +105,22 @@ class CreditProjection:
                 totals[event.reference] = (event.reference, details["consumed"], details["refunded"])
         if totals:
             await connection.execute(query("fold_refunds"), *_columns([totals[key] for key in sorted(totals, key=str)]))
+
+    async def _apply_controls(self, connection: asyncpg.Connection[Any], events: Sequence[Event]) -> None:
+        states = states_of(events)
+        if not states:
+            return
+        await connection.execute(query("fold_controls"), *_columns([(t, states[t]) for t in sorted(states)]))
+        alerts = [alert for event in events for alert in alerts_of(event)]
+        if not alerts:
+            return
+        rows = [
+            (a.alert_id, a.shard, a.seq, a.tenant_id, a.type, time_of(a.at_ms), orjson.dumps(a.data).decode())
+            for a in alerts
+        ]
+        await connection.execute(query("fold_alerts"), *_columns(rows))
+        messages = [Message(a.alert_id, a.tenant_id, a.type, a.at_ms, {"alert_id": a.alert_id, **a.data}) for a in alerts]
+        self._put_out = bool(await put_out_all(connection.fetch, messages)) or self._put_out
 
 
 def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:

@@ -27,7 +27,7 @@ READ_TIMEOUT_S: Final = 1.2  # callers hear of an outage within 2 s, with the wa
 
 
 class Account(NamedTuple):
-    """One row of credit_accounts; settings as JSON text by name."""
+    """One row of credit_accounts; settings as JSON text by name, controls as `app.credits.controls` says."""
 
     tenant_id: str
     balance: int
@@ -36,6 +36,7 @@ class Account(NamedTuple):
     created_at: datetime
     updated_at: datetime
     settings: dict[str, str]
+    controls: dict[str, Any]
 
 
 class Reservation(NamedTuple):
@@ -160,5 +161,7 @@ class Records:
 
 def account_of(row: asyncpg.Record) -> Account:
     """Return a row of `accounts_of.sql` or `accounts.sql`."""
-    tenant, balance, reserved, version, created_at, updated_at, settings = row
-    return Account(tenant, balance, reserved, version, created_at, updated_at, orjson.loads(settings))
+    tenant, balance, reserved, version, created_at, updated_at, settings, controls = row
+    return Account(
+        tenant, balance, reserved, version, created_at, updated_at, orjson.loads(settings), orjson.loads(controls)
+    )

@@ -72,7 +72,7 @@ async def desk(database: LedgerDatabase, redis_url: str) -> AsyncIterator[Desk]:
     link = RedisLink(make_pool(redis_url))
     await link.open()
     decode = functools.partial(_decode, NUMBER)
-    writer = Writer(shard, SEAL, CreditProjection(NUMBER), link, decode)
+    writer = Writer(shard, SEAL, CreditProjection(NUMBER, lambda: None), link, decode)
     writer.stand_at(-1, GENESIS)
     connection = await open_session(database.url)
     lease = Lease(connection, EPOCH, asyncio.get_running_loop().create_future())
