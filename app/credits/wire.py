@@ -306,7 +306,7 @@ def _time(at: datetime) -> str:
 
 
 def account_body(row: AccountRow, at_ms: int | None = None) -> bytes:
-    """Return the JSON of an account; its settings are JSON text already. The quota's window is that of `at_ms`, or of now."""
+    """Return the JSON of an account; its settings are JSON text. The quota's window is that of `at_ms`, or of now."""
     settings = "".join(f',"{name}":{text}' for name, text in sorted(row.settings.items()))
     if "quota" in row.settings:
         settings += f',"quota_use":{quota_use(row.settings, row.controls, now_ms() if at_ms is None else at_ms)}'

@@ -44,12 +44,14 @@ CREATE TABLE log_keys (
   shard      smallint NOT NULL,
   vkey       text NOT NULL,
   since      timestamptz NOT NULL DEFAULT now(),
+  from_size  bigint NOT NULL,                    -- no checkpoint below this size is signed by it
   retired_at timestamptz,                        -- null while it signs
+  until_size bigint,                             -- no checkpoint above this size is signed by it
   PRIMARY KEY (shard, vkey)
 );
 
 GRANT SELECT, INSERT ON log_keys TO shieldx_app;
-GRANT UPDATE (retired_at) ON log_keys TO shieldx_app;
+GRANT UPDATE (retired_at, until_size) ON log_keys TO shieldx_app;
 
 -- The processes that serve this ledger: each dates its row, so that all know how many they are.
 CREATE TABLE replicas (
