@@ -14,7 +14,6 @@ from app.clock import ms_of, time_text
 from app.credits.api import book_of
 from app.credits.permits import no_account, sees
 from app.credits.reads import SEQ_END, decode_cursor, encode_cursor
-from app.db.sql import query as statement
 from app.web.fields import Name
 from app.web.routes import Handled, cursor, json_answer, limit, query
 
@@ -71,7 +70,6 @@ async def alerts(request: Request) -> Handled:
     tenant, kind = query(request, "tenant_id", Name, None), query(request, "type", AlertType, None)
     if tenant is not None and not sees(request, tenant):
         raise no_account()
-    seen = tenant_filter(key_of(request))
-    rows = await book_of(request).records.rows(statement("alerts"), before, count + 1, tenant, seen, kind)
+    rows = await book_of(request).records.alerts(before, count + 1, tenant, tenant_filter(key_of(request)), kind)
     following = encode_cursor(rows[count - 1]["alert_no"]) if len(rows) > count else None
     return json_answer(msgspec.json.encode(AlertPage([_view(row) for row in rows[:count]], following)))

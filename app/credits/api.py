@@ -14,7 +14,7 @@ from app.actor import ActorStopped, AskTimeout, InboxFull
 from app.clock import time_of
 from app.credits.opening import Credits
 from app.credits.operation import Applied, Refused, Reused
-from app.credits.permits import is_free, sees_operation, take, tell
+from app.credits.permits import drawn, is_free, sees_operation, take, tell
 from app.credits.quotas import DETAIL, quota_problem
 from app.credits.records import Account
 from app.credits.request import close_fields, refund_fields, reserve_fields, spend_fields
@@ -208,7 +208,7 @@ class MoneyCall(Generic[B]):
         refused = await sees_operation(request, book, fields)
         if refused is not None:
             return refused
-        made = await take(request, fields.get("tenant"))
+        made = await take(request, drawn(request, fields["op"], fields.get("tenant")))
         return tell(self._answer(await book.decide(fields), request.request_id), made)
 
     def _ask(self, request: Request, body: B) -> tuple[Book, dict[str, Any]]:
@@ -284,5 +284,5 @@ async def _change(request: Request, fields: dict[str, Any], key: str | None, sta
     refused = await sees_operation(request, book, fields)
     if refused is not None:
         return refused
-    made = await take(request, fields["tenant"])
+    made = await take(request, drawn(request, fields["op"], fields["tenant"]))
     return tell(_changed_account(await book.decide(fields), status, request.request_id), made)

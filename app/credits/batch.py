@@ -8,7 +8,7 @@ import orjson
 
 from app.credits.api import book_of, refusal, refused_answer
 from app.credits.operation import Applied, Done, Refused, Reused
-from app.credits.permits import hidden_operations, take_each, tell
+from app.credits.permits import drawn, hidden_operations, take_each, tell
 from app.credits.request import batch_fields
 from app.credits.wire import BATCH_BODY_MAX_BYTES, Batch, reservation_fields, transaction_fields
 from app.web.body import Body
@@ -49,7 +49,7 @@ async def batch(request: Request) -> Handled:
         for i, operation in enumerate(body.operations)
     ]
     hidden = await hidden_operations(request, book, operations)
-    made = await take_each(request, [fields.get("tenant", "") for fields in operations])
+    made = await take_each(request, [drawn(request, fields["op"], fields.get("tenant")) or "" for fields in operations])
     asked = "".join(fields["fp"] + fields["key"] for fields in operations)
     claim = {"op": "claim", "fp": book.fingerprints.request(asked.encode()), "key": book.fingerprints.key(key)}
     claimed = await book.claim(claim)

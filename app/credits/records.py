@@ -151,6 +151,12 @@ class Records:
         """Return sums and counts by type in each hour or day that has any."""
         return await self.rows(query("usage"), tenant, since, until, granularity)
 
+    async def alerts(
+        self, before: int, limit: int, tenant: str | None, seen: list[str] | None, kind: str | None
+    ) -> list[asyncpg.Record]:
+        """Return alerts with a number below `before`, newest first; of one tenant and of those `seen`, None for any."""
+        return await self.rows(query("alerts"), before, limit, tenant, seen, kind)
+
     async def check_heads(self) -> dict[str, Any]:
         """Compare every shard's head with the last entry of its chain. Raises AssertionError when one differs."""
         rows = await self.rows(query("check_heads"))

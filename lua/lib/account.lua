@@ -11,7 +11,11 @@ end
 local function save(a)
   if a.controls then watch(a) end
   a.version = a.version + 1
-  call('HSET', a.key, 'balance', a.balance, 'reserved', a.reserved, 'version', a.version)
+  if a.news and a.controls then
+    call('HSET', a.key, 'balance', a.balance, 'reserved', a.reserved, 'version', a.version, 'controls', a.controls.text)
+  else
+    call('HSET', a.key, 'balance', a.balance, 'reserved', a.reserved, 'version', a.version)
+  end
 end
 
 -- Take back one hold. Its record stays for a day, so that a late commit learns what happened.
@@ -50,6 +54,7 @@ local function over_quota(op, a)
   if c.told < 100 then
     c.told = 100
     keep(a, quota_alert(c, 'quota_exceeded'), ',"tenant_id":"' .. a.tenant .. '"')
+    call('HSET', a.key, 'controls', c.text)
     local note = {tenant = '', balance = 0, reserved = 0, version = 0, news = a.news}
     a.news = nil
     emit('{"op":"note","kind":"credits.quota_exceeded"}', note, 0)

@@ -28,7 +28,7 @@ local function controls_of(text)
     used = tonumber(used), resets = tonumber(resets), told = tonumber(told), count = tonumber(count)}
 end
 
--- Write what has changed, and have the next event tell of it; `more` is further JSON for that.
+-- Have the next event tell what has changed, with `more` JSON; c.text is what whoever calls this writes to the account.
 local function keep(a, alerts, more)
   local c = a.controls
   local text = c.threshold .. ' ' .. c.low .. ' ' .. c.limit .. ' ' .. c.period .. ' ' .. c.used .. ' ' .. c.resets
@@ -40,7 +40,6 @@ local function keep(a, alerts, more)
     a.controls, a.news = nil, ',{}'
     return
   end
-  call('HSET', a.key, 'controls', text)
   a.news = ',{"low":' .. c.low .. (alerts ~= '' and ',"alerts":[' .. alerts .. ']' or '') .. (more or '')
   if c.limit >= 0 then
     a.news = a.news .. ',"used":' .. c.used .. ',"resets_at_ms":' .. c.resets .. ',"told":' .. c.told .. ',"count":' .. c.count

@@ -19,7 +19,10 @@ function verbs.account(op, raw)
   call('HSET', key, 'balance', 0, 'reserved', 0, 'version', 1, 'created_at', at)
   local a = {key = key, tenant = op.tenant, balance = 0, reserved = 0, version = 1}
   regulate(a, op.settings, true)
-  if a.controls then watch(a) end
+  if a.controls then
+    watch(a)
+    call('HSET', key, 'controls', a.controls.text)
+  end
   return applied(op, emit(raw, a, 0, set(key, op.settings)))
 end
 

@@ -9,13 +9,13 @@ from app.credits.replicas import LIVE_S, Replicas
 from app.db.migrate import migrate
 from app.db.postgres import open_pool
 from app.db.statements import Statements
+from tests.credits.ledger_house import LedgerHouse
+from tests.stores import run_apart
 
 
 @pytest.fixture
-def database_url(house):
+def database_url(house: LedgerHouse) -> str:
     """An empty database beside those of the session's ledgers."""
-    from tests.stores import run_apart
-
     return run_apart(house.postgres.make_own_database())
 
 
@@ -33,7 +33,9 @@ async def test_each_gets_the_share_of_those_that_live(database_url: str) -> None
         assert replicas[0].share() == pytest.approx(1 / 3)
 
         await replicas[1].leave()
-        await owner.execute("UPDATE replicas SET seen_at = seen_at - make_interval(secs => $1) WHERE replica LIKE 'b/%'", LIVE_S)
+        await owner.execute(
+            "UPDATE replicas SET seen_at = seen_at - make_interval(secs => $1) WHERE replica LIKE 'b/%'", LIVE_S
+        )
         await replicas[0].beat()
         assert replicas[0].count == 1
 
