@@ -89,7 +89,8 @@ def alerts_of(event: Event) -> list[Alert]:
         else:
             data["quota"] = {"limit": told["limit"], "period": told["period"], "used": controls["used"],
                              "resets_at": time_text(controls["resets_at_ms"])}  # fmt: skip
-        alert_id = f"alr_{event.shard}_{event.seq}_{kind.rpartition('.')[2]}"
+        # No other ledger has the transaction id, and no other leg of it the seq: receivers know messages by this.
+        alert_id = f"alr_{event.transaction_id.replace('-', '')}_{event.seq}_{kind.rpartition('.')[2]}"
         alerts.append(Alert(alert_id, event.shard, event.seq, tenant_id, kind, event.at_ms, data))
     return alerts
 
