@@ -25,7 +25,7 @@ from app.credits.account_reads import AccountReads
 from app.credits.book import Book
 from app.credits.ledger import Ledger
 from app.credits.operation import IdMask, events_of_item
-from app.credits.projection import CreditProjection
+from app.credits.projection import Folds
 from app.credits.records import Records
 from app.credits.recovery import LedgerRecovery
 from app.credits.replicas import BEAT_INTERVAL_S, Replicas
@@ -223,9 +223,9 @@ class Credits:
             shard = Shard(number, origins[number])
             link = RedisLink(links)
             decode = functools.partial(_decode, number, mask)
-            projection = CreditProjection(number, self._controls.webhooks.wake)
-            shard.subscribe(projection.advanced)
-            writer = Writer(shard, seal, projection, link, decode)
+            folds = Folds(self._controls.webhooks.wake)
+            shard.subscribe(folds.advanced)
+            writer = Writer(shard, seal, folds.of, link, decode)
             keeper = Keeper(
                 shard, writer, LedgerRecovery(shard, writer, link),
                 lambda: open_session(self.stores.database_url), self._redis, self.stores.replica_name,

@@ -88,13 +88,7 @@ async def put_out(fetch: Callable[..., Awaitable[list[asyncpg.Record]]], message
 
     fetch  `connection.fetch` of the transaction that the message tells of, or `Statements.rows`
     """
-    return await put_out_all(fetch, [message])
-
-
-async def put_out_all(fetch: Callable[..., Awaitable[list[asyncpg.Record]]], messages: Sequence[Message]) -> int:
-    """Put messages out in one statement, each as `put_out` does; return how many deliveries that are."""
-    columns = [[m.message_id, m.tenant_id, m.type, m.body] for m in messages]
-    return len(await fetch(query("put_out_messages"), *map(list, zip(*columns, strict=True))))
+    return len(await fetch(query("put_out_message"), message.message_id, message.tenant_id, message.type, message.body))
 
 
 class Outbox:

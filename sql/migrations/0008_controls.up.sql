@@ -22,6 +22,19 @@ CREATE INDEX credit_alerts_tenant ON credit_alerts (tenant_id, alert_no);
 
 GRANT SELECT, INSERT ON credit_alerts TO shieldx_app;
 
+-- Put a message out to every endpoint that wants it; a message that is out already is not put out again. Returns them.
+CREATE FUNCTION put_out_message(id text, tenant text, kind text, content text) RETURNS SETOF text LANGUAGE sql AS $$
+  INSERT INTO webhook_deliveries (endpoint_id, message_id, tenant_id, type, body)
+  SELECT endpoint_id, id, tenant, kind, content FROM webhook_endpoints
+  WHERE deleted_at IS NULL AND disabled_at IS NULL
+    AND coalesce(tenant_id = tenant, true) AND coalesce(kind = ANY(types), true)
+  ON CONFLICT (endpoint_id, message_id) DO NOTHING
+  RETURNING endpoint_id
+$$;
+
+REVOKE ALL ON FUNCTION put_out_message FROM public;
+GRANT EXECUTE ON FUNCTION put_out_message TO shieldx_app;
+
 -- Verifications of the whole ledger, one replica each: what was found, and how long the chains were.
 CREATE TABLE ledger_verifications (
   verification_id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
