@@ -8,10 +8,9 @@ verification; so a chain that was cut and signed anew does not pass.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -28,6 +27,7 @@ from app.db.sql import query
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from multiprocessing.connection import Connection
 
     from app.audit.note import Verifier
     from app.audit.shard import Shard
@@ -41,7 +41,8 @@ BEAT_S: Final = 60.0  # how often a running verification renews its claim
 RETRY_MS: Final = 600_000  # after a verification that could not be done
 NICENESS: Final = 19  # it has a day; whoever serves callers comes first
 
-_UNCHECKED: Final = (CannotCheckError, BrokenProcessPool, asyncpg.PostgresError, asyncpg.InterfaceError, *TRANSIENT)
+_UNCHECKED: Final = (CannotCheckError, asyncpg.PostgresError, asyncpg.InterfaceError, *TRANSIENT)
+_SPAWN: Final = get_context("spawn")  # a fork would take the event loop along
 
 
 class Subject(NamedTuple):
@@ -52,13 +53,18 @@ class Subject(NamedTuple):
     keys: Mapping[int, Sequence[Verifier]]
 
 
-def verify_apart(database_url: str, audit_key: bytes, vkeys: Sequence[str], sizes: dict[int, int]) -> Report:
-    """Verify a ledger in the calling process, which lowers its priority for good. Raises what `verify_ledger` raises."""
+def _verify_into(
+    sender: Connection, database_url: str, audit_key: bytes, vkeys: Sequence[str], sizes: dict[int, int]
+) -> None:
+    """Verify a ledger in a process of its own; send the report, or the reason why there is none."""
     os.nice(NICENESS)
     seal = RowSeal(audit_key)
     trust = Trust(keys=read_keys(vkeys), sizes=sizes)
     work = verify_ledger(database_url, seals={seal.key_id: seal}, progress=lambda *_: None, trust=trust, processes=1)
-    return asyncio.run(work)
+    try:
+        sender.send(asyncio.run(work))
+    except _UNCHECKED as error:
+        sender.send(f"{type(error).__name__}: {error}")
 
 
 class DailyVerification:
@@ -119,8 +125,8 @@ class DailyVerification:
             sizes[number] = max(size, sizes.get(number, 0))
         try:
             report = await self._report(verification_id, vkeys, sizes)
-        except _UNCHECKED as error:
-            log.warning("ledger not verified", extra={"reason": f"{type(error).__name__}: {error}"})
+        except CannotCheckError as error:
+            log.warning("ledger not verified", extra={"reason": str(error)})
             await self._finish(verification_id, None, None)
             return
         faults = sum(shard.first_bad is not None for shard in report.shards)
@@ -134,16 +140,32 @@ class DailyVerification:
         await self._finish(verification_id, faults, report)
 
     async def _report(self, verification_id: Any, vkeys: list[str], sizes: dict[int, int]) -> Report:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            loop = asyncio.get_running_loop()
-            subject = self._subject
-            work = loop.run_in_executor(pool, verify_apart, subject.database_url, subject.audit_key, vkeys, sizes)
-            while not (await asyncio.wait([work], timeout=BEAT_S))[0]:
-                await self._statements.rows(
-                    "UPDATE ledger_verifications SET claimed_until = $2 WHERE verification_id = $1",
-                    verification_id, time_of(self._clock() + CLAIM_MS),
-                )  # fmt: skip
-            return work.result()
+        """Return what a child process finds; it is killed when this is cancelled. Raises CannotCheckError."""
+        receiver, sender = _SPAWN.Pipe(duplex=False)
+        subject, loop, told = self._subject, asyncio.get_running_loop(), asyncio.Event()
+        words = (sender, subject.database_url, subject.audit_key, vkeys, sizes)
+        child = _SPAWN.Process(target=_verify_into, args=words, daemon=True)
+        child.start()
+        sender.close()
+        loop.add_reader(receiver.fileno(), told.set)
+        try:
+            while not await _within(told, BEAT_S):
+                with contextlib.suppress(*TRANSIENT, asyncpg.PostgresError):
+                    await self._statements.rows(
+                        "UPDATE ledger_verifications SET claimed_until = $2 WHERE verification_id = $1",
+                        verification_id, time_of(self._clock() + CLAIM_MS),
+                    )  # fmt: skip
+            found: Report | str = receiver.recv()
+        except EOFError:
+            found = "the verifying process has ended"
+        finally:
+            loop.remove_reader(receiver.fileno())
+            receiver.close()
+            child.kill()
+            child.join()
+        if isinstance(found, str):
+            raise CannotCheckError(found)
+        return found
 
     async def _finish(self, verification_id: Any, faults: int | None, report: Report | None) -> None:
         sizes = None if report is None else [shard.entries for shard in report.shards]
@@ -151,6 +173,14 @@ class DailyVerification:
             query("finish_verification"), verification_id, time_of(self._clock()), faults, sizes,
             None if report is None else report_json(report), None if report is None else _details(report, faults or 0),
         )  # fmt: skip
+
+
+async def _within(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, but not longer than this; return whether it has come."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()
 
 
 def _details(report: Report, faults: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import time
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
@@ -140,6 +141,21 @@ async def test_what_could_not_be_done_is_tried_again_and_is_no_fault(scene: Scen
     (row,) = await scene.rows()
     assert (row["faults"], row["finished_at"] is not None, verification.integrity_errors) == (None, True, 0)
     assert verification.age_s > DAY_S
+
+
+async def test_a_server_that_stops_takes_its_verification_along(scene: Scene) -> None:
+    scene.pass_ms(DAY_S * 1000 + 1000)
+    work = asyncio.create_task(scene.replica("a").round())
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not multiprocessing.active_children():
+        assert time.monotonic() < deadline_s
+        await asyncio.sleep(0.005)
+
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+
+    assert (work.cancelled(), multiprocessing.active_children()) == (True, [])
+    assert [row["finished_at"] for row in await scene.rows()] == [None]
 
 
 async def test_a_replica_that_fell_silent_is_replaced(scene: Scene) -> None:
