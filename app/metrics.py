@@ -71,6 +71,10 @@ class Metrics:
             self._gauges[name] = gauge
         gauge.labels(str(shard)).set_function(read)
 
+    def observe(self, name: str, meaning: str, read: Callable[[], float]) -> None:
+        """Export a number of the whole process under exactly this name; it is read at every scrape."""
+        Gauge(name, meaning, registry=self.registry).set_function(read)
+
     def text(self) -> bytes:
         """Return all series in the Prometheus text format."""
         return generate_latest(self.registry)

@@ -48,6 +48,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     webhook_allow_http: bool = False
     webhook_allow_networks: tuple[str, ...] = ()
     webhook_ports: tuple[int, ...] = (443, 8443)
+    verify_interval_seconds: Annotated[int, Meta(ge=60, le=31_536_000)] = 86_400
     ledger_shards: Annotated[int, Meta(ge=1, le=256)] = 1
     postgres_pool_size: Annotated[int, Meta(ge=2, le=50)] = 6
     shutdown_grace_seconds: Annotated[int, Meta(ge=1, le=600)] = 20
@@ -85,6 +86,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "webhook_allow_http": "true lets webhooks go over plain http too",
     "webhook_allow_networks": "networks that webhooks may go to although they are not public, such as 10.1.0.0/16",
     "webhook_ports": "the only ports that webhooks may go to; 0 for any",
+    "verify_interval_seconds": "seconds between two verifications of the whole ledger, which one replica does by itself",
     "ledger_shards": "number of ledger shards; fixed when the ledger is created",
     "postgres_pool_size": "Postgres connections for reads; each shard takes one more",
     "shutdown_grace_seconds": "seconds that SIGTERM gives open requests",

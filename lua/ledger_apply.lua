@@ -6,9 +6,9 @@
 -- KEYS[1] {s00}:shard    hash    generation, seq (last given), at (its Unix ms), durable (last seq known in Postgres)
 -- KEYS[2] {s00}:outbox   stream  what is not yet durable: id <generation>-<last seq>, fields operations, values results
 -- KEYS[3] {s00}:expiry   zset    reservation id by the Unix ms at which it expires
---         {s00}:account:<tenant>    hash    balance, reserved, incoming, version, created_at and settings
+--         {s00}:account:<tenant>    hash    balance, reserved, incoming, version, created_at, controls and settings
 --         {s00}:holds:<tenant>      zset    reservation id by the Unix ms at which it expires
---         {s00}:reservation:<id>    hash    tenant, amount, status, purpose, expires_at, committed; a day after closing
+--         {s00}:reservation:<id>    hash    tenant, amount, status, purpose, expires_at, committed, counted; a day after closing
 --         {s00}:refunds:<id>        string  refunded so far of that transaction; a day
 --         {s00}:idem:<hash>         string  fingerprint (22 characters) and the first answer; 24 h
 -- ARGV[1] generation that the caller knows, integer > 0
@@ -17,7 +17,7 @@
 -- ARGV[4] shard number;  ARGV[5], ARGV[6] what its transaction ids are masked with: 14 and 48 bits
 -- ARGV[7] ... operations, one JSON object each; fields: app/credits/operation.py
 -- Returns {"OK", first seq given + 0, seq, at, results...}, one JSON array for each operation:
---   ["ok",seq,at,balance,reserved,version,tenant,amount,extra]   applied
+--   ["ok",seq,at,balance,reserved,version,tenant,amount,extra]   applied; a tenth element says what became of controls
 --   ["many",[...],[...]]        applied as several events
 --   ["replay",answer]           the key was used by the same request: its first answer
 --   ["reused"]                  the key was used by another request
@@ -26,6 +26,8 @@
 -- or, before anything was done: {"FORGOT"} | {"GENERATION", g} | {"BEHIND", seq}
 -- Cost: O(operations), about 6 commands each; an expired hold adds 6.
 -- include: lib/shard.lua
+-- include: lib/controls.lua
+-- include: lib/account.lua
 -- include: lib/spend.lua
 -- include: lib/hold.lua
 -- include: lib/transfer.lua

@@ -10,8 +10,9 @@
 -- ARGV[2] what to do: doubt | close | hold | adopt | clear | accounts | holds | answers | open
 -- ARGV[3] ... doubt: generation, whose head goes, so that its writer rebuilds it (any replica may; epoch 0);
 --         close, hold: nothing;  adopt: generation, seq that is durable;  clear: keys of this shard;
---         accounts: tenant, balance, reserved, incoming, version, created_at ms, settings;
---         holds: id, tenant, amount, purpose, expires_at ms or 0, status;  answers: hash, value, seconds to live;
+--         accounts: tenant, balance, reserved, incoming, version, created_at ms, settings, controls or "";
+--         holds: id, tenant, amount, purpose, expires_at ms or 0, status, counted or "";
+--         answers: hash, value, seconds to live;
 --         open: generation, seq, at ms
 -- Returns {"OK"} | {"FENCED", epoch of the other}
 -- Cost: O(arguments).
@@ -52,18 +53,20 @@ function steps.clear()
 end
 
 function steps.accounts()
-  for i = 3, #ARGV, 7 do
+  for i = 3, #ARGV, 8 do
     call('HSET', prefix .. 'account:' .. ARGV[i], 'balance', ARGV[i + 1], 'reserved', ARGV[i + 2],
       'incoming', ARGV[i + 3], 'version', ARGV[i + 4], 'created_at', ARGV[i + 5])
     for name, text in pairs(cjson.decode(ARGV[i + 6])) do call('HSET', prefix .. 'account:' .. ARGV[i], name, text) end
+    if ARGV[i + 7] ~= '' then call('HSET', prefix .. 'account:' .. ARGV[i], 'controls', ARGV[i + 7]) end
   end
 end
 
 function steps.holds()
-  for i = 3, #ARGV, 6 do
+  for i = 3, #ARGV, 7 do
     local id, tenant, expires_at = ARGV[i], ARGV[i + 1], ARGV[i + 4]
     call('HSET', prefix .. 'reservation:' .. id, 'tenant', tenant, 'amount', ARGV[i + 2], 'status', ARGV[i + 5],
       'purpose', ARGV[i + 3], 'expires_at', expires_at)
+    if ARGV[i + 6] ~= '' then call('HSET', prefix .. 'reservation:' .. id, 'counted', ARGV[i + 6]) end
     if tonumber(expires_at) > 0 then
       call('ZADD', prefix .. 'holds:' .. tenant, expires_at, id)
       call('ZADD', KEYS[3], expires_at, id)

@@ -196,7 +196,7 @@ class Writer(Actor[Handover]):
                 events.extend(self._decode(int(generation), op, result) for op, result in pairs)
         events = [event for event in events if event.seq > self._head_seq]
         while events and events[-1].type == "transfer" and events[-1].details is not None:
-            leg, legs = (int(part.rpartition(":")[2].rstrip("}")) for part in events[-1].details.split(","))
+            leg, legs = (int(part.rpartition(":")[2].rstrip("}")) for part in events[-1].details.split(",")[-2:])
             if leg == legs:
                 break
             del events[-leg:]

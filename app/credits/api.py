@@ -15,7 +15,8 @@ from app.clock import time_of
 from app.credits.opening import Credits
 from app.credits.operation import Applied, Refused, Reused
 from app.credits.payment import decide_with_payment
-from app.credits.permits import is_free, sees_operation, take, tell
+from app.credits.permits import drawn, is_free, sees_operation, take, tell
+from app.credits.quotas import DETAIL, quota_problem
 from app.credits.records import Account
 from app.credits.request import close_fields, refund_fields, reserve_fields, spend_fields, topup_fields
 from app.credits.wire import (
@@ -55,6 +56,7 @@ RETRY_AFTER_S: Final = 1
 
 # Refusals of the ledger: status, and what a caller can do about it.
 REFUSALS: Final[dict[str, tuple[int, str]]] = {
+    "quota_exceeded": (429, DETAIL),
     "insufficient_credits": (402, "The available balance is below the amount; top up, or ask for less."),
     "no_account": (404, "There is no account of this tenant; create it with POST /v1/accounts."),
     "no_reservation": (404, "There is no reservation with this id."),
@@ -124,6 +126,8 @@ def refusal(outcome: Refused | Reused) -> Problem:
     """Return the problem of a refusal."""
     if isinstance(outcome, Reused):
         return Problem(422, "idempotency_key_reused", "The Idempotency-Key was used for another request.")
+    if outcome.code == "quota_exceeded":
+        return quota_problem(outcome.values)
     status, detail = REFUSALS[outcome.code]
     extra = dict(zip(_NAMES.get(outcome.code, ()), outcome.values, strict=False))
     headers = {"Idempotent-Replayed": "true"} if outcome.replayed else None
@@ -220,7 +224,7 @@ class MoneyCall(Generic[B]):
         refused = await sees_operation(request, book, fields)
         if refused is not None:
             return refused
-        made = await take(request, fields.get("tenant"))
+        made = await take(request, drawn(request, fields["op"], fields.get("tenant")))
         if isinstance(body, TopUp) and body.payment is not None:
             outcome = await decide_with_payment(store_of(request), book, fields, body.payment)
         else:
@@ -270,8 +274,9 @@ def _changed_account(outcome: Settled, status: int, request_id: str) -> Handled:
     row = Account(
         event.tenant_id, event.balance, event.reserved, event.version,
         time_of(details["created_at_ms"]), time_of(event.at_ms), details["settings"],
+        details.get("controls", {}),
     )  # fmt: skip
-    return json_answer(account_body(row), status=status, etag=event.version, replayed=outcome.replayed)
+    return json_answer(account_body(row, event.at_ms), status=status, etag=event.version, replayed=outcome.replayed)
 
 
 async def create_account(request: Request) -> Handled:
@@ -299,5 +304,5 @@ async def _change(request: Request, fields: dict[str, Any], key: str | None, sta
     refused = await sees_operation(request, book, fields)
     if refused is not None:
         return refused
-    made = await take(request, fields["tenant"])
+    made = await take(request, drawn(request, fields["op"], fields["tenant"]))
     return tell(_changed_account(await book.decide(fields), status, request.request_id), made)

@@ -134,9 +134,20 @@ async def _note(request: Request, shard: int) -> Handled:
 
 
 async def keys(request: Request) -> Handled:
-    """GET /v1/audit/keys: what the checkpoints of each shard are checked with."""
-    found = _log(request).keys
-    data = [{"shard": shard, "key": verifier.vkey} for shard in sorted(found) for verifier in found[shard]]
+    """GET /v1/audit/keys: what the checkpoints of each shard are checked with, and what older ones were signed with."""
+    found, log_keys = _log(request).keys, request.app[CREDITS].log_keys
+    signing = {(shard, verifier.vkey) for shard in found for verifier in found[shard]}
+    noted = await log_keys.known() if log_keys is not None else []
+    sizes = {(one.shard, one.vkey): one.from_size for one in noted}
+    data: list[dict[str, Any]] = [
+        {"shard": shard, "key": key.vkey, "state": "signing", "from_size": sizes.get((shard, key.vkey)), "until_size": None}
+        for shard in sorted(found) for key in found[shard]
+    ]  # fmt: skip
+    data += [
+        {"shard": one.shard, "key": one.vkey, "state": "signing" if one.retired_at is None else "retired",
+         "from_size": one.from_size, "until_size": one.until_size}
+        for one in noted if (one.shard, one.vkey) not in signing
+    ]  # fmt: skip
     return json_answer(orjson.dumps({"data": data, "next_cursor": None}))
 
 
@@ -243,7 +254,8 @@ AUDIT_ROUTES: Final = (
           query={**_SHARD, "after": Seq, "limit": Limit}, answers=_PAGE_OF_ONE, problems=((503, "unavailable"),)),
     Route("GET", "/v1/audit/checkpoint", checkpoint_of, summary="Read the newest signed checkpoint (C2SP)", tag="audit",
           query=_SHARD, answers={200: None}, media_type=TEXT, problems=_LATER),
-    Route("GET", "/v1/audit/keys", keys, summary="List the verifier keys of checkpoints", tag="audit", answers=_PAGE_OF_ONE),
+    Route("GET", "/v1/audit/keys", keys, summary="List the verifier keys of checkpoints", tag="audit", answers=_PAGE_OF_ONE,
+          problems=((503, "unavailable"),)),
     Route("GET", "/v1/audit/proof/inclusion", inclusion, summary="Prove that an entry is in a tree", tag="audit",
           query={**_SHARD, "seq": Seq, "size": Size}, answers=_PAGE_OF_ONE, problems=_LATER),
     Route("GET", "/v1/audit/proof/consistency", consistency, summary="Prove that a tree extends another", tag="audit",

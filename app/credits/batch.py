@@ -10,7 +10,7 @@ from app.credits.api import book_of, refusal, refused_answer, store_of
 from app.credits.batch_body import BatchBody
 from app.credits.operation import Applied, Done, Refused, Reused
 from app.credits.payment import keep_payment, payment_of, settle_payment
-from app.credits.permits import hidden_operations, take_each, tell
+from app.credits.permits import drawn, hidden_operations, take_each, tell
 from app.credits.request import batch_fields
 from app.credits.wire import BatchTopUp, reservation_fields, transaction_fields
 from app.privacy.store import OtherPayment
@@ -87,7 +87,7 @@ async def batch(request: Request) -> Handled:
     ]
     payments = payments_of(asked_for)
     hidden = await hidden_operations(request, book, operations)
-    made = await take_each(request, [fields.get("tenant", "") for fields in operations])
+    made = await take_each(request, [drawn(request, fields["op"], fields.get("tenant")) or "" for fields in operations])
     asked = "".join(fields["fp"] + fields["key"] for fields in operations)
     claim = {"op": "claim", "fp": book.fingerprints.request(asked.encode()), "key": book.fingerprints.key(key)}
     claimed = await book.claim(claim)

@@ -43,6 +43,8 @@ SWEEP_INTERVAL_S: Final = 0.5  # how late an expired hold may still be shown as 
 SWEEP_HOLDS_MAX: Final = 256  # holds that one sweep expires: about 5 ms of Redis
 AHEAD_MAX: Final = 2  # batches between Redis and durable: one that commits, one that waits for its turn
 JOIN_BELOW: Final = SCRIPT_OPERATIONS_MAX // 2  # operations; a batch of this size gains nothing by growing
+# Refusals that a retry with the same key may meet otherwise: they are remembered nowhere.
+UNREMEMBERED: Final = frozenset({"quota_exceeded", "amount_exceeds_reservation", "refund_exceeds_consumed"})
 NEVER: Final = -1  # a generation that no order can be answered in
 OUTAGE_PAUSE_S: Final = 0.05  # between looks at a shard that is closed
 
@@ -213,6 +215,8 @@ class Ledger(Actor[Order]):
             fields = order.fields[i]
             # A sweep is done without a key, and a soft claim need not survive Redis: neither is worth a statement.
             if isinstance(outcome, Refused | Done) and "key" in fields and "soft" not in fields:
+                if isinstance(outcome, Refused) and outcome.code in UNREMEMBERED:
+                    continue
                 kept.append((fields, first_answer(answer)))
                 if isinstance(outcome, Refused) and outcome.code == "no_account" and not outcome.replayed:
                     missing.append(fields)

@@ -13,6 +13,7 @@ import asyncpg
 from app.audit.entry import RowSeal, genesis_hash
 from app.audit.keeper import Keeper
 from app.audit.log import Log, log_origin
+from app.audit.log_keys import LogKeys
 from app.audit.pending import PendingEntries
 from app.audit.shard import Shard
 from app.audit.signer import ShardSigner
@@ -25,11 +26,14 @@ from app.credits.book import Book
 from app.credits.ledger import Ledger
 from app.credits.lifecycle import Lifecycle
 from app.credits.operation import IdMask, events_of_item
-from app.credits.projection import folds_of
+from app.credits.projection import Folds
 from app.credits.records import Records
 from app.credits.recovery import LedgerRecovery
+from app.credits.replicas import BEAT_INTERVAL_S, Replicas
 from app.credits.request import Fingerprints
+from app.credits.rounds import Round, Rounds
 from app.credits.upkeep import Upkeep
+from app.credits.verification import LOOK_INTERVAL_S, DailyVerification, Subject
 from app.db.keys import LIMITS_TAG, applied_channel, shard_tag
 from app.db.migrate import LedgerRow, found_ledger, migrate
 from app.db.postgres import open_owner, open_pool, open_reader, open_session
@@ -38,9 +42,10 @@ from app.db.retry import TRANSIENT, delay_ms
 from app.db.statements import Statements
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from app.access.opening import Access
+    from app.audit.note import Signer
     from app.db.topology import Topology
     from app.metrics import Metrics
     from app.privacy.opening import Privacy
@@ -61,6 +66,7 @@ class Stores(NamedTuple):
     shard_count: int
     audit_key: bytes
     replica_name: str
+    verify_interval_s: int
 
     def __repr__(self) -> str:
         """Show no secret: URLs may hold passwords."""
@@ -124,6 +130,9 @@ class Credits:
         self._pool: asyncpg.Pool[Any] | None = None
         self._parts: list[_Parts] = []
         self._upkeep: Upkeep | None = None
+        self._rounds: Rounds | None = None
+        self._replicas: Replicas | None = None
+        self.log_keys: LogKeys | None = None
         self.book: Book | None = None
         self.log: Log | None = None
         self.waiting_for = "Postgres"
@@ -168,6 +177,10 @@ class Credits:
             await self.book.account_reads.stop()
         if self._upkeep is not None:
             await self._upkeep.stop()
+        if self._rounds is not None:
+            await self._rounds.stop()
+        if self._replicas is not None:
+            await self._replicas.leave()
         await asyncio.gather(*(parts.ledger.stop() for parts in self._parts))
         await asyncio.gather(*(parts.writer.stop() for parts in self._parts))
         await asyncio.gather(*(parts.signer.stop() for parts in self._parts))
@@ -219,7 +232,9 @@ class Credits:
             tag = shard_tag(number)
             link = RedisLink(topology, tag)
             decode = functools.partial(_decode, number, mask)
-            writer = Writer(shard, seal, folds_of, link, decode)
+            folds = Folds(self._controls.webhooks.wake)
+            shard.subscribe(folds.advanced)
+            writer = Writer(shard, seal, folds.of, link, decode)
             keeper = Keeper(
                 shard, writer, LedgerRecovery(shard, writer, link),
                 lambda: open_session(self.stores.database_url),
@@ -245,9 +260,11 @@ class Credits:
         self.book.transfers.start(self._on_crash)
         self.book.account_reads.start(self._on_crash)
         statements = Statements(pool)
+        replicas = self._start_rounds(statements, keys)
         self._controls.access.open(
-            statements, lambda: open_session(self.stores.database_url), RedisLink(topology, LIMITS_TAG), self._on_crash
-        )
+            statements, lambda: open_session(self.stores.database_url), RedisLink(topology, LIMITS_TAG), self._on_crash,
+            share=replicas.share,
+        )  # fmt: skip
         self._controls.webhooks.open(statements, self._on_crash)
         self._pending = PendingEntries(statements, self.record)
         self._pending.start(self._on_crash)
@@ -255,6 +272,31 @@ class Credits:
         lifecycle = Lifecycle(pool, range(row.shard_count), now_ms, self._controls.archive_after_days or None)
         self._upkeep = Upkeep(records, lifecycle, self._controls.privacy, lambda: self.shards[0].leading)
         self._upkeep.start()
+
+    def _start_rounds(self, statements: Statements, signers: Mapping[int, Sequence[Signer]]) -> Replicas:
+        keys = {number: [one.verifier for one in of_shard] for number, of_shard in signers.items()}
+        stores, shards = self.stores, self.shards
+        self._replicas = Replicas(statements, stores.replica_name)
+        self.log_keys = LogKeys(statements, shards, keys)
+        subject = Subject(stores.owner_database_url, stores.audit_key, keys)
+        daily = DailyVerification(
+            statements, shards, subject, replica=stores.replica_name, interval_s=stores.verify_interval_s
+        )
+        self._metrics.observe(
+            "credits_audit_chain_integrity_errors", "Chains that the last daily verification found to be tampered with",
+            lambda: daily.integrity_errors,
+        )  # fmt: skip
+        self._metrics.observe(
+            "credits_audit_verification_age_seconds", "Since the last daily verification, or the founding of the ledger",
+            lambda: daily.age_s,
+        )  # fmt: skip
+        self._rounds = Rounds([
+            Round("replicas", self._replicas.beat, BEAT_INTERVAL_S),
+            Round("log keys", self.log_keys.note, BEAT_INTERVAL_S),
+            Round("daily verification", daily.round, LOOK_INTERVAL_S),
+        ])  # fmt: skip
+        self._rounds.start(self._on_crash)
+        return self._replicas
 
     def _watch(self, parts: _Parts) -> None:
         number, ledger, writer, shard = parts.shard.number, parts.ledger, parts.writer, parts.shard

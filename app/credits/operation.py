@@ -28,6 +28,7 @@ import orjson
 from app.actor import Ask
 from app.audit.entry import ENTRY_PREFIX, Event, Record
 from app.clock import ms_of
+from app.credits.controls import with_controls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -195,7 +196,7 @@ def _details(kind: str, fields: dict[str, Any], extra: Any) -> str | None:
 
 def event_of(shard: int, generation: int, mask: IdMask, fields: dict[str, Any], result: list[Any]) -> Event:
     """Return the event of an applied operation, from what was asked and what Lua answered (["ok", seq, ...])."""
-    _, seq, at_ms, balance, reserved, version, tenant, amount, extra = result
+    _, seq, at_ms, balance, reserved, version, tenant, amount, extra, *controls = result
     kind = _kind(fields)
     debit, credit = _SIDES.get(kind, _NO_SIDES)
     first_seq = seq
@@ -203,11 +204,14 @@ def event_of(shard: int, generation: int, mask: IdMask, fields: dict[str, Any], 
         first_seq = seq - extra[0] + 1
         if extra[2] > 0:
             debit, credit = credit, debit
+    details = _details(kind, fields, extra)
+    if controls:
+        details = with_controls(details, controls[0])
     return Event(
         shard, generation, seq, at_ms, kind, tenant, _side(debit, tenant), _side(credit, tenant),
         amount, balance, reserved, version, transaction_id(at_ms, shard, generation, first_seq, mask),
         fields.get("key"), fields.get("fp"), fields.get("ref"), fields.get("desc"), fields.get("meta"),
-        _details(kind, fields, extra),
+        details,
     )  # fmt: skip
 
 

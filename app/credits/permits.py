@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from app.access.api import ACCESS, key_of
 from app.access.limits import fields_of, limited_problem
+from app.access.scope import ROOT
 from app.credits.operation import position_of
 from app.web.answers import Answer
 from app.web.problems import Problem
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from app.credits.book import Book
     from app.web.request import Request
     from app.web.routes import Handled
+
+SPENDS: Final = frozenset({"consume", "reserve"})
 
 
 def no_account(leg: int | None = None) -> Problem:
@@ -71,6 +74,15 @@ async def hidden_operations(request: Request, book: Book, operations: Sequence[d
     return {i: problem for i, problem in enumerate(found) if problem is not None}
 
 
+def drawn(request: Request, op: str, tenant: str | None) -> str | None:
+    """Return the tenant from whose bucket an operation draws, None when from none.
+
+    With the root key only a spend draws from it: whoever runs the ledger can look at an account, top it up and change
+    its settings although its tenant has used the bucket up.
+    """
+    return None if key_of(request) is ROOT and op not in SPENDS else tenant
+
+
 async def take(request: Request, tenant: str | None, tokens: int = 1) -> Decision | None:
     """Take tokens from the buckets of key and tenant. Raises Problem 429; returns what to tell, None without a limit."""
     access = request.app[ACCESS]
@@ -108,5 +120,6 @@ def tell(answer: Handled, made: Decision | None) -> Handled:
     if isinstance(answer, Answer):
         answer.fields += "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     elif isinstance(answer, Problem):
-        answer.headers = {**(answer.headers or {}), **fields}
+        own = answer.headers or {}
+        answer.headers = {**own, **{n: f"{own[n]}, {value}" if n in own else value for n, value in fields.items()}}
     return answer

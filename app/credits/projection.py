@@ -1,4 +1,4 @@
-"""What the chain folds to besides balances: reservations, settings and refund totals. Pure."""
+"""What the chain folds to besides balances: reservations, settings, refund totals, controls and alerts. No I/O."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from app.credits.controls import alerts_of, changes_controls, controls_of, states_of
+from app.webhooks.outbox import Message
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from app.audit.entry import Event
+    from app.credits.controls import Alert
 
 # The status that an event gives to the reservation it refers to.
 _CLOSES: Final = {
@@ -30,9 +34,10 @@ _PLAIN: Final = frozenset({"topup", "consume", "transfer"})
 def folds_of(events: Sequence[Event]) -> bytes | None:
     """Return the JSON of what events, in seq order, change besides balances; None when they change nothing more.
 
-    Its form stands in sql/migrations/0009_folds.up.sql. An event without a tenant folds to nothing.
+    Its form stands in sql/migrations/0009_folds.up.sql. An event without a tenant folds to nothing, unless it says what
+    became of some tenant's controls.
     """
-    beyond = [event for event in events if event.type not in _PLAIN and event.tenant_id]
+    beyond = [e for e in events if (e.type not in _PLAIN and e.tenant_id) or changes_controls(e)]
     if not beyond:
         return None
     settings = {event.tenant_id: _setting(event) for event in beyond if event.type in _SETTINGS}
@@ -41,14 +46,47 @@ def folds_of(events: Sequence[Event]) -> bytes | None:
     for event in beyond:
         if event.type in _INCOMING:
             incoming[event.tenant_id] = incoming.get(event.tenant_id, 0) + _INCOMING[event.type] * event.amount
+    states = states_of(beyond)
     parts = {
         "holds": [_hold(event) for event in beyond if event.type in _PURPOSE],
         "closings": [_closing(event) for event in beyond if event.type in _CLOSES],
         "settings": [settings[tenant] for tenant in sorted(settings)],
         "incoming": [{"tenant": tenant, "change": incoming[tenant]} for tenant in sorted(incoming)],
         "refunds": [refunds[identifier] for identifier in sorted(refunds)],
+        "controls": [{"tenant": tenant, "state": states[tenant]} for tenant in sorted(states)],
+        "alerts": [_alert(alert) for event in beyond for alert in alerts_of(event)],
     }
     return orjson.dumps({name: rows for name, rows in parts.items() if rows})
+
+
+class Folds:
+    """The folds of one shard's writer, and the word to the deliverer once the alerts among them are durable."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        """`wake` is told that there may be messages to deliver."""
+        self._wake = wake
+        self._alerts = False
+
+    def of(self, events: Sequence[Event]) -> bytes | None:
+        """Return what `folds_of` does."""
+        folds = folds_of(events)
+        if folds is not None and b'"alerts":[' in folds:
+            self._alerts = True
+        return folds
+
+    def advanced(self) -> None:
+        """Note that the durable head has moved. To be subscribed to the shard."""
+        if self._alerts:
+            self._alerts = False
+            self._wake()
+
+
+def _alert(alert: Alert) -> dict[str, Any]:
+    message = Message(alert.alert_id, alert.tenant_id, alert.type, alert.at_ms, {"alert_id": alert.alert_id, **alert.data})
+    return {
+        "id": alert.alert_id, "seq": alert.seq, "tenant": alert.tenant_id, "type": alert.type, "at_ms": alert.at_ms,
+        "data": orjson.dumps(alert.data).decode(), "body": message.body,
+    }  # fmt: skip
 
 
 def _hold(event: Event) -> dict[str, Any]:
@@ -56,7 +94,7 @@ def _hold(event: Event) -> dict[str, Any]:
     return {
         "id": event.transaction_id, "tenant": event.tenant_id, "amount": event.amount, "purpose": _PURPOSE[event.type],
         "at_ms": event.at_ms, "expires_at_ms": expires_at_ms, "description": event.description,
-        "metadata": event.metadata, "transfer": event.reference,
+        "metadata": event.metadata, "transfer": event.reference, "counted": controls_of(event).get("count"),
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from app.clock import ms_of, time_text
 from app.credits.account_reads import AccountAsk
 from app.credits.api import book_of, store_of
 from app.credits.operation import position_of
-from app.credits.permits import is_free, no_account, no_reservation, no_transaction, sees, take, tell
+from app.credits.permits import drawn, is_free, no_account, no_reservation, no_transaction, sees, take, tell
 from app.credits.wire import (
     ID_PATTERN,
     Account,
@@ -212,7 +212,7 @@ class AccountRead:
 
     async def __call__(self, request: Request) -> Handled:
         """Answer from a task, as every other read does."""
-        made = await take(request, request.match_info["tenant_id"])
+        made = await take(request, drawn(request, "read", request.match_info["tenant_id"]))
         return tell(_account_answer(await _account(request)), made)
 
     def begin(self, request: Request, done: Done) -> None:

@@ -27,7 +27,7 @@ READ_TIMEOUT_S: Final = 1.2  # callers hear of an outage within 2 s, with the wa
 
 
 class Account(NamedTuple):
-    """One row of credit_accounts; settings as JSON text by name."""
+    """One row of credit_accounts; settings as JSON text by name, controls as `app.credits.controls` says."""
 
     tenant_id: str
     balance: int
@@ -36,6 +36,7 @@ class Account(NamedTuple):
     created_at: datetime
     updated_at: datetime
     settings: dict[str, str]
+    controls: dict[str, Any]
 
 
 class Reservation(NamedTuple):
@@ -150,6 +151,12 @@ class Records:
         """Return sums and counts by type in each whole hour or day that has any, from that of `since` to before `until`."""
         return await self.rows(query("usage"), tenant, since, until, granularity)
 
+    async def alerts(
+        self, before: int, limit: int, tenant: str | None, seen: list[str] | None, kind: str | None
+    ) -> list[asyncpg.Record]:
+        """Return alerts with a number below `before`, newest first; of one tenant and of those `seen`, None for any."""
+        return await self.rows(query("alerts"), before, limit, tenant, seen, kind)
+
     async def check_heads(self) -> dict[str, Any]:
         """Compare every shard's head with the last entry of its chain. Raises AssertionError when one differs."""
         rows = await self.rows(query("check_heads"))
@@ -160,5 +167,7 @@ class Records:
 
 def account_of(row: asyncpg.Record) -> Account:
     """Return a row of `accounts_of.sql` or `accounts.sql`."""
-    tenant, balance, reserved, version, created_at, updated_at, settings = row
-    return Account(tenant, balance, reserved, version, created_at, updated_at, orjson.loads(settings))
+    tenant, balance, reserved, version, created_at, updated_at, settings, controls = row
+    return Account(
+        tenant, balance, reserved, version, created_at, updated_at, orjson.loads(settings), orjson.loads(controls)
+    )

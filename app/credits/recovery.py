@@ -14,10 +14,13 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+import orjson
+
 from app.audit.keeper import ShardRefused
 from app.audit.shard import Shard, ShardRow, shard_row
 from app.audit.writer import POSTGRES_ANSWER_TIMEOUT_S, Fenced, Lease, RedisForgot, Writer
 from app.clock import ms_of, now_ms, time_of
+from app.credits.controls import lua_state
 from app.db.keys import checkpoint_key, shard_keys, shard_tag
 from app.db.lua import load_script
 from app.db.migrate import QUARTERS_AHEAD
@@ -39,7 +42,7 @@ PAGE_TIMEOUT_S: Final = 30.0  # the first page of a large table may wait for a s
 SCAN_COUNT: Final = 1_000  # keys looked at per SCAN step
 
 _KEYS: Final = re.compile(rb'"fingerprint":"([\w-]{22})".*?"idempotency":"([\w-]{22})"')
-_LEGS: Final = re.compile(rb'"details":\{"leg":(\d+),"legs":(\d+)\}')
+_LEGS: Final = re.compile(rb'[{,]"leg":(\d+),"legs":(\d+)\}')
 
 Plan = Literal["continue", "adopt", "rebuild"]
 
@@ -160,21 +163,22 @@ class LedgerRecovery:
 
     async def _lay_accounts(self, lease: Lease) -> None:
         sql = (
-            "SELECT tenant_id, balance, reserved, incoming, version, created_at, settings "
+            "SELECT tenant_id, balance, reserved, incoming, version, created_at, settings, controls "
             "FROM credit_accounts WHERE shard = $1"
         )
         async for rows in self._pages(lease, sql):
-            await self._lay(lease, "accounts", [[*row[:5], ms_of(row[5]), row[6]] for row in rows])
+            await self._lay(lease, "accounts", [[*row[:5], ms_of(row[5]), row[6], _controls(row)] for row in rows])
 
     async def _lay_holds(self, lease: Lease) -> None:
         sql = (
-            "SELECT reservation_id, tenant_id, amount, purpose, expires_at FROM credit_reservations "
+            "SELECT reservation_id, tenant_id, amount, purpose, expires_at, counted FROM credit_reservations "
             "WHERE shard = $1 AND status = 'held'"
         )
         async for rows in self._pages(lease, sql):
             await self._lay(
-                lease, "holds", [[str(r[0]), r[1], r[2], r[3], ms_of(r[4]) if r[4] else 0, "held"] for r in rows]
-            )
+                lease, "holds",
+                [[str(r[0]), r[1], r[2], r[3], ms_of(r[4]) if r[4] else 0, "held", r[5] or ""] for r in rows],
+            )  # fmt: skip
 
     async def _lay_answers(self, lease: Lease) -> int:
         """Lay the idempotency records of the last day; return the time of the chain's last entry, Unix ms."""
@@ -193,6 +197,10 @@ class LedgerRecovery:
         now = now_ms()
         async for rows in self._pages(lease, query("remembered_answers")):
             await self._lay(lease, "answers", [[r[0], r[1] + r[2], _seconds_left(ms_of(r[3]), now)] for r in rows])
+
+
+def _controls(row: asyncpg.Record) -> str:
+    return lua_state(orjson.loads(row["settings"]), orjson.loads(row["controls"]), row["balance"])
 
 
 def _seconds_left(at_ms: int, now: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from app.credits import api, reads
+from app.credits import alert_api, api, reads
 from app.credits.batch import batch
 from app.credits.transfer_api import transfer
 from app.credits.wire import (
@@ -38,6 +38,7 @@ _AWAY: Final = (503, "unavailable")
 _NO_ACCOUNT: Final = (404, "no_account")
 _VERSION: Final = (409, "version_conflict")
 _FULL: Final = (409, "balance_limit_exceeded")
+_QUOTA: Final = (429, "quota_exceeded")
 _CLOSED: Final = tuple((409, f"reservation_{status}") for status in ("committed", "aborted", "expired"))
 
 ACCOUNT_ROUTES: Final = (
@@ -88,7 +89,7 @@ CREDIT_ROUTES: Final = (
     Route(
         "POST", "/v1/credits/consume", api.consume, summary="Spend credits", tag="credits", body=Consume,
         idempotent=True, answers={200: Transaction}, etag=True,
-        problems=((402, "insufficient_credits"), _NO_ACCOUNT, _VERSION, _REUSED, _AWAY),
+        problems=((402, "insufficient_credits"), _NO_ACCOUNT, _VERSION, _QUOTA, _REUSED, _AWAY),
     ),
     Route(
         "POST", "/v1/credits/refund", api.refund, summary="Give back what was spent", tag="credits", body=Refund,
@@ -99,7 +100,7 @@ CREDIT_ROUTES: Final = (
     Route(
         "POST", "/v1/credits/reserve", api.reserve, summary="Hold credits for a while", tag="credits", body=Reserve,
         idempotent=True, answers={200: Reservation}, etag=True,
-        problems=((402, "insufficient_credits"), _NO_ACCOUNT, _VERSION, _REUSED, _AWAY),
+        problems=((402, "insufficient_credits"), _NO_ACCOUNT, _VERSION, _QUOTA, _REUSED, _AWAY),
     ),
     Route(
         "POST", "/v1/credits/reservations/{reservation_id}/commit", api.commit, summary="Spend held credits",
@@ -139,4 +140,12 @@ LEDGER_ROUTES: Final = (
     ),
 )  # fmt: skip
 
-ROUTES: Final = (*ACCOUNT_ROUTES, *CREDIT_ROUTES, *LEDGER_ROUTES)
+ALERT_ROUTES: Final = (
+    Route(
+        "GET", "/v1/alerts", alert_api.alerts, summary="List alerts, newest first", tag="alerts",
+        query={"tenant_id": Name, "type": alert_api.AlertType, **_PAGE}, answers={200: alert_api.AlertPage},
+        problems=(_NO_ACCOUNT, _AWAY),
+    ),
+)  # fmt: skip
+
+ROUTES: Final = (*ACCOUNT_ROUTES, *CREDIT_ROUTES, *LEDGER_ROUTES, *ALERT_ROUTES)

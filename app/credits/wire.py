@@ -8,7 +8,8 @@ import msgspec
 import orjson
 from msgspec import Meta, Struct
 
-from app.clock import ms_of, time_text
+from app.clock import ms_of, now_ms, time_text
+from app.credits.controls import quota_use
 from app.credits.payment import PaymentBody
 from app.web.fields import AMOUNT_MAX, Amount, Description, Input, Metadata, Name
 
@@ -38,7 +39,7 @@ TransactionType = Literal[
 
 
 class Quota(Input, frozen=True):
-    """How much a tenant may spend in a period."""
+    """How much a tenant may consume and reserve in each UTC hour, day or calendar month."""
 
     limit: Amount
     period: Literal["hour", "day", "month"]
@@ -220,6 +221,14 @@ class Reservation(Struct, omit_defaults=True):
     metadata: dict[str, Any] | None = None
 
 
+class QuotaUse(Struct):
+    """How much of the quota its current window has used; `resets_at` is the end of that window."""
+
+    used: int
+    remaining: int
+    resets_at: str
+
+
 class Account(Struct, omit_defaults=True):
     """A tenant's account; available = balance - reserved."""
 
@@ -232,6 +241,7 @@ class Account(Struct, omit_defaults=True):
     updated_at: str
     low_balance_threshold: int | None = None
     quota: Quota | None = None
+    quota_use: QuotaUse | None = None
     rate_limit: RateLimit | None = None
     metadata: dict[str, Any] | None = None
 
@@ -297,9 +307,11 @@ def _time(at: datetime) -> str:
     return time_text(ms_of(at))
 
 
-def account_body(row: AccountRow) -> bytes:
-    """Return the JSON of an account; its settings are JSON text already."""
+def account_body(row: AccountRow, at_ms: int | None = None) -> bytes:
+    """Return the JSON of an account; its settings are JSON text. The quota's window is that of `at_ms`, or of now."""
     settings = "".join(f',"{name}":{text}' for name, text in sorted(row.settings.items()))
+    if "quota" in row.settings:
+        settings += f',"quota_use":{quota_use(row.settings, row.controls, now_ms() if at_ms is None else at_ms)}'
     return (
         f'{{"tenant_id":"{row.tenant_id}","balance":{row.balance},"reserved":{row.reserved},'
         f'"available":{row.balance - row.reserved},"version":{row.version},"created_at":"{_time(row.created_at)}",'

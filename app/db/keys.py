@@ -4,9 +4,9 @@
 {s00}:outbox             stream  events that are not yet known to be durable; id <generation>-<last seq of the item>,
                                  each field an operation, its value the result (both JSON)
 {s00}:expiry             zset    reservation id by expiry, Unix ms
-{s00}:account:<tenant>   hash    balance, reserved, incoming, version, created_at, settings
+{s00}:account:<tenant>   hash    balance, reserved, incoming, version, created_at, settings, controls
 {s00}:holds:<tenant>     zset    the tenant's open reservations by expiry, Unix ms
-{s00}:reservation:<id>   hash    tenant, amount, status, purpose, expires_at, committed
+{s00}:reservation:<id>   hash    tenant, amount, status, purpose, expires_at, committed, counted
 {s00}:refunds:<id>       string  refunded so far of a transaction, 24 h
 {s00}:idem:<hash>        string  fingerprint and first answer of an idempotency key, 24 h
 {s00}:checkpoint         hash    size, root: the largest tree that was signed; kept when the shard is rebuilt

@@ -27,7 +27,9 @@ _LETTERS: Final = string.digits + string.ascii_letters
 
 ENDPOINT_PATTERN: Final = rf"^whe_[0-9A-Za-z]{{{ID_CHARS}}}\Z"
 EndpointId = Annotated[str, Meta(pattern=ENDPOINT_PATTERN, description="Id of a webhook endpoint.")]
-MessageType = Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,40}(\.[a-z0-9_]{1,40}){0,3}\Z", description="e.g. balance.low")]
+MessageType = Annotated[
+    str, Meta(pattern=r"^[a-z0-9_]{1,40}(\.[a-z0-9_]{1,40}){0,3}\Z", description="e.g. credits.low_balance")
+]
 
 
 class NewEndpoint(Input, frozen=True):

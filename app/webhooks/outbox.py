@@ -63,7 +63,7 @@ class Message(NamedTuple):
     """What is told: `message_id` is the same for every attempt and names the event, so that it goes out once.
 
     message_id  1 to 100 letters, digits, `_` or `-`: it stands in the signed content, where a `.` separates
-    type        words with dots, for example `balance.low`
+    type        words with dots, for example `credits.low_balance`
     at_ms       when it happened, Unix ms
     data        JSON value; the whole body must stay below BODY_MAX_BYTES
     """

@@ -33,19 +33,6 @@ local function uuid(of_seq)
     math.floor(at / 65536), at % 65536, tonumber(ARGV[4]), variant, rest)
 end
 
-local function account(tenant)
-  local key = prefix .. 'account:' .. tenant
-  local f = call('HMGET', key, 'balance', 'reserved', 'version', 'incoming')
-  if not f[1] then return nil end
-  return {key = key, tenant = tenant, balance = tonumber(f[1]), reserved = tonumber(f[2]),
-    version = tonumber(f[3]), incoming = tonumber(f[4] or 0)}
-end
-
-local function save(a)
-  a.version = a.version + 1
-  call('HSET', a.key, 'balance', a.balance, 'reserved', a.reserved, 'version', a.version)
-end
-
 -- Events leave as items of the outbox: field = operation, value = result, so one XADD carries many.
 local outbox = {}
 local function flush()
@@ -56,7 +43,8 @@ end
 local function emit(raw, a, amount, extra)
   seq = seq + 1
   local result = '["ok",' .. seq .. ',' .. at .. ',' .. a.balance .. ',' .. a.reserved .. ',' .. a.version
-    .. ',"' .. a.tenant .. '",' .. amount .. ',' .. (extra or 'null') .. ']'
+    .. ',"' .. a.tenant .. '",' .. amount .. ',' .. (extra or 'null') .. (a.news or '') .. ']'
+  a.news = nil
   local n = #outbox
   outbox[n + 1] = raw
   outbox[n + 2] = result

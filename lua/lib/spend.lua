@@ -1,28 +1,4 @@
--- Accounts, top-up, consume, refund; and the expiry of holds that are due, because a spend may need it.
-
--- Take back one hold. Its record stays for a day, so that a late commit learns what happened.
-local function expire(a, id)
-  local amount = tonumber(call('HGET', prefix .. 'reservation:' .. id, 'amount'))
-  a.reserved = a.reserved - amount
-  save(a)
-  call('HSET', prefix .. 'reservation:' .. id, 'status', 'expired')
-  call('EXPIRE', prefix .. 'reservation:' .. id, CLOSED_S)
-  call('ZREM', prefix .. 'holds:' .. a.tenant, id)
-  call('ZREM', KEYS[3], id)
-  emit('{"op":"expire","ref":"' .. id .. '"}', a, amount)
-end
-
--- Whether the account can spend this much, once the holds that are due have gone.
-local function covers(a, amount)
-  if a.balance - a.reserved >= amount then return true end
-  if a.reserved == 0 then return false end
-  for _, id in ipairs(call('ZRANGEBYSCORE', prefix .. 'holds:' .. a.tenant, '-inf', at)) do expire(a, id) end
-  return a.balance - a.reserved >= amount
-end
-
-local function insufficient(op, a)
-  return refuse(op, '["insufficient_credits",' .. (a.balance - a.reserved) .. ']')
-end
+-- Accounts, top-up, consume, refund.
 
 -- What people set on an account: each a field of its hash, JSON text; null takes it away.
 -- Returns what the account says about itself afterwards, as JSON.
@@ -33,7 +9,7 @@ local function set(key, settings)
   local all, state = call('HGETALL', key), {}
   for i = 1, #all, 2 do state[all[i]] = all[i + 1] end
   local created_at = state.created_at
-  for _, name in ipairs({'balance', 'reserved', 'incoming', 'version', 'created_at'}) do state[name] = nil end
+  for _, name in ipairs({'balance', 'reserved', 'incoming', 'version', 'created_at', 'controls'}) do state[name] = nil end
   return '[' .. created_at .. ',' .. cjson.encode(state) .. ']'
 end
 
@@ -41,8 +17,13 @@ function verbs.account(op, raw)
   local key = prefix .. 'account:' .. op.tenant
   if call('EXISTS', key) == 1 then return refuse(op, '["account_exists"]') end
   call('HSET', key, 'balance', 0, 'reserved', 0, 'version', 1, 'created_at', at)
-  local state = set(key, op.settings)
-  return applied(op, emit(raw, {tenant = op.tenant, balance = 0, reserved = 0, version = 1}, 0, state))
+  local a = {key = key, tenant = op.tenant, balance = 0, reserved = 0, version = 1}
+  regulate(a, op.settings, true)
+  if a.controls then
+    watch(a)
+    call('HSET', key, 'controls', a.controls.text)
+  end
+  return applied(op, emit(raw, a, 0, set(key, op.settings)))
 end
 
 function verbs.update(op, raw)
@@ -50,6 +31,8 @@ function verbs.update(op, raw)
   if not a then return refuse(op, '["no_account"]') end
   local conflict = stale(op, a)
   if conflict then return conflict end
+  regulate(a, op.settings)
+  if a.controls then a.controls.text = nil end
   save(a)
   return applied(op, emit(raw, a, 0, set(a.key, op.settings)))
 end
@@ -68,10 +51,11 @@ end
 function verbs.consume(op, raw)
   local a = account(op.tenant)
   if not a then return refuse(op, '["no_account"]') end
-  local conflict = stale(op, a)
-  if conflict then return conflict end
+  local no = over_quota(op, a) or stale(op, a)
+  if no then return no end
   if not covers(a, op.amount) then return insufficient(op, a) end
   a.balance = a.balance - op.amount
+  use_quota(a, op.amount)
   save(a)
   return applied(op, emit(raw, a, op.amount))
 end

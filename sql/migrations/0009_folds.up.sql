@@ -2,11 +2,13 @@
 -- up to seven statements, so that a batch with holds waits for one round trip like any other.
 --
 -- The first eighteen parameters are those of ledger_append; `folds` is a JSON object, each member of which may be missing:
---   holds     [{id, tenant, amount, purpose, at_ms, expires_at_ms, description, metadata, transfer}]
+--   holds     [{id, tenant, amount, purpose, at_ms, expires_at_ms, description, metadata, transfer, counted}]
 --   closings  [{id, status, committed, at_ms, seq}]   only an open reservation can end
 --   settings  [{tenant, settings, created_at_ms}]     settings as JSON text, all that is set
 --   incoming  [{tenant, change}]                      what prepared transfers will bring
 --   refunds   [{id, consumed, refunded}]              what has been given back of a transaction
+--   controls  [{tenant, state}]                       quotas and thresholds; state as JSON text
+--   alerts    [{id, seq, tenant, type, at_ms, data, body}]  data as JSON text; body is what goes to webhooks
 -- Raises P0004 when a reservation to close is not open: then chain and Postgres disagree, and nobody may go on.
 CREATE FUNCTION ledger_append_folded(
   of_shard smallint, writer_epoch bigint, old_head bigint, prev_hash bytea, sealed_by text, note text,
@@ -36,11 +38,13 @@ BEGIN
   part := folds -> 'holds';
   IF part IS NOT NULL THEN
     INSERT INTO credit_reservations
-      (reservation_id, shard, tenant_id, amount, status, purpose, created_at, expires_at, description, metadata, transfer_id)
+      (reservation_id, shard, tenant_id, amount, status, purpose, created_at, expires_at, description, metadata, transfer_id,
+       counted)
     SELECT u.id, of_shard, u.tenant, u.amount, 'held', u.purpose, 'epoch'::timestamptz + u.at_ms * interval '1 millisecond',
-           'epoch'::timestamptz + u.expires_at_ms * interval '1 millisecond', u.description, u.metadata, u.transfer
+           'epoch'::timestamptz + u.expires_at_ms * interval '1 millisecond', u.description, u.metadata, u.transfer,
+           u.counted
     FROM json_to_recordset(part) AS u (id uuid, tenant text, amount bigint, purpose text, at_ms bigint,
-                                       expires_at_ms bigint, description text, metadata text, transfer uuid);
+                                       expires_at_ms bigint, description text, metadata text, transfer uuid, counted bigint);
   END IF;
   part := folds -> 'closings';
   IF part IS NOT NULL THEN
@@ -60,6 +64,20 @@ BEGIN
     INSERT INTO credit_refunds AS r (transaction_id, consumed, refunded)
     SELECT u.id, u.consumed, u.refunded FROM json_to_recordset(part) AS u (id uuid, consumed bigint, refunded bigint)
     ON CONFLICT (transaction_id) DO UPDATE SET refunded = excluded.refunded;
+  END IF;
+  part := folds -> 'controls';
+  IF part IS NOT NULL THEN
+    UPDATE credit_accounts a SET controls = u.state::jsonb
+    FROM json_to_recordset(part) AS u (tenant text, state text)
+    WHERE a.tenant_id = u.tenant;
+  END IF;
+  part := folds -> 'alerts';
+  IF part IS NOT NULL THEN
+    INSERT INTO credit_alerts (alert_id, shard, seq, tenant_id, type, at, data)
+    SELECT u.id, of_shard, u.seq, u.tenant, u.type, 'epoch'::timestamptz + u.at_ms * interval '1 millisecond', u.data::jsonb
+    FROM json_to_recordset(part) AS u (id text, seq bigint, tenant text, type text, at_ms bigint, data text);
+    PERFORM put_out_message(u.id, u.tenant, u.type, u.body)
+    FROM json_to_recordset(part) AS u (id text, tenant text, type text, body text);
   END IF;
 END $$;
 

@@ -105,7 +105,7 @@ def validated(request: pytest.FixtureRequest, client: Client, wide: Client) -> V
 
 async def test_answers_about_money_have_the_documented_shape(validated: Validated) -> None:
     check, client = validated.check, validated.client
-    tenants = [await client.tenant(1000, metadata={"a": 1}, quota={"limit": 5, "period": "hour"}) for _ in range(8)]
+    tenants = [await client.tenant(1000, metadata={"a": 1}, quota={"limit": 5000, "period": "hour"}) for _ in range(8)]
     spent = await check(
         "POST", "/v1/credits/consume", {"tenant_id": tenants[0], "amount": 7, "description": "d", "metadata": {}}
     )

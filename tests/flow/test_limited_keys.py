@@ -165,3 +165,11 @@ async def test_rates_of_key_and_tenant_are_held_and_told(client: Client) -> None
     assert '"tenant"' in by_tenant[1].headers["RateLimit-Policy"]
     assert [reply.status for reply in by_key] == [200, 200, 200, 429]
     assert (await client.get(f"/v1/accounts/{other}")).body["balance"] == 97
+
+    root = [
+        await client.post("/v1/credits/consume", {"tenant_id": tenant, "amount": 1}),
+        await client.get(f"/v1/accounts/{tenant}"),
+        await client.post("/v1/credits/topup", {"tenant_id": tenant, "amount": 1}),
+        await client.call("PATCH", f"/v1/accounts/{tenant}", {"rate_limit": None}),
+    ]
+    assert [reply.status for reply in root] == [429, 200, 200, 200]

@@ -190,10 +190,10 @@ def test_restore_lays_accounts_holds_and_answers(shard: ScriptShard) -> None:
         shard.do("topup", tenant="t1", amount=1)
 
     shard.restore("clear", *shard.redis.keys("*"), epoch=4)
-    shard.restore("accounts", "t1", 50, 15, 7, 9, 1_700_000_000_000, '{"quota":"{}"}', epoch=4)
-    shard.restore(
-        "holds", hold, "t1", 10, "spend", 9_999_999_999_999, "held", leg, "t1", 5, "transfer_out", 0, "held", epoch=4
-    )
+    controls = "-1 0 46 day 10 9999999999999 0 7"
+    shard.restore("accounts", "t1", 50, 15, 7, 9, 1_700_000_000_000, '{"quota":"{}"}', controls, epoch=4)
+    held = [hold, "t1", 10, "spend", 9_999_999_999_999, "held", 7]
+    shard.restore("holds", *held, leg, "t1", 5, "transfer_out", 0, "held", "", epoch=4)
     shard.restore("answers", "known", "f" * 22 + '["ok",3]', 60, epoch=4)
     assert shard.restore("open", GENERATION + 1, 41, 1_700_000_000_001, epoch=4) == [b"OK"]
     shard.generation, shard.durable, shard.seq = GENERATION + 1, 41, 41
@@ -206,6 +206,8 @@ def test_restore_lays_accounts_holds_and_answers(shard: ScriptShard) -> None:
     assert shard.do("commit", ref=hold)[1:2] + shard.do("settle", ref=leg, purpose="transfer_out")[1:2] == [42, 43]
     assert shard.numbers("t1") == (35, 0, 11)
     assert 0 < shard.redis.ttl(shard.key("idem", "known")) <= 60
+    assert shard.redis.hget(shard.key("reservation", hold), "counted") == b"7"
+    assert shard.do("consume", tenant="t1", amount=37)[:3] == ["quota_exceeded", 46, 10]
 
 
 def test_an_older_epoch_cannot_restore(shard: ScriptShard) -> None:

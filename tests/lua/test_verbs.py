@@ -16,11 +16,11 @@ DAY_S = 86_400
 
 
 def test_an_account_begins_empty_with_its_settings(shard: ScriptShard) -> None:
-    answer = shard.do("account", tenant="t1", settings={"quota": '{"limit":1}'})
+    answer = shard.do("account", tenant="t1", settings={"metadata": '{"limit":1}'})
 
-    assert answer == ["ok", 0, shard.at, 0, 0, 1, "t1", 0, [shard.at, {"quota": '{"limit":1}'}]]
+    assert answer == ["ok", 0, shard.at, 0, 0, 1, "t1", 0, [shard.at, {"metadata": '{"limit":1}'}]]
     assert shard.numbers("t1") == (0, 0, 1)
-    assert shard.redis.hget(shard.key("account", "t1"), "quota") == b'{"limit":1}'
+    assert shard.redis.hget(shard.key("account", "t1"), "metadata") == b'{"limit":1}'
 
 
 def test_a_second_account_is_refused(shard: ScriptShard) -> None:
@@ -31,15 +31,15 @@ def test_a_second_account_is_refused(shard: ScriptShard) -> None:
 
 
 def test_update_sets_and_takes_away(shard: ScriptShard) -> None:
-    shard.do("account", tenant="t1", settings={"quota": "1", "metadata": "{}"})
+    shard.do("account", tenant="t1", settings={"owner": "1", "metadata": "{}"})
 
     opened = shard.at
-    answer = shard.do("update", tenant="t1", settings={"quota": None, "rate_limit": "2"})
+    answer = shard.do("update", tenant="t1", settings={"owner": None, "rate_limit": "2"})
 
     assert answer[3:] == [0, 0, 2, "t1", 0, [opened, {"rate_limit": "2", "metadata": "{}"}]]
     fields = shard.redis.hgetall(shard.key("account", "t1"))
     assert (fields[b"rate_limit"], fields[b"metadata"], fields[b"version"]) == (b"2", b"{}", b"2")
-    assert b"quota" not in fields
+    assert b"owner" not in fields
 
 
 def test_topup_and_consume_move_exactly_their_amount(shard: ScriptShard) -> None:

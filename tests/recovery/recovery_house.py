@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import asyncpg
 import orjson
+from recovery_controls import compare_controls
 from recovery_load import Load
 from recovery_operations import Operation, Plan
 from recovery_proof import LedgerState, Proof, fold
@@ -238,9 +239,13 @@ async def _tables(session: asyncpg.Connection[Any]) -> dict[str, Any]:
         "SELECT reservation_id::text, tenant_id, amount FROM credit_reservations WHERE status = 'held'"
     )
     transfers = await session.fetch("SELECT transaction_id::text, legs::text FROM credit_transfers")
+    controls = await session.fetch("SELECT tenant_id, controls::text FROM credit_accounts WHERE controls <> '{}'")
+    alerts = await session.fetch("SELECT tenant_id, type, shard, seq FROM credit_alerts")
     return {
         "accounts": {row[0]: tuple(row)[1:] for row in accounts},
         "holds": {row[0]: tuple(row)[1:] for row in holds},
+        "controls": {row[0]: orjson.loads(row[1]) for row in controls},
+        "alerts": [tuple(row) for row in alerts],
         "transfers": {row[0]: len(orjson.loads(row[1])) for row in transfers},
     }
 
@@ -251,23 +256,25 @@ async def _redis_state(redis: Redis, state: LedgerState) -> dict[str, Any]:
         for tenant, shard in state.shard_of.items():
             pipe.hmget(f"{shard_tag(shard)}account:{tenant}", "balance", "reserved", "incoming", "version")
             pipe.zrange(f"{shard_tag(shard)}holds:{tenant}", 0, -1)
+            pipe.hget(f"{shard_tag(shard)}account:{tenant}", "controls")
         for identifier, hold in state.holds.items():
             pipe.hmget(f"{shard_tag(hold['shard'])}reservation:{identifier}", "tenant", "amount", "status")
         for shard in state.heads:
             pipe.zrange(shard_keys(shard)[2], 0, -1)
         answers = iter(await pipe.execute())
-    accounts, waiting = {}, set()
+    accounts, waiting, controls = {}, set(), {}
     for tenant in state.shard_of:
         accounts[tenant] = tuple(int(value or 0) for value in next(answers))
         waiting |= set(next(answers))
+        controls[tenant] = next(answers)
     holds = {identifier: tuple(next(answers)) for identifier in state.holds}
     expiry = {identifier for _ in state.heads for identifier in next(answers)}
-    return {"accounts": accounts, "holds": holds, "waiting": waiting, "expiry": expiry}
+    return {"accounts": accounts, "holds": holds, "waiting": waiting, "expiry": expiry, "controls": controls}
 
 
 def compare(state: LedgerState, tables: dict[str, Any], redis_state: dict[str, Any]) -> list[str]:
-    """Return where Redis, Postgres and the fold of the chain disagree on accounts and holds."""
-    faults = []
+    """Return where Redis, Postgres and the fold of the chain disagree on accounts, holds, quotas and alerts."""
+    faults = compare_controls(state.entries, tables["alerts"], tables["controls"], redis_state["controls"])
     for tenant, account in state.accounts.items():
         found = {"postgres": tables["accounts"].get(tenant), "redis": redis_state["accounts"].get(tenant)}
         faults += [

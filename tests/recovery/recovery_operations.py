@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
+from recovery_controls import SETTINGS
 
 HOT_SHARE: Final = 0.3  # of the operations go to one tenant
 HOLD_SHORT_SHARE: Final = 0.3  # of the holds expire after a second, while the load runs
@@ -75,7 +76,10 @@ class Plan:
 
     def opening(self, balance: int) -> list[Operation]:
         """Return the operations that open the accounts, then those that fund them; every fourth tenant is poor."""
-        accounts = [self._make("account", "/v1/accounts", {"tenant_id": tenant}) for tenant in self.tenants]
+        accounts = [
+            self._make("account", "/v1/accounts", {"tenant_id": tenant} | (SETTINGS if i % 3 == 0 else {}))
+            for i, tenant in enumerate(self.tenants)
+        ]
         funds = [
             self._make("topup", "/v1/credits/topup", {"tenant_id": tenant, "amount": balance if i % 4 != 3 else 40})
             for i, tenant in enumerate(self.tenants)

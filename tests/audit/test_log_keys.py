@@ -1,0 +1,90 @@
+"""A change of the keys that sign a log is noted once, with what an auditor needs of both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncpg
+import pytest
+
+from app.audit.log_keys import LogKeys
+from app.audit.shard import Shard
+from app.audit.signing_keys import signers_of
+from app.db.migrate import migrate
+from app.db.postgres import open_pool
+from app.db.statements import Statements
+
+ORIGIN = "shieldx/test/s00"
+OLD, NEW = (signers_of([bytes([number]) * 32], ORIGIN)[0] for number in (1, 2))
+
+
+@pytest.fixture
+async def owner(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
+    connection = await asyncpg.connect(database_url)
+    await migrate(connection)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def statements(owner: asyncpg.Connection[Any], database_url: str) -> AsyncIterator[Statements]:
+    pool = await open_pool(database_url, 2)
+    yield Statements(pool)
+    pool.terminate()
+
+
+async def sign(owner: asyncpg.Connection[Any], size: int, *signers: Any) -> None:
+    await owner.execute(
+        "INSERT INTO audit_checkpoints (shard, size, signers, root, note, epoch) VALUES (0, $1, $2, $3, 'note', 1)",
+        size, "+".join(one.verifier.key_id.hex() for one in signers), bytes(32),
+    )  # fmt: skip
+
+
+async def note(statements: Statements, *signers: Any, leading: bool = True) -> LogKeys:
+    shard = Shard(0, ORIGIN)
+    shard.leading, shard.epoch = leading, 1
+    keys = LogKeys(statements, [shard], {0: [one.verifier for one in signers]})
+    await keys.note()
+    await keys.note()
+    return keys
+
+
+async def changes(owner: asyncpg.Connection[Any]) -> list[dict[str, Any]]:
+    rows = await owner.fetch("SELECT kind, details FROM pending_entries ORDER BY at")
+    assert {row["kind"] for row in rows} <= {"log_key.rotate"}
+    return [json.loads(row["details"]) for row in rows]
+
+
+async def test_the_first_keys_are_no_change_and_a_follower_notes_nothing(
+    owner: asyncpg.Connection[Any], statements: Statements
+) -> None:
+    follower = await note(statements, OLD, leading=False)
+    assert await follower.known() == []
+
+    await note(statements, OLD)
+    await note(statements, OLD)
+
+    assert await changes(owner) == []
+    assert [(one.vkey, one.from_size, one.retired_at) for one in await follower.known()] == [(OLD.verifier.vkey, 0, None)]
+
+
+async def test_an_overlap_is_two_entries_with_the_sizes_between_which_a_key_signs(
+    owner: asyncpg.Connection[Any], statements: Statements
+) -> None:
+    old, new = OLD.verifier.vkey, NEW.verifier.vkey
+    await note(statements, OLD)
+    await sign(owner, 5, OLD)
+    await sign(owner, 5, NEW, OLD)
+    await note(statements, NEW, OLD)
+    await sign(owner, 9, NEW, OLD)
+    await sign(owner, 12, NEW)
+
+    keys = await note(statements, NEW)
+
+    assert await changes(owner) == [
+        {"shard": 0, "origin": ORIGIN, "size": 5, "signing": [new, old], "added": [new], "retired": []},
+        {"shard": 0, "origin": ORIGIN, "size": 9, "signing": [new], "added": [], "retired": [old]},
+    ]
+    assert [(one.vkey, one.from_size, one.until_size) for one in await keys.known()] == [(new, 5, None), (old, 0, 9)]
