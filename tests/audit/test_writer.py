@@ -20,7 +20,8 @@ from app.credits.operation import events_of_item
 from app.credits.projection import folds_of
 from app.db.keys import shard_keys
 from app.db.postgres import open_session
-from app.db.redis import RedisLink, make_pool
+from app.db.redis import RedisLink
+from app.db.topology import make_topology
 from tests.audit.chain import ORIGIN, SEAL, STARTED_MS, Book, mixed_events
 from tests.audit.conftest import LedgerDatabase
 from tests.credits.ledger_house import house_of
@@ -69,7 +70,7 @@ async def desk(database: LedgerDatabase, redis_url: str) -> AsyncIterator[Desk]:
         )  # fmt: skip
     shard = Shard(NUMBER, ORIGIN)
     shard.learn(GENERATION, "run", -1)
-    link = RedisLink(make_pool(redis_url))
+    link = RedisLink(make_topology(redis_url), "{t}:")
     await link.open()
     decode = functools.partial(_decode, NUMBER)
     writer = Writer(shard, SEAL, folds_of, link, decode)
