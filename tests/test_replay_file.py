@@ -194,6 +194,11 @@ async def _play(server: ShieldxServer, path: Path, **options: object) -> Summary
     return await replay(ReplayOptions(file=path, url=server.url, key=ROOT_KEY, **options))  # type: ignore[arg-type]
 
 
+def answered(summary: Summary) -> int:
+    """Return how many calls got an answer that stands: a busy server may tell a caller to come again."""
+    return summary.calls - summary.retries
+
+
 async def test_the_same_run_again_changes_nothing_and_gives_the_same_totals(server: ShieldxServer, tmp_path: Path) -> None:
     rows = [(1_000 + index, index % 7) for index in range(60)] + [(0, 0), (10, 5_000)]
     path = trace(tmp_path / "a.csv", rows)
@@ -204,7 +209,8 @@ async def test_the_same_run_again_changes_nothing_and_gives_the_same_totals(serv
 
     assert (first.complete, first.credits_consumed, first.committed, first.aborted, first.refused) == (True, used, 61, 1, 0)
     assert (again.credits_consumed, again.committed, again.top_ups) == (used, 61, first.top_ups)
-    assert (first.replayed, again.replayed) == (0, again.calls)
+    assert first.replayed <= first.retries
+    assert again.replayed == answered(again)
 
 
 async def test_holds_that_overlap_are_overcome_by_top_ups_and_that_can_be_repeated(
@@ -220,7 +226,7 @@ async def test_holds_that_overlap_are_overcome_by_top_ups_and_that_can_be_repeat
     assert (first.complete, first.credits_consumed) == (True, 120 * 11)
     assert (again.complete, again.replayed, again.top_ups, again.refusals) == (
         True,
-        again.calls,
+        answered(again),
         first.top_ups,
         first.refusals,
     )
@@ -278,7 +284,7 @@ async def test_a_server_that_is_killed_and_comes_back_loses_and_doubles_nothing(
 
     assert (summary.complete, summary.credits_consumed) == (True, 400 * 57)
     assert summary.retries > 0
-    assert (again.complete, again.replayed) == (True, again.calls)
+    assert (again.complete, again.replayed) == (True, answered(again))
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert json.loads(verified.stdout)["signatures_unchecked"] == 0
 
