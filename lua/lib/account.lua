@@ -4,15 +4,18 @@ local function account(tenant)
   local key = prefix .. 'account:' .. tenant
   local f = call('HMGET', key, 'balance', 'reserved', 'version', 'incoming', 'controls')
   if not f[1] then return nil end
-  return {key = key, tenant = tenant, balance = tonumber(f[1]), reserved = tonumber(f[2]),
-    version = tonumber(f[3]), incoming = tonumber(f[4] or 0), controls = f[5] and controls_of(f[5]) or nil}
+  local a = {key = key, tenant = tenant, balance = tonumber(f[1]), reserved = tonumber(f[2]),
+    version = tonumber(f[3]), incoming = tonumber(f[4] or 0)}
+  if f[5] then a.controls = controls_of(f[5]) end
+  return a
 end
 
 local function save(a)
-  if a.controls then watch(a) end
+  local c = a.controls
+  if c then watch(a) end
   a.version = a.version + 1
-  if a.news and a.controls then
-    call('HSET', a.key, 'balance', a.balance, 'reserved', a.reserved, 'version', a.version, 'controls', a.controls.text)
+  if c and a.news and a.controls then
+    call('HSET', a.key, 'balance', a.balance, 'reserved', a.reserved, 'version', a.version, 'controls', c.text)
   else
     call('HSET', a.key, 'balance', a.balance, 'reserved', a.reserved, 'version', a.version)
   end
@@ -44,11 +47,11 @@ local function covers(a, amount)
   return a.balance - a.reserved >= amount
 end
 
--- The refusal of a spend that the quota does not cover, or nil. It is not remembered: the next window covers it. The first
--- one of a window is an event, because nothing else would tell of it.
+-- The refusal of a spend that the quota of an account with controls does not cover, or nil. It is not remembered: the
+-- next window covers it. The first one of a window is an event, because nothing else would tell of it.
 local function over_quota(op, a)
   local c = a.controls
-  if not c or c.limit < 0 or roll(a).used + op.amount <= c.limit then return nil end
+  if c.limit < 0 or roll(a).used + op.amount <= c.limit then return nil end
   expire_due(a)
   if c.used + op.amount <= c.limit then return nil end
   if c.told < 100 then
@@ -59,7 +62,8 @@ local function over_quota(op, a)
     a.news = nil
     emit('{"op":"note","kind":"credits.quota_exceeded"}', note, 0)
   end
-  return refusal(op, '["quota_exceeded",' .. c.limit .. ',' .. c.used .. ',"' .. c.period .. '",' .. c.resets .. ',' .. at .. ']')
+  return refusal(op, '["quota_exceeded",' .. c.limit .. ',' .. c.used .. ',"' .. c.period .. '",' .. c.resets .. ','
+    .. at .. ']')
 end
 
 local function insufficient(op, a)

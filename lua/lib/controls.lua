@@ -10,7 +10,8 @@ local function window_end(period)
   local day = math.floor(at / DAY_MS)
   if period == 'day' then return (day + 1) * DAY_MS end
   local era, of_era = math.floor((day + 719468) / 146097), (day + 719468) % 146097
-  local year = math.floor((of_era - math.floor(of_era / 1460) + math.floor(of_era / 36524) - math.floor(of_era / 146096)) / 365)
+  local leap_days = math.floor(of_era / 1460) - math.floor(of_era / 36524) + math.floor(of_era / 146096)
+  local year = math.floor((of_era - leap_days) / 365)
   local of_year = of_era - (365 * year + math.floor(year / 4) - math.floor(year / 100))
   local month = math.floor((5 * of_year + 2) / 153)
   local following = math.floor((153 * (month + 1) + 2) / 5)
@@ -42,7 +43,8 @@ local function keep(a, alerts, more)
   end
   a.news = ',{"low":' .. c.low .. (alerts ~= '' and ',"alerts":[' .. alerts .. ']' or '') .. (more or '')
   if c.limit >= 0 then
-    a.news = a.news .. ',"used":' .. c.used .. ',"resets_at_ms":' .. c.resets .. ',"told":' .. c.told .. ',"count":' .. c.count
+    a.news = a.news .. ',"used":' .. c.used .. ',"resets_at_ms":' .. c.resets .. ',"told":' .. c.told
+      .. ',"count":' .. c.count
   end
   a.news = a.news .. '}'
 end
@@ -84,10 +86,10 @@ local function watch(a)
   keep(a, alerts)
 end
 
--- Count a spend, or give back what a hold of the same count has claimed and not spent.
+-- Count a spend of an account with controls, or give back what a hold of the same count has claimed and not spent.
 local function use_quota(a, amount)
   local c = a.controls
-  if c and c.limit >= 0 then c.used = roll(a).used + amount end
+  if c.limit >= 0 then c.used = roll(a).used + amount end
 end
 
 local function return_quota(a, amount, counted)

@@ -39,10 +39,10 @@ end
 function verbs.reserve(op, raw)
   local a = account(op.tenant)
   if not a then return refuse(op, '["no_account"]') end
-  local no = over_quota(op, a) or stale(op, a)
+  local no = a.controls and over_quota(op, a) or stale(op, a)
   if no then return no end
   if not covers(a, op.amount) then return insufficient(op, a) end
-  use_quota(a, op.amount)
+  if a.controls then use_quota(a, op.amount) end
   hold(op, a, 'spend', at + op.ttl_ms)
   a.reserved = a.reserved + op.amount
   save(a)

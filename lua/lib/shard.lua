@@ -44,7 +44,7 @@ local function emit(raw, a, amount, extra)
   seq = seq + 1
   local result = '["ok",' .. seq .. ',' .. at .. ',' .. a.balance .. ',' .. a.reserved .. ',' .. a.version
     .. ',"' .. a.tenant .. '",' .. amount .. ',' .. (extra or 'null') .. (a.news or '') .. ']'
-  a.news = nil
+  if a.news then a.news = nil end
   local n = #outbox
   outbox[n + 1] = raw
   outbox[n + 2] = result

@@ -51,11 +51,11 @@ end
 function verbs.consume(op, raw)
   local a = account(op.tenant)
   if not a then return refuse(op, '["no_account"]') end
-  local no = over_quota(op, a) or stale(op, a)
+  local no = a.controls and over_quota(op, a) or stale(op, a)
   if no then return no end
   if not covers(a, op.amount) then return insufficient(op, a) end
   a.balance = a.balance - op.amount
-  use_quota(a, op.amount)
+  if a.controls then use_quota(a, op.amount) end
   save(a)
   return applied(op, emit(raw, a, op.amount))
 end
