@@ -29,7 +29,7 @@ async def judge_private(
     records  top-ups with details and tombstones, proved; older: tombstones from before them
     """
     report = PrivateReport()
-    claims = [record for record in records if record.type == "topup"]
+    claims = [record for record in records if record.type == "topup" and "payment" in (record.details or {})]
     if not claims:
         return report
     tombstones = [(one.type, one.details or {}) for one in (*records, *older) if one.type in TOMBSTONES]
