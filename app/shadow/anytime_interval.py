@@ -74,7 +74,8 @@ def _estimates(counts: Floats, terms: Floats) -> Floats:
     def excess(place: Floats) -> Floats:
         return -likelihood_slope(counts, terms, place)
 
-    found = rising_root(low * 0, low, -low, excess, value_error=0.0, place_error=_PLACE_ERROR)
+    information = counts.sum(axis=1) / 4 + 1
+    found = rising_root(low * 0, (low, -low), information, excess, value_error=0.0, place_error=_PLACE_ERROR)
     found = np.where(counts[:, 0] == 0, -LOG_RATIO_MAX, np.where(counts[:, 1] == 0, LOG_RATIO_MAX, found))
     return np.where(np.abs(found) > LOG_RATIO_MAX - 2 * _PLACE_ERROR, np.sign(found) * LOG_RATIO_MAX, found)
 
@@ -93,5 +94,6 @@ def _end(counts: Floats, terms: Floats, guesses: Floats, threshold: float, side:
     open_ended = excess(-edge) >= 0
     width = np.sqrt(threshold / np.maximum(counts.sum(axis=1) / 4, 1))
     guess = np.clip(side * guesses - 2 * width, -edge, edge)
-    found = rising_root(guess, -edge, edge, excess, value_error=1e-9, place_error=_PLACE_ERROR) - _PLACE_ERROR
+    slope = 2 * threshold / width
+    found = rising_root(guess, (-edge, edge), slope, excess, value_error=1e-9, place_error=_PLACE_ERROR) - _PLACE_ERROR
     return side * np.where(open_ended, -edge, np.maximum(found, -edge))
