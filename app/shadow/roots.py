@@ -22,7 +22,7 @@ def rising_root(
     slope: Floats,
     excess: Callable[[Floats], Floats],
     *,
-    value_error: float,
+    value_error: float | Floats,
     place_error: float = 0.0,
 ) -> Floats:
     """Return where the rising function `excess` is zero, inside the bracket, element by element.
