@@ -111,7 +111,9 @@ def render(found: Sequence[Found], timings: Sequence[Timing] = ()) -> str:
                 f"{fixed_horizon(*rates, alpha=0.05, two_sided=True):,} two-sided at 0.05"
             )
     lines += ["", "Successes given up in a run against always giving the better variant", ""]
-    lines += [f"{one.case.name:<22}{sum(one.regret):9.1f} of {one.case.outcomes:,}" for one in merged if one.case.name in _REGRETS]
+    lines += [
+        f"{one.case.name:<22}{sum(one.regret):9.1f} of {one.case.outcomes:,}" for one in merged if one.case.name in _REGRETS
+    ]
     if timings:
         lines += ["", f"{'In this process':<42}{'p50 us':>10}{'p99 us':>10}"]
         lines += [f"{one.name:<42}{one.p50_us:>10.1f}{one.p99_us:>10.1f}" for one in timings]
