@@ -11,7 +11,8 @@ one look. Swapping the sides gives evidence of harm, and all r0 that neither sid
 that is valid at any time.
 
 What it needs: shares fixed before assignment; the same waiting time for outcomes in both variants; and one success per
-unit at most, since a second success of the same unit comes from a variant that is known by then.
+unit at most, since a second success of the same unit comes from a variant that is known by then. That matters: with two
+successes for each unit 14 % of A/A tests of 5,000 successes cross at alpha = 0.02, with five 50 %, with one 1.6 %.
 
 The statistic. With x = log r the log likelihood is S(x) = X x - A(x), X the challenger's successes, A(x) the sum over both
 variants' successes of log(1 + s (e^x - 1)). A is analytic in |Im x| < pi, so its values at 24 Chebyshev points of [-2, 2]
