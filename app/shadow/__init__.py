@@ -1,0 +1,1 @@
+"""Experiments, canaries, flags, and rules that are evaluated in shadow."""
