@@ -1,1 +1,1 @@
-"""Experiments, canaries, flags, and rules that are evaluated in shadow."""
+"""Which variant a unit gets, and whether a variant is safe to ship: experiments, canaries and rules in shadow."""

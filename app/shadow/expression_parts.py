@@ -215,10 +215,10 @@ def _within(node: Node, names: frozenset[str]) -> Part:
 
     def within(run: Run) -> Value:
         wanted, place = left(run), right(run)
-        if type(place) is dict:
-            return type(wanted) is str and wanted in place
+        if type(place) is dict and type(wanted) is str:
+            return wanted in place
         if type(place) is not list:
-            raise EvaluationFailed("a search in something that is no list and no object")
+            raise EvaluationFailed("a search in something that is no list, or for something that is no field of an object")
         run.spend(size_steps(place))
         return any(equal(wanted, one, run) for one in place)
 
