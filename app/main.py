@@ -28,6 +28,8 @@ from app.embedded import EmbeddedServers, checkpoint_keys, root_key
 from app.metrics import Metrics
 from app.operations import METRICS, OPERATION_ROUTES
 from app.settings import SettingRefused, Settings
+from app.shadow.rules_api import RULE_ROUTES, RULES
+from app.shadow.rules_opening import Rules
 from app.web.connections import ConnectionLimits, EdgeRunner
 from app.web.docs import reference_routes
 from app.web.edge import set_up
@@ -94,10 +96,11 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
     async def record(kind: str, details: dict[str, Any]) -> None:
         await app[CREDITS].record(kind, details)
 
-    controls = Controls(Access(key, record), Webhooks(signing_keys(settings, key), rules_of(settings)))
-    app[ACCESS], app[WEBHOOKS] = controls.access, controls.webhooks
+    rules = Rules()
+    controls = Controls(Access(key, record), Webhooks(signing_keys(settings, key), rules_of(settings)), rules)
+    app[ACCESS], app[WEBHOOKS], app[RULES] = controls.access, controls.webhooks, rules
     set_up(app, controls.access.gate.entrance, metrics.record, outage)
-    routes = (*CREDIT_ROUTES, *AUDIT_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES, *OPERATION_ROUTES)
+    routes = (*CREDIT_ROUTES, *AUDIT_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES, *RULE_ROUTES, *OPERATION_ROUTES)
     add_routes(app, (*routes, *reference_routes(routes, title="shieldx", version=__version__)))
 
     async def stores(app: web.Application) -> AsyncIterator[None]:

@@ -91,6 +91,18 @@ _AUDIT_ROWS: Final[dict[Row, Right]] = {
     ("POST", "/v1/privacy/erasures"): Right(_ADMIN, ""),
 }
 
+# Rules belong to no tenant; what their reports show comes from all.
+_RULES: Final[dict[Row, Right]] = {
+    ("POST", "/v1/rules"): Right(_RUN, "shadow", whole_ledger=True),
+    ("GET", "/v1/rules"): Right(_READ, "shadow"),
+    ("GET", "/v1/rules/{name}"): Right(_READ, "shadow"),
+    ("PATCH", "/v1/rules/{name}"): Right(_RUN, "shadow", whole_ledger=True),
+    ("DELETE", "/v1/rules/{name}"): Right(_RUN, "shadow", whole_ledger=True),
+    ("POST", "/v1/rules/{name}/promote"): Right(_RUN, "shadow", whole_ledger=True),
+    ("POST", "/v1/rules/{name}/evaluate"): Right(_WRITE, "shadow"),
+    ("GET", "/v1/rules/{name}/report"): Right(_READ, "shadow", whole_ledger=True),
+}
+
 _KEYS: Final[dict[Row, Right]] = {
     ("POST", "/v1/keys"): Right(_ADMIN, ""),
     ("GET", "/v1/keys"): Right(_AUDIT, ""),
@@ -103,7 +115,7 @@ _OPERATIONS: Final[dict[Row, Right]] = {
     ("GET", "/metrics"): Right(_VERIFY, "", whole_ledger=True),
 }
 
-RIGHTS: Final[Mapping[Row, Right]] = MappingProxyType({**_CREDITS, **_AUDIT_ROWS, **_KEYS, **_OPERATIONS})
+RIGHTS: Final[Mapping[Row, Right]] = MappingProxyType({**_CREDITS, **_AUDIT_ROWS, **_RULES, **_KEYS, **_OPERATIONS})
 
 
 def forbidden(key: Key, right: Right) -> Problem | None:

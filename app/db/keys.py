@@ -12,6 +12,8 @@
 {s00}:checkpoint         hash    size, root: the largest tree that was signed; kept when the shard is rebuilt
 {s00}:applied            channel the seq that a replica which does not write the chain has just reached
 {limits}:<policy>:<id>   string  units in a rate limit's bucket and the Unix microsecond they were counted at; until full
+{rule:<id>}:trial:<n>    hash    process to its counts of a rule's trial (JSON); 24 h after the last change
+{rule:<id>}:samples:<n>:<kind>  list  newest samples of a kind of difference, `<id> <JSON>`; 24 h
 """
 
 from __future__ import annotations
@@ -41,3 +43,13 @@ def checkpoint_key(shard: int) -> str:
 def limit_key(policy: str, name: str) -> str:
     """Return the key of a rate limit's bucket. All are in one slot, so that one script call checks many."""
     return f"{{limits}}:{policy}:{name}"
+
+
+def rule_trial_key(rule_id: int, trial: int) -> str:
+    """Return the key of what was counted of a rule's trial."""
+    return f"{{rule:{rule_id}}}:trial:{trial}"
+
+
+def rule_samples_key(rule_id: int, trial: int, kind: str) -> str:
+    """Return the key of the samples of one kind of difference."""
+    return f"{{rule:{rule_id}}}:samples:{trial}:{kind}"

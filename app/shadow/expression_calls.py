@@ -19,7 +19,7 @@ _double = re.compile(r"[+-]?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?
 class Call(NamedTuple):
     """What a function or method does, and of how many values, that on its left included."""
 
-    count: int
+    arguments: int
     work: Callable[..., Value]
 
 

@@ -288,8 +288,8 @@ def _call(node: Node, names: frozenset[str]) -> Part:
     function = FUNCTIONS.get(node.value)
     if function is None:
         raise ExpressionRefused(node.at, "Expected one of the functions " + ", ".join(sorted({*FUNCTIONS, "has"})))
-    if len(node.parts) != function.count:
-        raise ExpressionRefused(node.at, f"Expected {function.count} arguments")
+    if len(node.parts) != function.arguments:
+        raise ExpressionRefused(node.at, f"Expected {function.arguments} arguments")
     return _applied(function.work, _parts(node, names))
 
 
@@ -300,8 +300,8 @@ def _method(node: Node, names: frozenset[str]) -> Part:
     method = METHODS.get(node.value)
     if method is None:
         raise ExpressionRefused(node.at, "Expected one of the methods " + ", ".join(sorted({*METHODS, *MACROS})))
-    if len(node.parts) != method.count:
-        raise ExpressionRefused(node.at, f"Expected {method.count - 1} arguments")
+    if len(node.parts) != method.arguments:
+        raise ExpressionRefused(node.at, f"Expected {method.arguments - 1} arguments")
     return _applied(method.work, _parts(node, names))
 
 

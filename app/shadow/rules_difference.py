@@ -69,12 +69,7 @@ def _walk(one: Any, two: Any, at: str, ignored: tuple[str, ...], found: list[tup
     if at in ignored:
         return
     if type(one) is dict and type(two) is dict:
-        for key in one | two:
-            place = f"{at}/{pointer_part(key)}"
-            if key in one and key in two:
-                _walk(one[key], two[key], place, ignored, found)
-            elif place not in ignored:
-                found.append(("missing_field" if key in one else "extra_field", place))
+        _walk_members(one, two, at, ignored, found)
     elif type(one) is list and type(two) is list:
         if len(one) != len(two):
             found.append(("value", at))
@@ -84,6 +79,17 @@ def _walk(one: Any, two: Any, at: str, ignored: tuple[str, ...], found: list[tup
         found.append(("type", at))
     elif one != two:
         found.append(("value", at))
+
+
+def _walk_members(
+    one: dict[str, Any], two: dict[str, Any], at: str, ignored: tuple[str, ...], found: list[tuple[Kind, str]]
+) -> None:
+    for key in one | two:
+        place = f"{at}/{pointer_part(key)}"
+        if key in one and key in two:
+            _walk(one[key], two[key], place, ignored, found)
+        elif place not in ignored:
+            found.append(("missing_field" if key in one else "extra_field", place))
 
 
 def _sort(value: Any) -> type:

@@ -50,8 +50,11 @@ def mask(value: Any, names: frozenset[str] = frozenset(), depth: int = 0) -> Any
         return shown_list if len(value) <= MEMBERS_MAX else [*shown_list, CUT]
     if type(value) is str:
         return mask_text(value)
-    if type(value) in {int, float} and abs(value) >= WHOLE_MAX:
-        return MASKED
+    if type(value) is int:
+        return MASKED if abs(value) >= WHOLE_MAX else value
+    if type(value) is float:
+        # Six digits tell enough of a fraction; sixteen could be those of a card.
+        return MASKED if abs(value) >= WHOLE_MAX else float(f"{value:.6g}")
     return value
 
 

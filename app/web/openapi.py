@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from app.web.answers import JSON, PROBLEM_JSON
-from app.web.fields import INT64_MAX, INT64_MIN, METADATA_MAX_BYTES, Metadata
+from app.web.fields import INT64_MAX, INT64_MIN, Metadata
 from app.web.problems import TITLES, TYPE_PREFIX
 from app.web.request import REQUEST_ID_MAX
 from app.web.routes import Route
@@ -21,7 +21,6 @@ KEY_PATTERN: Final = r'^([!#-~][ -~]{0,254}|"([ !#-\[\]-~]|\\["\\]){1,255}")$'
 
 METADATA_SCHEMA: Final[Json] = {
     "type": "object",
-    "description": f"An object of the client's own, at most {METADATA_MAX_BYTES} bytes of JSON.",
     "propertyNames": {"pattern": NO_NUL},
     "additionalProperties": {"$ref": REF + "MetadataValue"},
 }
@@ -107,8 +106,9 @@ PARAMETERS: Final[Json] = {
 
 
 def _schema_hook(kind: type[Any]) -> Json:
-    if kind is Metadata:
-        return METADATA_SCHEMA
+    if issubclass(kind, Metadata):
+        size = f"An object of the client's own, at most {kind.limit_bytes} bytes of JSON."
+        return METADATA_SCHEMA | {"description": size}
     if kind is object:
         return {}
     message = f"{kind.__name__} has no JSON schema"
