@@ -1,0 +1,1 @@
+"""Shadow: experiments, safe deployment, canaries."""
