@@ -6,9 +6,10 @@ starts depend on the weights only, so that a coverage or a canary step that grow
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
-from app.shadow.bucketing import Ranges, bucket_of, index_in, ranges_of
+from app.shadow.bucketing import Ranges, bucket_of, index_in, ranges_of, shares_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,28 +72,48 @@ def canary_ranges(weights: Sequence[float], control: int, share: float) -> tuple
     return tuple(result)
 
 
-def shares_of(definition: Definition, state: State) -> tuple[Ranges, ...]:
-    """Return the ranges of each variant as an experiment stands."""
-    if definition.canary is not None and state.step is not None:
-        share = definition.canary.steps[state.step.number] / PERCENT
-        return canary_ranges(definition.weights, definition.control, share)
-    return tuple((one,) for one in ranges_of(definition.weights, state.coverage))
+@lru_cache(maxsize=4096)
+def _ranges(weights: tuple[float, ...], control: int, share: float | None, coverage: float) -> tuple[Ranges, ...]:
+    if share is not None:
+        return canary_ranges(weights, control, share)
+    return tuple((one,) for one in ranges_of(weights, coverage))
+
+
+def stages_of(definition: Definition, state: State) -> tuple[tuple[Ranges, ...], ...]:
+    """Return the ranges of each variant at every stage that a fixed test can have had: canary steps, or coverages."""
+    weights, control = definition.weights, definition.control
+    if definition.canary is not None:
+        return tuple(_ranges(weights, control, percent / PERCENT, 1.0) for percent in definition.canary.steps)
+    return tuple(_ranges(weights, control, None, coverage) for coverage in state.coverages)
+
+
+@lru_cache(maxsize=4096)
+def propensities_of(ranges: tuple[Ranges, ...]) -> tuple[float, ...]:
+    """Return with which probability a unit that takes part has each variant: exact, in whole buckets."""
+    widths = [sum(shares_of(one)) for one in ranges]
+    total = sum(widths)
+    return tuple(width / total for width in widths)
 
 
 class Split:
-    """The fixed allocation of an experiment as it stands; made again whenever the state changes."""
+    """The fixed allocation of an experiment as it stands; made again whenever the state changes.
+
+    stage   the number of the stage that holds now
+    stages  propensities at every stage
+    """
 
     def __init__(self, definition: Definition, state: State) -> None:
         """Look everything up that is the same for all units."""
-        shares = shares_of(definition, state)
-        widths = [sum(end - start for start, end in ranges) for ranges in shares]
-        total = sum(widths)
         self._seed = definition.seed
-        self._flat: Ranges = tuple(one for ranges in shares for one in ranges)
-        self.propensities: Final = tuple(width / total for width in widths)
+        self.stage: Final = state.stage
+        ranges_by_stage = stages_of(definition, state)
+        self.stages: Final = tuple(propensities_of(ranges) for ranges in ranges_by_stage)
+        self._ranges = ranges_by_stage
+        by_variant = ranges_by_stage[self.stage]
+        self._flat: Ranges = tuple(one for ranges in by_variant for one in ranges)
         self._results: Final = tuple(
-            Assignment(definition.names[index], index, "assigned", self.propensities[index])
-            for index, ranges in enumerate(shares)
+            Assignment(definition.names[index], index, "assigned", self.stages[self.stage][index])
+            for index, ranges in enumerate(by_variant)
             for _ in ranges
         )
         self._outside: Final = Assignment(definition.names[definition.control], definition.control, "outside_coverage")
@@ -101,6 +122,14 @@ class Split:
         """Return what a unit gets."""
         place = index_in(self._flat, bucket_of(self._seed, unit))
         return self._outside if place is None else self._results[place]
+
+    def stage_with(self, unit: str, index: int) -> int | None:
+        """Return the last stage up to now at which a unit had this variant, None if it never had."""
+        bucket = bucket_of(self._seed, unit)
+        for stage in range(self.stage, -1, -1):
+            if index_in(self._ranges[stage][index], bucket) is not None:
+                return stage
+        return None
 
 
 def settled(definition: Definition, state: State) -> Assignment | None:

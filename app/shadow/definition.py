@@ -9,6 +9,7 @@ import msgspec
 
 VARIANTS_MIN: Final = 2
 VARIANTS_MAX: Final = 20  # the exact analysis of 20 takes 5 ms; with more, nobody has the traffic to tell them apart
+COVERAGES_MAX: Final = 100  # changes of the coverage; every one is kept, because units were assigned under it
 STEPS_MAX: Final = 20  # steps of a canary; people use five
 FLOOR: Final = 0.05  # least share of a variant under Thompson sampling, as long as 20 variants fit: halves its bias
 
@@ -169,16 +170,22 @@ class Rollback(msgspec.Struct, frozen=True):
 class State(msgspec.Struct, frozen=True, kw_only=True):
     """Where an experiment stands: everything about it that changes and is no count.
 
-    coverage  share of all units that take part, 0 to 1; under a canary its steps decide
+    coverages  share of all units that take part, 0 to 1: the last one holds, those before it held; under a canary its
+               steps decide, and this stays as it is
     """
 
     status: Status = "running"
-    coverage: float = 1.0
+    coverages: tuple[float, ...] = (1.0,)
     step: CanaryStep | None = None
     crossings: tuple[Crossing, ...] = ()
     verdict: Verdict | None = None
     deployment: Deployment | None = None
     rollback: Rollback | None = None
+
+    @property
+    def stage(self) -> int:
+        """The number of the split that holds: of the canary's step, or of the coverage."""
+        return len(self.coverages) - 1 if self.step is None else self.step.number
 
     def crossing_of(self, variant: str, *, harm: bool = False) -> Crossing | None:
         """Return the first crossing of a challenger, None before it."""

@@ -1,1 +1,0 @@
-"""Shadow: experiments, safe deployment, canaries."""
