@@ -1,0 +1,128 @@
+"""Beta distributions on the log-odds scale, integrated by Gauss-Legendre panels. Pure; numpy alone.
+
+With t = log(p / (1 - p)), the density of Beta(a, b) is proportional to exp(a t - (a + b) log(1 + e^t)): smooth, with one
+peak at log(a / b) and tails that fall at least exponentially, whatever the counts. It is taken relative to its peak, as
+a d - (a + b) log1p(a / (a + b) (e^d - 1)) with d = t - log(a / b), which loses no digits at counts of 10^12, and
+normalised by its own integral. Every distribution brings breakpoints on its own scale, so that very unequal ones are all
+resolved.
+
+Sources: the integrals of P(best) and expected loss, Chris Stucchi, "Bayesian A/B Testing at VWO", 2015; integration
+matrix of an interpolant, L. N. Trefethen, "Approximation Theory and Approximation Practice", chapters 8, 18 and 19.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.polynomial import legendre
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+PANEL_NODES: Final = 10  # Gauss-Legendre nodes of a panel
+# Edges of a distribution's panels as parts of its reach on one side. Dense at the peak, wide in the tail.
+_EDGES_ONE_SIDE: Final = (0.055, 0.115, 0.18, 0.26, 0.36, 0.48, 0.65, 1.0)
+EDGES: Final[Floats] = np.array([-part for part in reversed(_EDGES_ONE_SIDE)] + [0.0, *_EDGES_ONE_SIDE])
+_REACH_GAUSSIAN: Final = 8.0  # standard deviations beyond which a normal density is below 1e-14 of its peak
+_REACH_EXPONENTIAL: Final = 24.0  # more of them for a tail that falls as e^(-a d): 1e-13 at a = 1
+
+
+def _integration() -> tuple[Floats, Floats, Floats]:
+    """Return nodes, weights and the matrix that takes values at the nodes to integrals from -1 to each node."""
+    nodes, weights = legendre.leggauss(PANEL_NODES)
+    to_coefficients = np.linalg.inv(legendre.legvander(nodes, PANEL_NODES - 1))
+    integrals = legendre.legint(to_coefficients, lbnd=-1, axis=0)
+    return nodes, weights, np.ascontiguousarray((legendre.legvander(nodes, PANEL_NODES) @ integrals).T)
+
+
+NODES, WEIGHTS, CUMULATIVE = _integration()
+
+
+class Betas(NamedTuple):
+    """Beta distributions; every field has the shape of `a`, the last axis counts the variants of one experiment.
+
+    peak   log-odds of the highest density
+    left   how far below the peak there is any mass, in log-odds
+    right  how far above it
+    """
+
+    a: Floats
+    b: Floats
+    peak: Floats
+    left: Floats
+    right: Floats
+
+
+def betas(a: Floats, b: Floats) -> Betas:
+    """Return the distributions Beta(a, b) with the place and reach of each; a and b above 0."""
+    deviation = np.sqrt(1 / a + 1 / b)
+    return Betas(
+        a,
+        b,
+        np.log(a / b),
+        deviation * (_REACH_GAUSSIAN + _REACH_EXPONENTIAL / np.sqrt(a)),
+        deviation * (_REACH_GAUSSIAN + _REACH_EXPONENTIAL / np.sqrt(b)),
+    )
+
+
+def relative_density(a: Floats, b: Floats, distance: Floats) -> Floats:
+    """Return the density at log-odds `distance` from the peak, as a part of the density at the peak. Shapes broadcast."""
+    total = a + b
+    exponent: Floats = a * distance - total * np.log1p(a / total * np.expm1(distance))
+    return np.exp(exponent, out=exponent)
+
+
+def own_edges(found: Betas) -> Floats:
+    """Return the edges of the panels of each distribution: one more axis, from low to high."""
+    reach = np.where(EDGES < 0, found.left[..., None], found.right[..., None])
+    edges: Floats = found.peak[..., None] + EDGES * reach
+    return edges
+
+
+class Panels(NamedTuple):
+    """Panels of the log-odds axis with densities and distribution functions at their nodes.
+
+    points    nodes, shape (..., panels, nodes)
+    measure   weight of each node in an integral, the same shape
+    density   of each variant, shape (..., variants, panels, nodes)
+    below     probability below each node, the same shape
+    """
+
+    points: Floats
+    measure: Floats
+    density: Floats
+    below: Floats
+
+
+def common_panels(found: Betas) -> Panels:
+    """Return panels that resolve all variants of each experiment together."""
+    edges = own_edges(found)
+    edges = np.sort(edges.reshape(*edges.shape[:-2], -1), axis=-1)
+    half = np.diff(edges)[..., None] / 2
+    points = edges[..., :-1, None] + half * (NODES + 1)
+    measure = half * WEIGHTS
+    spread = (..., None, None)
+    density = relative_density(found.a[spread], found.b[spread], points[..., None, :, :] - found.peak[spread])
+    masses = np.einsum("...vpn,...pn->...vp", density, measure)
+    through = np.cumsum(masses, axis=-1)
+    total = through[..., -1:].copy()
+    below = (density @ CUMULATIVE) * half[..., None, :, :]
+    below += (through - masses)[..., None]
+    density /= total[..., None]
+    below /= total[..., None]
+    return Panels(points, measure, density, below)
+
+
+def others_below(below: Floats) -> Floats:
+    """Return, for each variant, the product over all others of the probability below: the variants are axis -3."""
+    product = np.ones_like(below)
+    running = np.ones_like(below[..., 0, :, :])
+    for index in range(below.shape[-3]):
+        product[..., index, :, :] *= running
+        running = running * below[..., index, :, :]
+    running = np.ones_like(running)
+    for index in reversed(range(below.shape[-3])):
+        product[..., index, :, :] *= running
+        running = running * below[..., index, :, :]
+    return product
