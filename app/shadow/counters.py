@@ -1,0 +1,241 @@
+"""The counters of experiments in Redis, over connections that shadow has for itself."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import orjson
+from redis.asyncio import Redis
+
+from app.db.keys import experiment_key
+from app.db.lua import load_script
+from app.db.redis import ANSWER_TIMEOUT_S, RedisLink
+from app.shadow.journal import Journal, pack, slices
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from redis.asyncio import ConnectionPool
+
+    from app.db.lua import Script
+
+LINKS: Final = 2  # one script runs while the next is on its way; Redis runs one at a time, and money needs it too
+RESTORE_SLICE: Final = 1_000  # items of one call: about 1 ms of Redis, like a merge
+SWEEP_SLICE: Final = 500  # experiments of one pipeline
+
+_MERGE: Final = load_script("experiment_merge")
+_UNITS: Final = load_script("experiment_units")
+_WEIGH: Final = load_script("experiment_weigh")
+_SAVED: Final = load_script("experiment_saved")
+_RESTORE: Final = load_script("experiment_restore")
+_PARTS: Final = ("state", "totals", "latency", "journal", "weights")
+
+
+class Forgot(Exception):
+    """Redis does not hold what Postgres holds of an experiment: lay it there, then try again."""
+
+
+class EventsFull(Exception):
+    """More events came within a day than are remembered, so that repetitions could not be told."""
+
+
+class Work(NamedTuple):
+    """What one merge is to do; indexes of classes count from 1, as Lua's do.
+
+    events     event, class, value in thousandths, event, ...
+    classes    what each class adds (`app.shadow.tallies.added`)
+    latencies  field of the histogram for each class, "" for none
+    units      unit, what it shall get, class, unit, ...
+    odd        units to quarantine
+    """
+
+    events: list[str | int]
+    classes: list[list[str | int]]
+    latencies: list[str]
+    units: list[str | int]
+    odd: list[str]
+
+
+class Merged(NamedTuple):
+    """What a merge did. `repeated`: numbers of the events that had been counted; `given`: what each unit got."""
+
+    seq: int
+    repeated: frozenset[int]
+    given: list[int]
+    version: int
+    odd: int
+    totals: dict[str, int] | None
+
+
+class Snapshot(NamedTuple):
+    """All that Redis holds of an experiment and Postgres does not yet, of one instant."""
+
+    seq: int
+    version: int
+    totals: dict[str, int]
+    latency: dict[str, int]
+    journal: Journal
+    journal_end: int
+
+
+class Lost(NamedTuple):
+    """What Postgres holds of an experiment, to be laid into Redis."""
+
+    seq: int
+    totals: Mapping[str, int]
+    latency: Mapping[str, int]
+    weights: Mapping[int, str]
+    events: list[str]
+    units: list[str | int]
+    odd: list[str]
+
+
+class Counters:
+    """Calls of the scripts. Raises what redis-py raises, TimeoutError, Forgot and EventsFull."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        """`pool` makes connections; nothing is opened yet."""
+        self._links: asyncio.Queue[RedisLink] = asyncio.Queue()
+        for _ in range(LINKS):
+            self._links.put_nowait(RedisLink(pool))
+        self._redis = Redis(connection_pool=pool)
+        self._run_ids: dict[RedisLink, str] = {}
+        self.run_id = ""
+
+    async def close(self) -> None:
+        """Close the connections that nobody uses."""
+        while not self._links.empty():
+            await self._links.get_nowait().close()
+        await self._redis.aclose()
+
+    async def merge(self, name: str, saved: int, run_id: str, work: Work, *, totals: bool) -> Merged:
+        """Add outcomes and enrol units.
+
+        saved   the seq that Postgres holds, as far as known
+        run_id  of the Redis that was compared with Postgres; Forgot when another one answers by now
+        """
+        words = (saved, int(totals), orjson.dumps(work._asdict()))
+        answer = await self._run(_MERGE, name, _PARTS[:4], *words, run_id=run_id)
+        seq, repeated, given, version, odd, flat = answer[1:]
+        found = _integers(flat) if totals else None
+        return Merged(seq, frozenset(repeated), [int(one) for one in given], version, odd, found)
+
+    async def units(self, name: str, units: Sequence[str]) -> list[int | None]:
+        """Return what each unit got when it was enrolled, None for one that was not."""
+        answer = await self._run(_UNITS, name, _PARTS[:1], orjson.dumps(units))
+        return [int(one) if one else None for one in answer[1:]]
+
+    async def weigh(self, name: str, version: int, weights: str) -> str:
+        """Make a version of the weights, unless it is made; return its weights (JSON), "" when it cannot be made yet."""
+        text: bytes = (await self._run(_WEIGH, name, ("state", "weights"), version, weights))[1]
+        return text.decode()
+
+    async def saved(self, name: str, seq: int, journal_end: int) -> None:
+        """Note what Postgres holds, and cut the journal."""
+        await self._run(_SAVED, name, ("state", "journal"), seq, journal_end)
+
+    async def restore(self, name: str, lost: Lost) -> bool:
+        """Lay what Postgres holds over a Redis that forgot it; return False when somebody else has opened it."""
+        parts: list[tuple[str, Sequence[str | int]]] = [
+            (kind, part)
+            for kind, items in (("events", lost.events), ("units", lost.units), ("odd", lost.odd))
+            for part in slices(items, RESTORE_SLICE)
+        ]
+        for kind, part in parts:
+            if (await self._run(_RESTORE, name, _PARTS, lost.seq, kind, orjson.dumps(part)))[1] == 0:
+                return False
+        opened = {
+            "totals": _flat(lost.totals), "latency": _flat(lost.latency), "weights": _flat(lost.weights),
+            "version": max(lost.weights, default=0),
+        }  # fmt: skip
+        return bool((await self._run(_RESTORE, name, _PARTS, lost.seq, "open", orjson.dumps(opened)))[1])
+
+    async def odd(self, name: str) -> list[str]:
+        """Return the quarantined units."""
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            return [one.decode() for one in await self._redis.smembers(experiment_key(name, "odd"))]
+
+    async def weights(self, name: str, versions: Iterable[int]) -> dict[int, str]:
+        """Return the weights (JSON) of versions that exist."""
+        wanted = list(versions)
+        if not wanted:
+            return {}
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            rows = await self._redis.hmget(experiment_key(name, "weights"), [str(one) for one in wanted])
+        return {version: row.decode() for version, row in zip(wanted, rows, strict=True) if row is not None}
+
+    async def read(self, name: str) -> tuple[dict[str, int], dict[str, int]]:
+        """Return totals and histogram of one instant. Raises Forgot."""
+        async with asyncio.timeout(ANSWER_TIMEOUT_S), self._redis.pipeline(transaction=True) as pipe:
+            pipe.exists(experiment_key(name, "state"))
+            pipe.hgetall(experiment_key(name, "totals"))
+            pipe.hgetall(experiment_key(name, "latency"))
+            known, totals, latency = await pipe.execute()
+        if not known:
+            raise Forgot(name)
+        return _counts(totals), _counts(latency)
+
+    async def snapshot(self, name: str) -> Snapshot:
+        """Return what is to be saved, of one instant. Raises Forgot."""
+        async with asyncio.timeout(ANSWER_TIMEOUT_S), self._redis.pipeline(transaction=True) as pipe:
+            pipe.hmget(experiment_key(name, "state"), ["seq", "version", "journaled"])
+            pipe.hgetall(experiment_key(name, "totals"))
+            pipe.hgetall(experiment_key(name, "latency"))
+            pipe.lrange(experiment_key(name, "journal"), 0, -1)
+            (seq, version, end), totals, latency, journal = await pipe.execute()
+        if seq is None:
+            raise Forgot(name)
+        return Snapshot(int(seq), int(version or 0), _counts(totals), _counts(latency), pack(journal), int(end or 0))
+
+    async def seqs(self, names: Sequence[str]) -> list[tuple[int, int] | None]:
+        """Return for each experiment its seq and the one that Postgres holds, None where Redis knows nothing."""
+        found: list[tuple[int, int] | None] = []
+        for start in range(0, len(names), SWEEP_SLICE):
+            async with asyncio.timeout(ANSWER_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipe:
+                for name in names[start : start + SWEEP_SLICE]:
+                    pipe.hmget(experiment_key(name, "state"), ["seq", "saved"])
+                rows = await pipe.execute()
+            found += [None if seq is None else (int(seq), int(saved or 0)) for seq, saved in rows]
+        return found
+
+    async def connect(self) -> str:
+        """Return the run_id of the Redis that answers now, over a new connection."""
+        link = await self._links.get()
+        try:
+            self.run_id = self._run_ids[link] = await link.open()
+        finally:
+            self._links.put_nowait(link)
+        return self.run_id
+
+    async def _run(
+        self, script: Script, name: str, parts: Sequence[str], *words: str | int | bytes, run_id: str | None = None
+    ) -> Any:
+        """Run a script over parts of an experiment, on the Redis with this run_id if one is given."""
+        link = await self._links.get()
+        try:
+            if not link.is_open:
+                self.run_id = self._run_ids[link] = await link.open()
+            if run_id is not None and self._run_ids[link] != run_id:
+                raise Forgot(name)
+            answer = await link.evaluate(script, [experiment_key(name, part) for part in parts], words)
+        finally:
+            self._links.put_nowait(link)
+        match answer[0]:
+            case b"OK":
+                return answer
+            case b"FULL":
+                raise EventsFull(name)
+        raise Forgot(name)
+
+
+def _integers(flat: Sequence[bytes]) -> dict[str, int]:
+    return {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+
+
+def _counts(fields: Mapping[bytes, bytes]) -> dict[str, int]:
+    return {name.decode(): int(value) for name, value in fields.items()}
+
+
+def _flat(fields: Mapping[Any, Any]) -> list[str]:
+    return [str(part) for pair in fields.items() for part in pair]

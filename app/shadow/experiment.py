@@ -1,0 +1,324 @@
+"""One experiment in this process: whom it gives what, and the actor that merges what it is told into Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import asyncpg
+import orjson
+from redis.exceptions import RedisError
+
+from app.actor import Actor, Ask
+from app.db.retry import TRANSIENT
+from app.shadow.assignment import Assignment, Split, settled
+from app.shadow.counters import EventsFull, Forgot, Lost, Work
+from app.shadow.journal import got, numbers, pairs, ungot, unit_number
+from app.shadow.tallies import Class, added, enrolled
+from app.shadow.thompson import draw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from app.shadow.counters import Counters, Merged
+    from app.shadow.definition import State
+    from app.shadow.store import ExperimentStore, Row
+
+BATCH_MAX: Final = 500  # outcomes of one script call: 1.5 ms of Redis, which money needs too
+INBOX_MAX: Final = 100_000  # outcomes that wait: 5 s at 20,000 a second, 20 MB
+ASK_TIMEOUT_S: Final = 5.0
+UNITS_CACHED: Final = 20_000  # of what sampled units got: 4 MB
+RESTORES_MAX: Final = 3  # of one batch; each finds Redis empty again only if it was emptied again
+TOTALS_INTERVAL_S: Final = 0.05  # how old the totals may be while merges come one after the other
+
+WeightRow = tuple[float, ...]
+
+
+class Counted(NamedTuple):
+    """One outcome, ready to be merged: its event, what it adds, its value in thousandths, and a unit to quarantine."""
+
+    event: str
+    what: Class
+    value: int = 0
+    odd: str | None = None
+
+
+class Add(Ask[int]):
+    """Merge outcomes, at most BATCH_MAX; the answer is how many were repetitions."""
+
+    __slots__ = ("outcomes", "weight")
+
+    def __init__(self, outcomes: Sequence[Counted]) -> None:
+        """Weigh as much as there are outcomes."""
+        super().__init__()
+        self.outcomes = outcomes
+        self.weight = len(outcomes)
+
+
+class Enrol(Ask[tuple[int, int]]):
+    """Enrol a unit with a version of the weights; the answer is version and variant that it has for good."""
+
+    __slots__ = ("unit", "variant", "version")
+
+    def __init__(self, unit: str, version: int, variant: int) -> None:
+        """`unit` is its number."""
+        super().__init__()
+        self.unit = unit
+        self.version = version
+        self.variant = variant
+
+
+class Experiment(Actor[Add | Enrol]):
+    """State, totals and assignment of one experiment.
+
+    totals, latency  counters of all replicas, as they were last seen
+    dirty            the totals have changed since somebody looked
+    """
+
+    def __init__(
+        self,
+        row: Row,
+        counters: Counters,
+        store: ExperimentStore,
+        on_crash: Callable[[BaseException], None],
+        on_merged: Callable[[Experiment], None],
+    ) -> None:
+        """Begin with what Postgres holds."""
+        super().__init__(inbox_max=INBOX_MAX, batch_max=BATCH_MAX, ask_timeout_s=ASK_TIMEOUT_S, name=f"experiment {row.name}")
+        self.definition: Final = row.definition
+        self.created_at: Final = row.created_at
+        self.created_by: Final = row.created_by
+        self.totals = dict(row.totals)
+        self.latency = dict(row.latency)
+        self.saved = row.seq
+        self.seq = row.seq
+        self.verified = ""
+        self.version = 0
+        self.weights: dict[int, WeightRow] = {0: row.definition.weights}
+        self.odd: frozenset[str] = frozenset()
+        self._counters = counters
+        self._store = store
+        self._on_crash = on_crash
+        self._on_merged = on_merged
+        self._units: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._classes: dict[Class, list[str | int]] = {}
+        self._started = False
+        self._totals_s = 0.0
+        self.adopt(row.state, row.revision)
+        self.changed_at = row.changed_at
+
+    def adopt(self, state: State, revision: int) -> None:
+        """Take over where the experiment stands."""
+        self.state = state
+        self.revision = revision
+        self.split = Split(self.definition, state)
+        self.settled = settled(self.definition, state)
+        self._classes.clear()
+
+    @property
+    def stages(self) -> tuple[tuple[float, ...], ...]:
+        """The propensities at every stage of a fixed split."""
+        return self.split.stages
+
+    def assign_at_once(self, unit: str) -> Assignment | None:
+        """Return what a unit gets; None when Redis has to be asked, under Thompson sampling."""
+        if self.settled is not None:
+            return self.settled
+        if self.definition.allocation == "fixed":
+            return self.split.assign(unit)
+        known = self._units.get(unit)
+        return None if known is None or known[0] not in self.weights else self._sampled(*known)
+
+    async def assign(self, unit: str) -> Assignment:
+        """Return what a unit gets, always the same. Raises InboxFull, ActorStopped, AskTimeout and what Redis raises."""
+        at_once = self.assign_at_once(unit)
+        if at_once is not None:
+            return at_once
+        if self.state.status == "paused":
+            found = (await self.what_units_got([unit]))[0]
+            if found is None:
+                control = self.definition.control
+                return Assignment(self.definition.names[control], control, "paused")
+            return self._sampled(*found)
+        version = self.version
+        variant = draw(self.definition.seed, unit, self.weights[version])
+        self._begin()
+        answer: tuple[int, int] = await self.ask(Enrol(unit_number(unit), version, variant))
+        await self._learn([answer[0]])
+        self._remember(unit, answer)
+        return self._sampled(*answer)
+
+    async def what_units_got(self, units: Sequence[str]) -> list[tuple[int, int] | None]:
+        """Return version and variant of units that were enrolled, None for others."""
+        missing = [unit for unit in dict.fromkeys(units) if unit not in self._units]
+        found: dict[str, tuple[int, int]] = {}
+        for start in range(0, len(missing), BATCH_MAX):
+            part = missing[start : start + BATCH_MAX]
+            try:
+                answers = await self._counters.units(self.definition.name, [unit_number(unit) for unit in part])
+            except Forgot:
+                await self.restore()
+                answers = await self._counters.units(self.definition.name, [unit_number(unit) for unit in part])
+            found |= {unit: ungot(one) for unit, one in zip(part, answers, strict=True) if one is not None}
+        result = [self._units.get(unit) or found.get(unit) for unit in units]
+        await self._learn({version for version, _ in found.values()})
+        for unit, one in found.items():
+            self._remember(unit, one)
+        return result
+
+    async def add(self, outcomes: Sequence[Counted]) -> int:
+        """Merge outcomes; return how many were repetitions. Raises what `assign` raises, and EventsFull."""
+        self._begin()
+        parts = [outcomes[start : start + BATCH_MAX] for start in range(0, len(outcomes), BATCH_MAX)]
+        answers = await asyncio.gather(*(self.ask(Add(part)) for part in parts), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return sum(answers)  # type: ignore[arg-type]
+
+    async def receive(self, batch: list[Add | Enrol]) -> None:
+        """Merge a batch with one script call, then answer."""
+        try:
+            merged = await self._merge(self._work(batch))
+        except (*TRANSIENT, RedisError, asyncpg.PostgresError, Forgot, EventsFull) as error:
+            for message in batch:
+                message.fail(ConnectionError("Redis forgets") if isinstance(error, Forgot) else error)
+            return
+        self._take_over(merged)
+        first = enrolled_before = 0
+        for message in batch:
+            if isinstance(message, Enrol):
+                message.answer(ungot(merged.given[enrolled_before]))
+                enrolled_before += 1
+            else:
+                numbered = range(first, first + len(message.outcomes))
+                message.answer(sum(number in merged.repeated for number in numbered) if merged.repeated else 0)
+                first = numbered.stop
+        try:
+            await self._keep_up(merged)
+        except (*TRANSIENT, RedisError):
+            return  # the next merge tells the same again
+        self._on_merged(self)
+
+    async def restore(self) -> bool:
+        """Compare Redis with Postgres, and lay Postgres over a Redis that is behind; return whether it was."""
+        name = self.definition.name
+        run_id = await self._counters.connect()
+        row = await self._store.find(name)
+        if row is None:
+            raise AssertionError(f"experiment {name} is gone from Postgres")
+        found = (await self._counters.seqs([name]))[0]
+        behind = found is None or found[0] < row.seq
+        if behind:
+            await self._counters.restore(name, await lost_of(self._store, row))
+        self.saved = row.seq
+        self.verified = run_id
+        return behind
+
+    async def refresh(self) -> None:
+        """Read totals and histogram of all replicas. Raises what Redis raises."""
+        try:
+            self.totals, self.latency = await self._counters.read(self.definition.name)
+        except Forgot:
+            await self.restore()
+            self.totals, self.latency = await self._counters.read(self.definition.name)
+
+    def learn(self, version: int, text: str) -> None:
+        """Take over one version of the weights (JSON)."""
+        self.weights[version] = tuple(orjson.loads(text))
+        self.version = max(self.version, version)
+
+    def _begin(self) -> None:
+        if not self._started:
+            self._started = True
+            self.start(self._on_crash)
+
+    async def end(self) -> None:
+        """Finish what was accepted."""
+        if self._started:
+            await self.stop()
+
+    def _work(self, batch: Sequence[Add | Enrol]) -> Work:
+        work = Work([], [], [], [], [])
+        places: dict[Class | int, int] = {}
+        for message in batch:
+            if isinstance(message, Enrol):
+                what = got(message.version, message.variant)
+                place = places.get(what)
+                if place is None:
+                    place = places[what] = len(work.classes) + 1
+                    work.classes.append(enrolled(self.weights[message.version], message.variant))
+                    work.latencies.append("")
+                work.units.extend((message.unit, what, place))
+                continue
+            for event, one, value, odd in message.outcomes:
+                place = places.get(one)
+                if place is None:
+                    place = places[one] = len(work.classes) + 1
+                    work.classes.append(self._adds(one))
+                    counted = one.fate == "counted" and one.latency is not None
+                    work.latencies.append(f"{one.variant}:{one.latency}" if counted else "")
+                work.events.extend((event, place, value))
+                if odd is not None:
+                    work.odd.append(odd)
+        return work
+
+    def _adds(self, one: Class) -> list[str | int]:
+        found = self._classes.get(one)
+        if found is None:
+            weights = self.weights[one.shares] if self.definition.allocation == "thompson" and one.shares is not None else ()
+            found = self._classes[one] = added(self.definition, one, weights)
+        return found
+
+    async def _merge(self, work: Work) -> Merged:
+        assert self._loop is not None
+        name = self.definition.name
+        totals = self._loop.time() - self._totals_s >= TOTALS_INTERVAL_S or not self._inbox
+        for _ in range(RESTORES_MAX):
+            try:
+                return await self._counters.merge(name, self.saved, self.verified, work, totals=totals)
+            except Forgot:
+                await self.restore()
+        raise Forgot(name)
+
+    def _take_over(self, merged: Merged) -> None:
+        assert self._loop is not None
+        self.seq = merged.seq
+        if merged.totals is not None:
+            self.totals = merged.totals
+            self._totals_s = self._loop.time()
+
+    async def _keep_up(self, merged: Merged) -> None:
+        """Read what other replicas added that is no total: weights and quarantined units."""
+        if merged.version > self.version:
+            await self._learn(range(self.version + 1, merged.version + 1))
+            self.version = merged.version
+        if merged.odd != len(self.odd):
+            self.odd = frozenset(await self._counters.odd(self.definition.name))
+
+    async def _learn(self, versions: Sequence[int] | set[int] | range) -> None:
+        missing = [version for version in versions if version not in self.weights]
+        for version, text in (await self._counters.weights(self.definition.name, missing)).items():
+            self.weights[version] = tuple(orjson.loads(text))
+
+    def _sampled(self, version: int, variant: int) -> Assignment:
+        weights = self.weights[version]
+        return Assignment(self.definition.names[variant], variant, "sampled", weights[variant], version)
+
+    def _remember(self, unit: str, one: tuple[int, int]) -> None:
+        self._units[unit] = one
+        if len(self._units) > UNITS_CACHED:
+            self._units.popitem(last=False)
+
+
+async def lost_of(store: ExperimentStore, row: Row) -> Lost:
+    """Return what Postgres holds of an experiment."""
+    parts: dict[str, list[bytes]] = {"event": [], "unit": [], "quarantine": []}
+    for _, kind, packed in await store.journals([row.name]):
+        parts[kind].append(packed)
+    weights = {version: text for _, version, text in await store.weights([row.name])}
+    return Lost(
+        row.seq, row.totals, row.latency, weights, numbers(b"".join(parts["event"])), pairs(b"".join(parts["unit"])),
+        numbers(b"".join(parts["quarantine"])),
+    )  # fmt: skip
