@@ -27,8 +27,8 @@ INT_MAX: Final = 2**63 - 1
 
 RELATIONS: Final = frozenset({"<", "<=", ">", ">=", "==", "!=", "in"})
 _RESERVED: Final = frozenset(
-    ("as", "break", "const", "continue", "else", "false", "for", "function", "if", "import", "in", "let", "loop", "namespace",
-     "null", "package", "return", "true", "var", "void", "while")
+    ("as", "break", "const", "continue", "else", "false", "for", "function", "if", "import", "in", "let", "loop",
+     "namespace", "null", "package", "return", "true", "var", "void", "while")
 )  # fmt: skip
 _ESCAPES: Final = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "'": "'", "`": "`", "?": "?"}
 _token = re.compile(
