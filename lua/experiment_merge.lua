@@ -3,7 +3,8 @@
 -- Replicas add what they received and get the totals of all. Every change raises seq, so that a Redis which forgot is found
 -- out: its state is missing, or its seq is behind what Postgres holds. Redis TIME is the one clock, and never steps back.
 --
--- KEYS[1] {x:name}:state    hash  seq; window and its events; journaled, trimmed: ends of the journal; version of weights
+-- KEYS[1] {x:name}:state    hash  seq; born: when it was laid here; window and its events; journaled, trimmed: ends of the
+--                                 journal; saved: seq that Postgres holds; version of the weights
 -- KEYS[2] {x:name}:totals   hash  counters, integers by field
 -- KEYS[3] {x:name}:latency  hash  histogram of latencies, integers by field
 -- KEYS[4] {x:name}:journal  list  what Postgres does not hold yet: e<event>, u<unit>=<what it got>, q<unit>
@@ -14,6 +15,7 @@
 -- ARGV[2] 1 to get the totals, 0 to save the time
 -- ARGV[3] JSON: events [event, class, value, ...]; classes [[field, amount, ...], ...], fields of a value first, "" for none;
 --         latencies [field of each class, ""]; units [unit, what it shall get, class, ...]; odd [unit, ...]
+-- ARGV[4] when the caller knows the state to have been laid here: what it remembers of units and weights is of that state
 -- Returns {"OK", seq, numbers of repeated events from 0, what each unit got, version, odd units, totals as a flat list}
 --   or, before anything was done: {"FORGOT"} | {"BEHIND", seq} | {"FULL"}: more events in a day than are remembered
 -- Cost: O(events + units + fields of the classes), 2 commands an event.
@@ -24,8 +26,8 @@ local KEEP_S = 176400            -- two windows and an hour
 local WINDOW_EVENTS_MAX = 20000000  -- 160 MB to 300 MB of memory
 local ODD_MAX = 10000            -- more quarantined units are a broken client, not a mishap
 
-local head = call('HMGET', KEYS[1], 'seq', 'window', 'events')
-if not head[1] then return {'FORGOT'} end
+local head = call('HMGET', KEYS[1], 'seq', 'window', 'events', 'born')
+if not head[1] or head[4] ~= ARGV[4] then return {'FORGOT'} end
 if tonumber(head[1]) < tonumber(ARGV[1]) then return {'BEHIND', head[1]} end
 local prefix = string.sub(KEYS[1], 1, -6)
 local work = cjson.decode(ARGV[3])

@@ -23,7 +23,8 @@ local seq = call('HGET', KEYS[1], 'seq')
 if seq and tonumber(seq) >= tonumber(ARGV[1]) then return {'OK', 0} end
 if seq then call('DEL', KEYS[1]) end
 local data = cjson.decode(ARGV[3])
-local window = math.floor(tonumber(call('TIME')[1]) / WINDOW_S)
+local clock = call('TIME')
+local window = math.floor(tonumber(clock[1]) / WINDOW_S)
 local steps = {}
 
 function steps.events()
@@ -52,7 +53,8 @@ function steps.open()
   lay(KEYS[3], data.latency)
   lay(KEYS[5], data.weights)
   call('DEL', KEYS[4])
-  call('HSET', KEYS[1], 'seq', ARGV[1], 'saved', ARGV[1], 'window', window, 'events', 0, 'version', data.version)
+  call('HSET', KEYS[1], 'seq', ARGV[1], 'saved', ARGV[1], 'window', window, 'events', 0, 'version', data.version,
+    'born', clock[1] .. '.' .. clock[2])
 end
 
 steps[ARGV[2]]()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import asyncpg
 from redis.asyncio import Redis
@@ -71,22 +71,11 @@ class Signing(NamedTuple):
         return f"Signing({len(self.seeds)} keys, {len(self.witnesses)} witnesses)"
 
 
-class Opened(Protocol):
-    """What lives on the same stores and is no part of credits; credits do not know what it is."""
-
-    def open(self, statements: Statements, link: RedisLink, on_crash: Callable[[BaseException], None]) -> None:
-        """Begin, with a connection to Redis of its own."""
-
-    async def close(self) -> None:
-        """End, while the stores are still there."""
-
-
 class Controls(NamedTuple):
-    """What guards this process, tells others, and shares the stores: opened here."""
+    """What guards this process and tells others: opened here, because both need the stores."""
 
     access: Access
     webhooks: Webhooks
-    rules: Opened
 
 
 class _Parts(NamedTuple):
@@ -160,7 +149,6 @@ class Credits:
                 await self._task
         await self._controls.access.close()
         await self._controls.webhooks.close()
-        await self._controls.rules.close()
         if self._pending is not None:
             await self._pending.stop()
         if self.book is not None:
@@ -251,7 +239,6 @@ class Credits:
             statements, lambda: open_session(self.stores.database_url), RedisLink(links), self._on_crash
         )
         self._controls.webhooks.open(statements, self._on_crash)
-        self._controls.rules.open(statements, RedisLink(links), self._on_crash)
         self._pending = PendingEntries(statements, self.record)
         self._pending.start(self._on_crash)
         self._upkeep = Upkeep(records)

@@ -7,7 +7,9 @@ starts depend on the weights only, so that a coverage or a canary step that grow
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
 
 from app.shadow.bucketing import Ranges, bucket_of, index_in, ranges_of, shares_of
 
@@ -21,7 +23,7 @@ PERCENT: Final = 100.0
 Reason = Literal["assigned", "sampled", "outside_coverage", "paused", "deployed", "rolled_back", "archived"]
 
 
-class Assignment(NamedTuple):
+class Assignment(msgspec.Struct, frozen=True):
     """What a unit gets, and why.
 
     index       the variant's place in the definition

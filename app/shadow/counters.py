@@ -40,6 +40,21 @@ class EventsFull(Exception):
     """More events came within a day than are remembered, so that repetitions could not be told."""
 
 
+class Known(NamedTuple):
+    """Which counters were compared with Postgres: the Redis that holds them, and when they were laid there."""
+
+    run_id: str = ""
+    born: str = ""
+
+
+class Place(NamedTuple):
+    """Where the counters of an experiment stand: seq, the seq that Postgres holds, and when they were laid there."""
+
+    seq: int
+    saved: int
+    born: str
+
+
 class Work(NamedTuple):
     """What one merge is to do; indexes of classes count from 1, as Lua's do.
 
@@ -109,14 +124,13 @@ class Counters:
             await self._links.get_nowait().close()
         await self._redis.aclose()
 
-    async def merge(self, name: str, saved: int, run_id: str, work: Work, *, totals: bool) -> Merged:
-        """Add outcomes and enrol units.
+    async def merge(self, name: str, saved: int, known: Known, work: Work, *, totals: bool) -> Merged:
+        """Add outcomes and enrol units. Raises Forgot when what is known is not what is there by now.
 
-        saved   the seq that Postgres holds, as far as known
-        run_id  of the Redis that was compared with Postgres; Forgot when another one answers by now
+        saved  the seq that Postgres holds, as far as known
         """
-        words = (saved, int(totals), orjson.dumps(work._asdict()))
-        answer = await self._run(_MERGE, name, _PARTS[:4], *words, run_id=run_id)
+        words = (saved, int(totals), orjson.dumps(work._asdict()), known.born)
+        answer = await self._run(_MERGE, name, _PARTS[:4], *words, run_id=known.run_id)
         seq, repeated, given, version, odd, flat = answer[1:]
         found = _integers(flat) if totals else None
         return Merged(seq, frozenset(repeated), [int(one) for one in given], version, odd, found)
@@ -154,7 +168,13 @@ class Counters:
     async def odd(self, name: str) -> list[str]:
         """Return the quarantined units."""
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            return [one.decode() for one in await self._redis.smembers(experiment_key(name, "odd"))]
+            return [_text(one) for one in await self._redis.smembers(experiment_key(name, "odd"))]
+
+    async def all_weights(self, name: str) -> dict[int, str]:
+        """Return all versions of the weights (JSON)."""
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            rows = await self._redis.hgetall(experiment_key(name, "weights"))
+        return {int(version): _text(row) for version, row in rows.items()}
 
     async def weights(self, name: str, versions: Iterable[int]) -> dict[int, str]:
         """Return the weights (JSON) of versions that exist."""
@@ -163,7 +183,7 @@ class Counters:
             return {}
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             rows = await self._redis.hmget(experiment_key(name, "weights"), [str(one) for one in wanted])
-        return {version: row.decode() for version, row in zip(wanted, rows, strict=True) if row is not None}
+        return {version: _text(row) for version, row in zip(wanted, rows, strict=True) if row is not None}
 
     async def read(self, name: str) -> tuple[dict[str, int], dict[str, int]]:
         """Return totals and histogram of one instant. Raises Forgot."""
@@ -188,15 +208,15 @@ class Counters:
             raise Forgot(name)
         return Snapshot(int(seq), int(version or 0), _counts(totals), _counts(latency), pack(journal), int(end or 0))
 
-    async def seqs(self, names: Sequence[str]) -> list[tuple[int, int] | None]:
-        """Return for each experiment its seq and the one that Postgres holds, None where Redis knows nothing."""
-        found: list[tuple[int, int] | None] = []
+    async def places(self, names: Sequence[str]) -> list[Place | None]:
+        """Return where the counters of each experiment stand, None where Redis knows nothing."""
+        found: list[Place | None] = []
         for start in range(0, len(names), SWEEP_SLICE):
             async with asyncio.timeout(ANSWER_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipe:
                 for name in names[start : start + SWEEP_SLICE]:
-                    pipe.hmget(experiment_key(name, "state"), ["seq", "saved"])
+                    pipe.hmget(experiment_key(name, "state"), ["seq", "saved", "born"])
                 rows = await pipe.execute()
-            found += [None if seq is None else (int(seq), int(saved or 0)) for seq, saved in rows]
+            found += [None if seq is None else Place(int(seq), int(saved or 0), born.decode()) for seq, saved, born in rows]
         return found
 
     async def connect(self) -> str:
@@ -227,6 +247,10 @@ class Counters:
             case b"FULL":
                 raise EventsFull(name)
         raise Forgot(name)
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _integers(flat: Sequence[bytes]) -> dict[str, int]:

@@ -172,6 +172,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
     coverages  share of all units that take part, 0 to 1: the last one holds, those before it held; under a canary its
                steps decide, and this stays as it is
+    untested   deployments for which failed checks were passed over
     """
 
     status: Status = "running"
@@ -181,6 +182,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict | None = None
     deployment: Deployment | None = None
     rollback: Rollback | None = None
+    untested: int = 0
 
     @property
     def stage(self) -> int:

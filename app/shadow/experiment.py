@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from app.actor import Actor, Ask
 from app.db.retry import TRANSIENT
 from app.shadow.assignment import Assignment, Split, settled
-from app.shadow.counters import EventsFull, Forgot, Lost, Work
+from app.shadow.counters import EventsFull, Forgot, Known, Lost, Work
 from app.shadow.journal import got, numbers, pairs, ungot, unit_number
 from app.shadow.tallies import Class, added, enrolled
 from app.shadow.thompson import draw
@@ -29,6 +29,7 @@ BATCH_MAX: Final = 500  # outcomes of one script call: 1.5 ms of Redis, which mo
 INBOX_MAX: Final = 100_000  # outcomes that wait: 5 s at 20,000 a second, 20 MB
 ASK_TIMEOUT_S: Final = 5.0
 UNITS_CACHED: Final = 20_000  # of what sampled units got: 4 MB
+CLASSES_CACHED: Final = 2_000  # of what outcomes add: at most 4 MB, with 20 variants under Thompson sampling
 RESTORES_MAX: Final = 3  # of one batch; each finds Redis empty again only if it was emptied again
 TOTALS_INTERVAL_S: Final = 0.05  # how old the totals may be while merges come one after the other
 
@@ -44,8 +45,8 @@ class Counted(NamedTuple):
     odd: str | None = None
 
 
-class Add(Ask[int]):
-    """Merge outcomes, at most BATCH_MAX; the answer is how many were repetitions."""
+class Add(Ask[list[int]]):
+    """Merge outcomes, at most BATCH_MAX; the answer is which of them were repetitions, by place."""
 
     __slots__ = ("outcomes", "weight")
 
@@ -73,7 +74,8 @@ class Experiment(Actor[Add | Enrol]):
     """State, totals and assignment of one experiment.
 
     totals, latency  counters of all replicas, as they were last seen
-    dirty            the totals have changed since somebody looked
+    probability_best as the steward has computed it last, empty before
+    merged_s         when this process last merged outcomes, on the loop's clock
     """
 
     def __init__(
@@ -85,7 +87,9 @@ class Experiment(Actor[Add | Enrol]):
         on_merged: Callable[[Experiment], None],
     ) -> None:
         """Begin with what Postgres holds."""
-        super().__init__(inbox_max=INBOX_MAX, batch_max=BATCH_MAX, ask_timeout_s=ASK_TIMEOUT_S, name=f"experiment {row.name}")
+        super().__init__(
+            inbox_max=INBOX_MAX, batch_max=BATCH_MAX, ask_timeout_s=ASK_TIMEOUT_S, name=f"experiment {row.name}"
+        )
         self.definition: Final = row.definition
         self.created_at: Final = row.created_at
         self.created_by: Final = row.created_by
@@ -93,8 +97,9 @@ class Experiment(Actor[Add | Enrol]):
         self.latency = dict(row.latency)
         self.saved = row.seq
         self.seq = row.seq
-        self.verified = ""
+        self.known = Known()
         self.version = 0
+        self.weights_saved = 0
         self.weights: dict[int, WeightRow] = {0: row.definition.weights}
         self.odd: frozenset[str] = frozenset()
         self._counters = counters
@@ -105,6 +110,9 @@ class Experiment(Actor[Add | Enrol]):
         self._classes: dict[Class, list[str | int]] = {}
         self._started = False
         self._totals_s = 0.0
+        self.merged_s = 0.0
+        self.probability_best: tuple[float, ...] = ()
+        self.believed_s = 0.0
         self.adopt(row.state, row.revision)
         self.changed_at = row.changed_at
 
@@ -167,15 +175,18 @@ class Experiment(Actor[Add | Enrol]):
             self._remember(unit, one)
         return result
 
-    async def add(self, outcomes: Sequence[Counted]) -> int:
-        """Merge outcomes; return how many were repetitions. Raises what `assign` raises, and EventsFull."""
+    async def add(self, outcomes: Sequence[Counted]) -> set[int]:
+        """Merge outcomes; return the places of repetitions. Raises what `assign` raises, and EventsFull."""
         self._begin()
-        parts = [outcomes[start : start + BATCH_MAX] for start in range(0, len(outcomes), BATCH_MAX)]
-        answers = await asyncio.gather(*(self.ask(Add(part)) for part in parts), return_exceptions=True)
-        for answer in answers:
+        starts = range(0, len(outcomes), BATCH_MAX)
+        asked = [self.ask(Add(outcomes[start : start + BATCH_MAX])) for start in starts]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        repeated: set[int] = set()
+        for start, answer in zip(starts, answers, strict=True):
             if isinstance(answer, BaseException):
                 raise answer
-        return sum(answers)  # type: ignore[arg-type]
+            repeated.update(start + place for place in answer)
+        return repeated
 
     async def receive(self, batch: list[Add | Enrol]) -> None:
         """Merge a batch with one script call, then answer."""
@@ -192,9 +203,9 @@ class Experiment(Actor[Add | Enrol]):
                 message.answer(ungot(merged.given[enrolled_before]))
                 enrolled_before += 1
             else:
-                numbered = range(first, first + len(message.outcomes))
-                message.answer(sum(number in merged.repeated for number in numbered) if merged.repeated else 0)
-                first = numbered.stop
+                end = first + len(message.outcomes)
+                message.answer([number - first for number in merged.repeated if first <= number < end])
+                first = end
         try:
             await self._keep_up(merged)
         except (*TRANSIENT, RedisError):
@@ -208,12 +219,22 @@ class Experiment(Actor[Add | Enrol]):
         row = await self._store.find(name)
         if row is None:
             raise AssertionError(f"experiment {name} is gone from Postgres")
-        found = (await self._counters.seqs([name]))[0]
-        behind = found is None or found[0] < row.seq
+        place = (await self._counters.places([name]))[0]
+        behind = place is None or place.seq < row.seq
         if behind:
             await self._counters.restore(name, await lost_of(self._store, row))
+            place = (await self._counters.places([name]))[0]
+            if place is None:
+                raise Forgot(name)
+        assert place is not None
+        if place.born != self.known.born:
+            texts = await self._counters.all_weights(name)
+            self.weights = {0: self.definition.weights} | {number: tuple(orjson.loads(one)) for number, one in texts.items()}
+            self.version = max(self.weights)
+            self._units.clear()
+            self._classes.clear()
         self.saved = row.seq
-        self.verified = run_id
+        self.known = Known(run_id, place.born)
         return behind
 
     async def refresh(self) -> None:
@@ -224,10 +245,13 @@ class Experiment(Actor[Add | Enrol]):
             await self.restore()
             self.totals, self.latency = await self._counters.read(self.definition.name)
 
-    def learn(self, version: int, text: str) -> None:
-        """Take over one version of the weights (JSON)."""
-        self.weights[version] = tuple(orjson.loads(text))
-        self.version = max(self.version, version)
+    async def weigh(self, weights: Sequence[float]) -> None:
+        """Let new units get other weights: the next version, unless another replica has made it."""
+        wanted = orjson.dumps([round(one, 9) for one in weights]).decode()
+        text = await self._counters.weigh(self.definition.name, self.version + 1, wanted)
+        if text:
+            self.weights[self.version + 1] = tuple(orjson.loads(text))
+            self.version += 1
 
     def _begin(self) -> None:
         if not self._started:
@@ -268,6 +292,8 @@ class Experiment(Actor[Add | Enrol]):
         found = self._classes.get(one)
         if found is None:
             weights = self.weights[one.shares] if self.definition.allocation == "thompson" and one.shares is not None else ()
+            if len(self._classes) > CLASSES_CACHED:
+                self._classes.clear()
             found = self._classes[one] = added(self.definition, one, weights)
         return found
 
@@ -277,7 +303,7 @@ class Experiment(Actor[Add | Enrol]):
         totals = self._loop.time() - self._totals_s >= TOTALS_INTERVAL_S or not self._inbox
         for _ in range(RESTORES_MAX):
             try:
-                return await self._counters.merge(name, self.saved, self.verified, work, totals=totals)
+                return await self._counters.merge(name, self.saved, self.known, work, totals=totals)
             except Forgot:
                 await self.restore()
         raise Forgot(name)
@@ -285,9 +311,10 @@ class Experiment(Actor[Add | Enrol]):
     def _take_over(self, merged: Merged) -> None:
         assert self._loop is not None
         self.seq = merged.seq
+        self.merged_s = self._loop.time()
         if merged.totals is not None:
             self.totals = merged.totals
-            self._totals_s = self._loop.time()
+            self._totals_s = self.merged_s
 
     async def _keep_up(self, merged: Merged) -> None:
         """Read what other replicas added that is no total: weights and quarantined units."""

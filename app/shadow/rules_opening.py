@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
 from app.shadow.rules_book import RuleBook
 from app.shadow.rules_calls import RuleCalls
 from app.shadow.rules_exchange import Exchange
@@ -11,17 +14,35 @@ from app.shadow.rules_store import RuleStore
 from app.shadow.rules_trial import Trials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from prometheus_client.metrics_core import Metric
 
     from app.db.redis import RedisLink
     from app.db.statements import Statements
+    from app.metrics import Metrics
+
+
+class _Series(Collector):
+    """What this process compared. Rules are not told apart: their reports do that."""
+
+    def __init__(self, trials: Callable[[], Trials | None]) -> None:
+        self._trials = trials
+
+    def collect(self) -> Iterator[Metric]:
+        trials = self._trials()
+        compared, dropped, waiting = (0, 0, 0) if trials is None else (trials.compared, trials.dropped, trials.waiting)
+        yield CounterMetricFamily("shieldx_rules_compared", "Evaluations compared with the challenger's", compared)
+        yield CounterMetricFamily("shieldx_rules_dropped", "Comparisons dropped because too many waited", dropped)
+        yield GaugeMetricFamily("shieldx_rules_waiting", "Evaluations that wait to be compared", waiting)
 
 
 class Rules:
     """The parts, and their life. `calls` is None before `open`."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         """Make nothing yet: the parts need the stores."""
+        metrics.registry.register(_Series(lambda: self.trials))
         self.calls: RuleCalls | None = None
         self.book: RuleBook | None = None
         self.trials: Trials | None = None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from app.shadow.definition import Definition
 
+THOUSAND: Final = 1_000
 MILLION: Final = 1_000_000
 BUCKETS_PER_DOUBLING: Final = 4  # so a percentile is told within 19 %
 LATENCY_MAX_MS: Final = 10_000_000.0  # nearly three hours; nobody has waited for what takes longer

@@ -12,10 +12,11 @@ from app.access.scope import ROLES, ROOT, SERVICE_NAMES, Key
 from app.credits.audit_api import AUDIT_ROUTES
 from app.credits.routes import ROUTES
 from app.operations import OPERATION_ROUTES
+from app.shadow.api import EXPERIMENT_ROUTES
 from app.web.docs import reference_routes
 from app.webhooks.api import WEBHOOK_ROUTES
 
-OWN = (*ROUTES, *AUDIT_ROUTES, *OPERATION_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES)
+OWN = (*ROUTES, *AUDIT_ROUTES, *OPERATION_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES, *EXPERIMENT_ROUTES)
 SERVED = (*OWN, *reference_routes(OWN, title="t", version="0"))
 
 # Rows whose routes other rooms bring: a part goes when its routes come.
