@@ -30,6 +30,7 @@ from app.metrics import Metrics
 from app.operations import METRICS, OPERATION_ROUTES
 from app.settings import SettingRefused, Settings
 from app.shadow.api import EXPERIMENT_ROUTES, SHADOW
+from app.shadow.flags_api import FLAG_ROUTES
 from app.shadow.opening import Places, Shadow
 from app.shadow.rules_api import RULE_ROUTES, RULES
 from app.web.connections import ConnectionLimits, EdgeRunner
@@ -146,7 +147,7 @@ def add_shadow(
         return ()
     shadow = Shadow(metrics, on_crash)
     app[SHADOW], app[RULES] = shadow, shadow.rules
-    return (*EXPERIMENT_ROUTES, *RULE_ROUTES)
+    return (*EXPERIMENT_ROUTES, *RULE_ROUTES, *FLAG_ROUTES)
 
 
 @contextlib.asynccontextmanager

@@ -118,6 +118,12 @@ _SHADOW: Final[dict[Row, Right]] = {
     ("POST", "/v1/experiments/{name}/canary"): Right(_RUN, "shadow"),
 }
 
+_FLAGS: Final[dict[Row, Right]] = {
+    ("POST", "/ofrep/v1/evaluate/flags/{key}"): Right(_WRITE, "shadow"),
+    ("POST", "/ofrep/v1/evaluate/flags"): Right(_WRITE, "shadow"),
+    ("POST", "/v1/track"): Right(_WRITE, "shadow"),
+}
+
 _KEYS: Final[dict[Row, Right]] = {
     ("POST", "/v1/keys"): Right(_ADMIN, ""),
     ("GET", "/v1/keys"): Right(_AUDIT, ""),
@@ -131,7 +137,7 @@ _OPERATIONS: Final[dict[Row, Right]] = {
 }
 
 RIGHTS: Final[Mapping[Row, Right]] = MappingProxyType(
-    {**_CREDITS, **_AUDIT_ROWS, **_SHADOW, **_RULES, **_KEYS, **_OPERATIONS}
+    {**_CREDITS, **_AUDIT_ROWS, **_SHADOW, **_RULES, **_FLAGS, **_KEYS, **_OPERATIONS}
 )
 
 

@@ -14,16 +14,21 @@ STEPS_MAX: Final = 20  # steps of a canary; people use five
 FLOOR: Final = 0.05  # least share of a variant under Thompson sampling, as long as 20 variants fit: halves its bias
 
 Allocation = Literal["fixed", "thompson"]
+FlagValue = bool | int | float | str
 Status = Literal["running", "paused", "rolled_back", "archived"]
 Decided = Literal["running", "winner", "no_difference", "stopped"]
 
 
 class Variant(msgspec.Struct, frozen=True):
-    """One arm. Weights are relative to each other; exactly one variant of an experiment is the control."""
+    """One arm. Weights are relative to each other; exactly one variant of an experiment is the control.
+
+    value  what a client of feature flags gets, of one type in all variants; None for the name of the variant
+    """
 
     name: str
     control: bool = False
     weight: float = 1.0
+    value: FlagValue | None = None
 
 
 class Guardrails(msgspec.Struct, frozen=True):
@@ -59,6 +64,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     min_lift            least relative lift of a winner over the control, 0.05 for 5 %
     confidence          what the exact probability to be best must exceed
     max_false_positive  what the anytime-valid test is held to
+    event               name of the tracked event that is an outcome, None for the name of the experiment
     """
 
     name: str
@@ -71,6 +77,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     max_false_positive: float = 0.02
     guardrails: Guardrails | None = None
     canary: Canary | None = None
+    event: str | None = None
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -28,7 +28,8 @@ def report_of(rule: Rule, trial: int, gathered: Gathered) -> Report:
     said = statement_of(tally)
     return Report(
         name=rule.name, champion=tally.champion or None, challenger=tally.challenger, trial=trial,
-        fresh=gathered.fresh, evaluated=tally.evaluated, champion_failed=tally.champion_failed, sampled_out=tally.sampled_out, dropped=tally.dropped, compared=tally.compared,
+        fresh=gathered.fresh, evaluated=tally.evaluated, champion_failed=tally.champion_failed,
+        sampled_out=tally.sampled_out, dropped=tally.dropped, compared=tally.compared,
         differences={kind: tally.kinds.get(kind, 0) for kind in KINDS}, challenger_only=tally.challenger_only,
         noise_only=tally.noise_only, both=tally.both,
         statement=Statement(said.verdict, said.e_value, said.threshold, _rate(said.difference_rate), _rate(said.noise_rate),

@@ -26,7 +26,7 @@ def experiment_view(experiment: Experiment, now_ms: int) -> ExperimentView:
     return ExperimentView(
         name=definition.name,
         status=state.status,
-        variants=[VariantView(one.name, one.control, one.weight) for one in definition.variants],
+        variants=[VariantView(one.name, one.control, one.weight, one.value) for one in definition.variants],
         allocation=definition.allocation,
         seed=definition.seed,
         coverage=state.coverages[-1],
@@ -36,6 +36,7 @@ def experiment_view(experiment: Experiment, now_ms: int) -> ExperimentView:
         max_false_positive=definition.max_false_positive,
         guardrails=definition.guardrails,
         canary=_canary(experiment, now_ms),
+        event=definition.event or definition.name,
         decision=decision_view(state),
         deployment=_deployment(state),
         rollback=_rollback(state),

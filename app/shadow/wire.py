@@ -17,6 +17,7 @@ from app.shadow.definition import (
     Canary,
     CanaryStep,
     Definition,
+    FlagValue,
     Guardrails,
     State,
     Status,
@@ -50,12 +51,18 @@ Draws = Annotated[int, Meta(ge=1, le=100_000, description="Draws of the Monte Ca
 DrawSeed = Annotated[int, Meta(ge=0, le=2**31 - 1, description="Seed of the simulation.")]
 
 
+FlagText = Annotated[str, Meta(max_length=1000, pattern=r"^[^\x00]*\Z")]
+FlagWhole = Annotated[int, Meta(ge=-SEED_MAX, le=SEED_MAX)]
+FlagNumber = Annotated[float, Meta(ge=-1e300, le=1e300)]
+
+
 class NewVariant(Input, frozen=True):
-    """One arm; weights are relative to each other."""
+    """One arm; weights are relative to each other. `value` is what clients of feature flags get; by default the name."""
 
     name: Name
     control: bool = False
     weight: Annotated[float, Meta(gt=0, le=WEIGHT_MAX)] = 1.0
+    value: FlagText | bool | FlagWhole | FlagNumber | None = None
 
 
 class NewGuardrails(Input, frozen=True):
@@ -91,6 +98,7 @@ class NewExperiment(Input, frozen=True):
         Annotated[str, Meta(min_length=1, max_length=64, pattern=_Text)] | Annotated[int, Meta(ge=0, le=SEED_MAX)] | None
     ) = None
     coverage: Coverage = 1.0
+    event: Name | None = None
 
 
 class ExperimentChange(Input, frozen=True):
@@ -184,6 +192,7 @@ class VariantView(Struct):
     name: str
     control: bool
     weight: float
+    value: FlagValue | None
 
 
 class Decision(Struct):
@@ -244,6 +253,7 @@ class ExperimentView(Struct, kw_only=True):
     max_false_positive: float
     guardrails: Guardrails | None
     canary: CanaryView | None
+    event: str
     decision: Decision
     deployment: DeploymentView | None
     rollback: RollbackView | None
@@ -273,12 +283,12 @@ def definition_of(body: NewExperiment) -> Definition:
         errors.append(FieldError("/variants", "Expected exactly one variant with control: true"))
     if body.guardrails is not None and body.guardrails.error_rate is body.guardrails.latency_ms_p95 is None:
         errors.append(FieldError("/guardrails", "Expected error_rate, latency_ms_p95 or both"))
-    errors += _canary_errors(body)
+    errors += _canary_errors(body) + _value_errors(body)
     if errors:
         raise Problem(422, "invalid_request", "The body has invalid fields.", errors=errors)
     definition = Definition(
         name=body.name,
-        variants=tuple(Variant(one.name, one.control, one.weight) for one in body.variants),
+        variants=tuple(Variant(one.name, one.control, one.weight, one.value) for one in body.variants),
         allocation=body.allocation,
         seed=secrets.token_hex(8) if body.seed is None else str(body.seed),
         min_samples=body.min_samples,
@@ -287,6 +297,7 @@ def definition_of(body: NewExperiment) -> Definition:
         max_false_positive=body.max_false_positive,
         guardrails=None if body.guardrails is None else Guardrails(*_values(body.guardrails)),
         canary=None if body.canary is None else _canary(body.canary),
+        event=body.event,
     )
     check_shares(definition, first_state(definition, body.coverage, 0), "/variants")
     return definition
@@ -320,6 +331,16 @@ def _canary_errors(body: NewExperiment) -> list[FieldError]:
     if any(after <= before for before, after in pairwise(steps)):
         errors.append(FieldError("/canary/steps", "Expected percentages that rise"))
     return errors
+
+
+def _value_errors(body: NewExperiment) -> list[FieldError]:
+    """Return an error where values are not of one type: a client asks for a flag of a type."""
+    first = type(body.variants[0].value)
+    return [
+        FieldError(f"/variants/{index}/value", "Expected a value in every variant, of one type, or in none")
+        for index, variant in enumerate(body.variants)
+        if type(variant.value) is not first
+    ]
 
 
 def _canary(body: NewCanary) -> Canary:

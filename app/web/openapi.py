@@ -95,6 +95,13 @@ PARAMETERS: Final[Json] = {
         "with the same key gets the first answer again for 24 h.",
         "schema": {"type": "string", "pattern": KEY_PATTERN},
     },
+    "If-None-Match": {
+        "name": "If-None-Match",
+        "in": "header",
+        "required": False,
+        "description": "Entity tags of answers that the client has: 304 if it would be one of them.",
+        "schema": {"type": "string"},
+    },
     "If-Match": {
         "name": "If-Match",
         "in": "header",
@@ -217,6 +224,8 @@ def _parameters(route: Route, schemas: Mapping[int, Json]) -> list[Json]:
         names.append("Idempotency-Key")
     if route.etag and route.method in {"PUT", "PATCH", "DELETE"}:
         names.append("If-Match")
+    if 304 in route.answers:
+        names.append("If-None-Match")
     parameters += [{"$ref": f"#/components/parameters/{name}"} for name in names]
     return parameters
 
@@ -245,6 +254,8 @@ def _operation(route: Route, schemas: Mapping[int, Json]) -> Json:
     operation["responses"] = responses
     if route.open:
         operation["security"] = []
+    elif route.api_key:
+        operation["security"] = [{"bearer": []}, {"apiKey": []}]
     return operation
 
 
@@ -298,6 +309,9 @@ def openapi(routes: Sequence[Route], *, title: str, version: str, description: s
             },
             "parameters": PARAMETERS,
             "headers": HEADERS,
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
         },
     }
