@@ -24,7 +24,9 @@ def test_what_stands_under_a_private_name_is_masked_whatever_it_is(name: str) ->
     assert mask({name: {"deep": [1, 2]}, "amount": 5}) == {name: MASKED, "amount": 5}
 
 
-@pytest.mark.parametrize("name", ["amount", "country", "plan", "score", "items", "total", "currency", "tier", "ratio", "zone"])
+@pytest.mark.parametrize(
+    "name", ["amount", "country", "plan", "score", "items", "total", "currency", "tier", "ratio", "zone"]
+)
 def test_what_a_comparison_is_read_for_stays(name: str) -> None:
     assert mask({name: 5}) == {name: 5}
 
