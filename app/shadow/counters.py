@@ -124,6 +124,10 @@ class Counters:
             await self._links.get_nowait().close()
         await self._redis.aclose()
 
+    async def ping(self) -> None:
+        """Ask Redis for a PONG. Raises when it is away."""
+        await self._redis.ping()
+
     async def merge(self, name: str, saved: int, known: Known, work: Work, *, totals: bool) -> Merged:
         """Add outcomes and enrol units. Raises Forgot when what is known is not what is there by now.
 
