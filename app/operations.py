@@ -60,7 +60,7 @@ async def ready(request: Request) -> Handled:
         checks = {"redis": redis_check, "postgres": postgres_check, "shard": _shards(credits_), "chain": chain_check}
     shadow = request.app.get(SHADOW)
     if shadow is not None:
-        checks["shadow"] = {"ms": 0.0, **shadow.check()}
+        checks["shadow"] = await _check(shadow.check)
     waiting = [name for name, check in checks.items() if check["state"] != "ok"]
     status = 503 if waiting or book is None else 200
     body = {"status": "ready" if status == 200 else "waiting", "waiting_for": waiting, "checks": checks}

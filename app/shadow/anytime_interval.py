@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from app.shadow.evidence import LOG_RATIO_MAX, bets_at, fields_of, likelihood_slope
+from app.shadow.evidence import LOG_RATIO_MAX, Likelihood
 from app.shadow.roots import rising_root
 
 if TYPE_CHECKING:
@@ -51,12 +51,11 @@ def lifts_of(statistics: Sequence[Sequence[int]], alpha: float) -> tuple[Lift, .
         raise ValueError("alpha must be between 0 and 1")
     if not statistics:
         return ()
-    found = [fields_of(sums) for sums in statistics]
-    counts, terms = np.array([one[0] for one in found]), np.array([one[1] for one in found])
-    estimates = _estimates(counts, terms)
+    likelihood = Likelihood(statistics)
+    estimates = _estimates(likelihood)
     guesses = np.clip(estimates, -LOG_RATIO_MAX + 0.1, LOG_RATIO_MAX - 0.1)
-    low = _end(counts, terms, guesses, math.log(2 / alpha), 1)
-    high = _end(counts, terms, guesses, math.log(2 / alpha), -1)
+    low = _end(likelihood, guesses, math.log(2 / alpha), 1)
+    high = _end(likelihood, guesses, math.log(2 / alpha), -1)
     return tuple(
         Lift(
             None if abs(middle) >= LOG_RATIO_MAX else math.expm1(middle),
@@ -67,31 +66,35 @@ def lifts_of(statistics: Sequence[Sequence[int]], alpha: float) -> tuple[Lift, .
     )
 
 
-def _estimates(counts: Floats, terms: Floats) -> Floats:
+def _estimates(likelihood: Likelihood) -> Floats:
     """Return the log ratios of most likelihood; +-2 where that is at the edge or beyond."""
-    low = np.full(len(counts), -LOG_RATIO_MAX)
+    edge = np.full(len(likelihood.counts), LOG_RATIO_MAX)
+    information = likelihood.successes / 4 + 1
 
     def excess(place: Floats) -> Floats:
-        return -likelihood_slope(counts, terms, place)
+        return -likelihood.slope(place)
 
-    found = rising_root(low * 0, low, -low, excess, value_error=0.0, place_error=_PLACE_ERROR)
-    found = np.where(counts[:, 0] == 0, -LOG_RATIO_MAX, np.where(counts[:, 1] == 0, LOG_RATIO_MAX, found))
-    return np.where(np.abs(found) > LOG_RATIO_MAX - 2 * _PLACE_ERROR, np.sign(found) * LOG_RATIO_MAX, found)
+    start, error = np.zeros_like(edge), information * _PLACE_ERROR
+    found = rising_root(start, (-edge, edge), information, excess, value_error=error, place_error=_PLACE_ERROR)
+    challenger, control = likelihood.counts.T
+    found = np.where(challenger == 0, -edge, np.where(control == 0, edge, found))
+    return np.where(np.abs(found) > edge - 2 * _PLACE_ERROR, np.sign(found) * edge, found)
 
 
-def _end(counts: Floats, terms: Floats, guesses: Floats, threshold: float, side: int) -> Floats:
+def _end(likelihood: Likelihood, guesses: Floats, threshold: float, side: int) -> Floats:
     """Return the end of the interval that evidence of this side bounds, rounded outward by the error of the search.
 
     The likelihood is log-concave in the log ratio, so the evidence against a ratio falls the farther it is towards `side`.
     """
-    edge = np.full(len(counts), LOG_RATIO_MAX)
+    edge = np.full(len(guesses), LOG_RATIO_MAX)
 
     def excess(place: Floats) -> Floats:
-        gap = threshold - bets_at(side * place, side).log_evidence(counts, terms)
+        gap = threshold - likelihood.log_evidence(side * place, side)
         return np.clip(gap, -_EVIDENCE_CAP, _EVIDENCE_CAP)
 
     open_ended = excess(-edge) >= 0
-    width = np.sqrt(threshold / np.maximum(counts.sum(axis=1) / 4, 1))
+    width = np.sqrt(threshold / np.maximum(likelihood.successes / 4, 1))
     guess = np.clip(side * guesses - 2 * width, -edge, edge)
-    found = rising_root(guess, -edge, edge, excess, value_error=1e-9, place_error=_PLACE_ERROR) - _PLACE_ERROR
+    slope = 2 * threshold / width
+    found = rising_root(guess, (-edge, edge), slope, excess, value_error=1e-9, place_error=_PLACE_ERROR) - _PLACE_ERROR
     return side * np.where(open_ended, -edge, np.maximum(found, -edge))

@@ -95,10 +95,29 @@ class Panels(NamedTuple):
     below: Floats
 
 
+def _thinned(edges: Floats) -> Floats:
+    """Return the union of the edges of several distributions without those that no resolution is lost by leaving out.
+
+    An edge may go as long as the panel that then contains it is no wider than the distribution's own panels beside it.
+    """
+    widths = np.diff(edges, axis=-1)
+    allowed = np.concatenate([widths, widths[:, -1:]], axis=-1)
+    allowed[:, 1:] = np.minimum(allowed[:, 1:], widths)
+    order = np.argsort(edges, axis=None)
+    places, limits = edges.ravel()[order].tolist(), allowed.ravel()[order].tolist()
+    kept, last, limit = [places[0]], places[0], np.inf
+    for place, width in zip(places[1:], limits[1:], strict=True):
+        if place - kept[-1] > limit:
+            kept.append(last)
+            limit = np.inf
+        last, limit = place, min(limit, width)
+    return np.array([*kept, last])
+
+
 def common_panels(found: Betas) -> Panels:
-    """Return panels that resolve all variants of each experiment together."""
+    """Return panels that resolve all variants of each experiment together; experiments lie along the leading axes."""
     edges = own_edges(found)
-    edges = np.sort(edges.reshape(*edges.shape[:-2], -1), axis=-1)
+    edges = _thinned(edges) if edges.ndim == 2 else np.sort(edges.reshape(*edges.shape[:-2], -1), axis=-1)
     half = np.diff(edges)[..., None] / 2
     points = edges[..., :-1, None] + half * (NODES + 1)
     measure = half * WEIGHTS

@@ -56,16 +56,14 @@ def ranges_of(weights: Sequence[float], coverage: float = 1.0) -> Ranges:
     """
     if not weights or any(not math.isfinite(weight) or weight < 0 for weight in weights):
         raise ValueError("weights must be numbers from 0 up")
-    total = math.fsum(weights)
+    total = sum(weights)
     if not 0 < total < math.inf:
         raise ValueError("the weights need a finite sum above 0")
     if not 0 <= coverage <= 1:
         raise ValueError("coverage must be from 0 to 1")
     shares = [weight / total for weight in weights]
-    starts = accumulate(shares, initial=0.0)
-    # The sum of the shares can end a rounding error below 1 or above it; the last boundary is never nearer than half a
-    # bucket.
-    return tuple((start, start + coverage * share) for start, share in zip(starts, shares, strict=False))
+    starts = accumulate(shares[:-1], initial=0.0)
+    return tuple((start, start + coverage * share) for start, share in zip(starts, shares, strict=True))
 
 
 def index_in(ranges: Ranges, bucket: float) -> int | None:

@@ -111,6 +111,7 @@ class Counters:
 
     def __init__(self, pool: ConnectionPool) -> None:
         """`pool` makes connections; nothing is opened yet."""
+        self._pool = pool
         self._links: asyncio.Queue[RedisLink] = asyncio.Queue()
         for _ in range(LINKS):
             self._links.put_nowait(RedisLink(pool))
@@ -123,6 +124,11 @@ class Counters:
         while not self._links.empty():
             await self._links.get_nowait().close()
         await self._redis.aclose()
+        await self._pool.disconnect()
+
+    async def ping(self) -> None:
+        """Ask Redis for a PONG. Raises when it is away."""
+        await self._redis.ping()
 
     async def merge(self, name: str, saved: int, known: Known, work: Work, *, totals: bool) -> Merged:
         """Add outcomes and enrol units. Raises Forgot when what is known is not what is there by now.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -178,14 +179,17 @@ class Experiment(Actor[Add | Enrol]):
     async def add(self, outcomes: Sequence[Counted]) -> set[int]:
         """Merge outcomes; return the places of repetitions. Raises what `assign` raises, and EventsFull."""
         self._begin()
-        starts = range(0, len(outcomes), BATCH_MAX)
-        asked = [self.ask(Add(outcomes[start : start + BATCH_MAX])) for start in starts]
+        # A request may be ordered by variant. Somebody may look between its parts: in the order of the events, which are
+        # hashes, each part is a sample of the whole.
+        order = sorted(range(len(outcomes)), key=lambda place: outcomes[place].event)
+        starts = range(0, len(order), BATCH_MAX)
+        asked = [self.ask(Add([outcomes[place] for place in order[start : start + BATCH_MAX]])) for start in starts]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         repeated: set[int] = set()
         for start, answer in zip(starts, answers, strict=True):
             if isinstance(answer, BaseException):
                 raise answer
-            repeated.update(start + place for place in answer)
+            repeated.update(order[start + place] for place in answer)
         return repeated
 
     async def receive(self, batch: list[Add | Enrol]) -> None:
@@ -197,6 +201,8 @@ class Experiment(Actor[Add | Enrol]):
                 message.fail(ConnectionError("Redis forgets") if isinstance(error, Forgot) else error)
             return
         self._take_over(merged)
+        with contextlib.suppress(*TRANSIENT, RedisError):  # the next merge tells the same again
+            await self._keep_up(merged)
         first = enrolled_before = 0
         for message in batch:
             if isinstance(message, Enrol):
@@ -206,11 +212,12 @@ class Experiment(Actor[Add | Enrol]):
                 end = first + len(message.outcomes)
                 message.answer([number - first for number in merged.repeated if first <= number < end])
                 first = end
-        try:
-            await self._keep_up(merged)
-        except (*TRANSIENT, RedisError):
-            return  # the next merge tells the same again
         self._on_merged(self)
+
+    async def prepare(self) -> None:
+        """Know what Redis holds besides counts, before the first outcome is sorted. Raises what the stores raise."""
+        if not self.known.born:
+            await self.restore()
 
     async def restore(self) -> bool:
         """Compare Redis with Postgres, and lay Postgres over a Redis that is behind; return whether it was."""
@@ -231,6 +238,7 @@ class Experiment(Actor[Add | Enrol]):
             texts = await self._counters.all_weights(name)
             self.weights = {0: self.definition.weights} | {number: tuple(orjson.loads(one)) for number, one in texts.items()}
             self.version = max(self.weights)
+            self.odd = frozenset(await self._counters.odd(name))
             self._units.clear()
             self._classes.clear()
         self.saved = row.seq

@@ -116,11 +116,12 @@ class Shadow:
         await parts.counters.close()
         parts.pool.terminate()
 
-    def check(self) -> dict[str, Any]:
-        """Return the state for GET /ready."""
-        if self.calls is None:
+    async def check(self) -> dict[str, Any]:
+        """Return the state for GET /ready, with what the start found. Raises what Redis raises when it is away."""
+        if self.calls is None or self._parts is None:
             return {"state": "waiting", "reason": self.waiting_for}
-        return {"state": "ok", "restored": self.restored}
+        await self._parts.counters.ping()
+        return {"experiments": len(self._parts.catalog), "restored": self.restored}
 
     async def _open(self, places: Places, ready: Callable[[], bool]) -> None:
         while not ready():

@@ -57,6 +57,7 @@ class Sorter:
 
     async def sort(self, outcomes: Sequence[Outcome]) -> list[Counted]:
         """Return the outcomes ready to be merged. Raises Problem 422 naming the wrong ones, and what Redis raises."""
+        await self._experiment.prepare()
         sampled = await self._sampled(outcomes)
         sorted_: list[Counted] = []
         for number, outcome in enumerate(outcomes):

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from app.shadow.beta_quadrature import Floats
 
-WIDTH: Final = 760
+WIDTH: Final = 760  # pixels, as all lengths here
+HEIGHT_MAX: Final = 800  # with 20 variants
 _LEFT, _RIGHT, _TOP, _PLOT = 20, 20, 40, 260
 _LEGEND_TOP: Final = _TOP + _PLOT + 62
 _ROW: Final = 18  # pixels of a line of the legend
@@ -55,18 +56,24 @@ def posterior_svg(names: Sequence[str], successes: Sequence[int], samples: Seque
         parts += _curve(index, curve / tallest, interval, (low, high))
     for index, name in enumerate(names):
         text = (
-            f"{name[:_NAME_MAX]}: {successes[index]:,} of {samples[index]:,}, {interval_text(found.interval_low[index])} to "
-            f"{interval_text(found.interval_high[index])}, P(best) {found.probability_best[index]:.1%}"
+            f"{_printable(name)}: {successes[index]:,} of {samples[index]:,}, {rate_text(found.interval_low[index])} to "
+            f"{rate_text(found.interval_high[index])}, P(best) {found.probability_best[index]:.1%}"
         )
         parts += _legend(index, text)
     return "\n".join([*parts, "</svg>", ""])
 
 
-def interval_text(rate: float) -> str:
+def rate_text(rate: float) -> str:
     """Return a rate in per cent with three digits that count."""
     percent = 100 * rate
-    digits = 2 if percent <= 0 else min(8, max(1, 2 - math.floor(math.log10(percent))))
-    return f"{percent:.{digits}f} %"
+    if percent <= 0:
+        return "0 %"
+    return f"{percent:.{max(0, 2 - math.floor(math.log10(percent)))}f} %"
+
+
+def _printable(name: str) -> str:
+    """Return the name as XML may hold it, cut to what fits: control characters have no place in XML 1.0 at all."""
+    return escape("".join(letter if letter.isprintable() else "?" for letter in name[:_NAME_MAX]))
 
 
 def _shown(lows: Sequence[float], highs: Sequence[float]) -> tuple[float, float]:
@@ -127,5 +134,5 @@ def _legend(index: int, text: str) -> list[str]:
     line = _LEGEND_TOP + _ROW * index
     return [
         f'<path d="M{_LEFT},{line - 4}h28" stroke="{colour}" stroke-width="3" stroke-dasharray="{dash}"/>',
-        f'<text x="{_LEFT + 36}" y="{line}">{escape(text)}</text>',
+        f'<text x="{_LEFT + 36}" y="{line}">{text}</text>',
     ]

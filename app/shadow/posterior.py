@@ -12,11 +12,11 @@ Testing at VWO", 2015 (expected loss); log-odds panels in `app.shadow.beta_quadr
 
 from __future__ import annotations
 
-from copy import copy
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.polynomial import legendre
+from numpy.typing import NDArray
 
 from app.shadow.beta_quadrature import (
     EDGES,
@@ -38,11 +38,17 @@ if TYPE_CHECKING:
 
 VARIANTS_MAX: Final = 20  # of an experiment
 COUNT_MAX: Final = 10**12  # outcomes of a variant: where the quadrature was checked; 300 years at 100 a second
+PRIOR_MIN: Final = 0.5  # Jeffreys' prior; less would put most belief beyond any rate that matters
 INTERVAL: Final = 0.95  # probability of the credible intervals, the tails equal
 SUM_ERROR_MAX: Final = 1e-6  # how far the probabilities of being best may sum from 1 before the result is called wrong
 _TAILS: Final = ((1 - INTERVAL) / 2, (1 + INTERVAL) / 2)
-VALUE_ERROR_MAX: Final = 1e-11  # of a probability at the end of an interval
-WEIGHT_MIN: Final = 1e-14  # of a node: lighter ones together hold less probability than VALUE_ERROR_MAX
+VALUE_ERROR_MAX: Final = 1e-9  # of a probability at the end of an interval
+_NORMAL_TAIL: Final = 1.96  # the normal quantile and density that a search for the end of an interval starts from
+_NORMAL_TAIL_DENSITY: Final = 0.0584
+# Integrals of ratios need fewer nodes than those that tell the best of 20 apart: half the panels, eight nodes each.
+_RATIO_NODES, _RATIO_WEIGHTS = legendre.leggauss(8)
+_MIDDLES: Final = (EDGES[:-1] + EDGES[1:]) / 2
+_STRETCHES: Final = 2 / np.diff(EDGES)
 _TO_COEFFICIENTS: Final = np.linalg.inv(legendre.legvander(NODES, PANEL_NODES - 1))
 # Takes densities at the nodes of a panel to the coefficients of 1, s, s^2 ... of their integral from the panel's start.
 _TO_INTEGRAL: Final[Floats] = np.array(
@@ -90,8 +96,8 @@ def posterior_parameters(
         raise ValueError(f"successes and samples need the same number of variants, 1 to {VARIANTS_MAX}")
     if any(not 0 <= hits <= count <= COUNT_MAX for hits, count in zip(successes, samples, strict=True)):
         raise ValueError(f"every variant needs 0 <= successes <= samples <= {COUNT_MAX}")
-    if not all(0.01 <= part <= COUNT_MAX for part in prior):
-        raise ValueError("both parts of the prior must be at least 0.01")
+    if not all(PRIOR_MIN <= part <= COUNT_MAX for part in prior):
+        raise ValueError(f"both parts of the prior must be from {PRIOR_MIN} to {COUNT_MAX}")
     hits, counts = np.array(successes, dtype=float), np.array(samples, dtype=float)
     return hits + prior[0], counts - hits + prior[1]
 
@@ -136,11 +142,12 @@ def analyse(
     # The highest rate exceeds a variant's own by x_j - x_i whenever j is best; summed over j that is E[max] - mean.
     highest = float((each.sum(axis=0) / (1 + np.exp(-panels.points))).sum())
     grid = _OwnPanels(found)
-    intervals = 1 / (1 + np.exp(-grid.quantiles(np.array(_TAILS))))
+    quantiles = grid.quantiles(np.array(_TAILS))
+    intervals = 1 / (1 + np.exp(-quantiles))
     rates = tuple(hits / count if count else None for hits, count in zip(successes, samples, strict=True))
     lifts = _lifts(rates, control)
     if rates[control]:
-        low, high = _lift_intervals(grid, control)
+        low, high = _lift_intervals(grid, quantiles, control)
     else:
         low = high = (None,) * len(samples)
     return Posterior(
@@ -168,93 +175,118 @@ class _OwnPanels:
 
     def __init__(self, found: Betas) -> None:
         self.betas = found
-        edges = own_edges(found)
-        self.half = np.diff(edges)[..., None] / 2
-        self.points = edges[..., :-1, None] + self.half * (NODES + 1)
+        self.edges = own_edges(found)
+        half = np.diff(self.edges)[..., None] / 2
         spread = (slice(None), None, None)
-        density = relative_density(found.a[spread], found.b[spread], self.points - found.peak[spread])
-        masses = (density @ WEIGHTS) * self.half[..., 0]
-        total = masses.sum(axis=-1, keepdims=True)
-        self.density = density / total[..., None]
-        self.through = np.cumsum(masses, axis=-1) / total
-        self.coefficients = (self.density @ _TO_INTEGRAL) * self.half
-        self.coefficients[..., 0] += self.through - masses / total
+        distance = self.edges[..., :-1, None] + half * (NODES + 1) - found.peak[spread]
+        density = relative_density(found.a[spread], found.b[spread], distance) * half
+        masses = density @ WEIGHTS
+        through = np.cumsum(masses, axis=-1)
+        self.start = (through - masses) / through[:, -1:]
+        self.mass = masses / through[:, -1:]
+        coefficients = density @ _TO_INTEGRAL
+        coefficients[..., 0] += through - masses
+        coefficients /= through[:, -1:, None]
+        self.coefficients = np.moveaxis(coefficients, -1, 0).reshape(PANEL_NODES + 1, -1).copy()
 
-    def only(self, variants: list[int]) -> _OwnPanels:
-        """Return the panels of these variants."""
-        kept = copy(self)
-        kept.betas = Betas(*(field[variants] for field in self.betas))
-        for name in ("half", "points", "density", "through", "coefficients"):
-            setattr(kept, name, getattr(self, name)[variants])
-        return kept
-
-    def below(self, place: Floats) -> Floats:
-        """Return the probability below log-odds `place`, shape (variants, anything)."""
+    def below(self, place: Floats, variants: NDArray[np.intp]) -> Floats:
+        """Return the probability below log-odds `place`; its rows belong to `variants`."""
         found = self.betas
-        distance = place - found.peak[:, None]
-        part = distance / np.where(distance < 0, found.left[:, None], found.right[:, None])
+        distance = place - found.peak[variants, None]
+        part = distance / np.where(distance < 0, found.left[variants, None], found.right[variants, None])
         panel = np.clip(np.searchsorted(EDGES, part, side="right") - 1, 0, len(EDGES) - 2)
-        low, high = EDGES[panel], EDGES[panel + 1]
-        inside = np.clip((2 * part - low - high) / (high - low), -1.0, 1.0)
-        rows = self.coefficients[np.arange(len(place))[:, None], panel]
-        value: Floats = rows[..., -1]
+        inside = np.clip((part - _MIDDLES[panel]) * _STRETCHES[panel], -1.0, 1.0)
+        panel += (len(EDGES) - 1) * variants[:, None]
+        value: Floats = self.coefficients[PANEL_NODES][panel]
         for power in range(PANEL_NODES - 1, -1, -1):
-            value = value * inside + rows[..., power]
+            value *= inside
+            value += self.coefficients[power][panel]
         return value
 
     def quantiles(self, tails: Floats) -> Floats:
         """Return the log-odds below which lies each probability of `tails`, shape (variants, tails)."""
-        edges = own_edges(self.betas)
-        panel = (self.through[:, None, :] < tails[None, :, None]).sum(axis=-1)
-        rows = np.arange(len(edges))[:, None]
-        low, high = edges[rows, panel], edges[rows, panel + 1]
-        return rising_root(
-            (low + high) / 2,
-            low,
-            high,
-            lambda place: self.below(place) - tails,
-            value_error=VALUE_ERROR_MAX,
-            place_error=0.0,
-        )
+        variants = np.arange(len(self.edges))
+        rows = variants[:, None]
+        panel = (self.start[:, None, :] < tails[None, :, None]).sum(axis=-1) - 1
+        low, high = self.edges[rows, panel], self.edges[rows, panel + 1]
+        slope = self.mass[rows, panel] / (high - low)
+        guess = low + (tails - self.start[rows, panel]) / slope
+
+        def excess(place: Floats) -> Floats:
+            return self.below(place, variants) - tails
+
+        return rising_root(np.clip(guess, low, high), (low, high), slope, excess, value_error=VALUE_ERROR_MAX)
 
 
-def _lift_intervals(grid: _OwnPanels, control: int) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
-    """Return the credible interval of rate / rate of control - 1 for each variant, None for control.
+def _log_rate(log_odds: Floats) -> Floats:
+    found: Floats = -np.logaddexp(0.0, -log_odds)
+    return found
 
-    P(p_i / p_c <= e^l) is the integral of the control's density times the probability that p_i is below p_c e^l.
+
+def _log_odds(log_rate: Floats) -> Floats:
+    """Return log(p / (1 - p)) of log p; the log-odds of a rate of 1 and above are those of the double next to 1."""
+    capped = np.minimum(log_rate, -1e-16)
+    found: Floats = capped - np.log(-np.expm1(capped))
+    return found
+
+
+def _ratio_intervals(grid: _OwnPanels, quantiles: Floats, control: int, others: NDArray[np.intp]) -> Floats:
+    """Return the ends of the credible interval of rate / rate of control, shape (others, 2).
+
+    quantiles  the ends of the credible intervals of the rates, in log-odds
+
+    P(p_i / p_c <= e^l) is the integral of control's density times the probability that p_i is below e^l p_c, or that of the
+    variant's density times the probability that p_c is above e^-l p_i. The sharper density is integrated over the wider
+    distribution function, in panels that end where that reaches 1, since it is not smooth there.
     """
     found = grid.betas
-    others = [index for index in range(len(found.a)) if index != control]
-    if not others:
-        return (None,), (None,)
-    weight = (grid.density[control] * grid.half[control] * WEIGHTS).ravel()
-    counts = weight > WEIGHT_MIN
-    weight = weight[counts] / weight[counts].sum()
-    log_rate = -np.logaddexp(0.0, -grid.points[control].ravel()[counts])
-    challengers = grid.only(others)
-    tails = np.array(_TAILS)
+    controls = np.full_like(others, control)
+    variance = found.b / (found.a * (found.a + found.b))
+    own_is_sharper = variance[others] < variance[control]
+    sharp, wide = np.where(own_is_sharper, others, controls), np.where(own_is_sharper, controls, others)
+    sign = np.where(own_is_sharper, -1.0, 1.0)[:, None]
+    base, tails = (1 - sign) / 2, np.array(_TAILS)
+    a, b, peak = (field[sharp, None, None, None] for field in (found.a, found.b, found.peak))
+    edges = grid.edges[sharp, None, ::2]
+
+    def masses(ends: Floats) -> tuple[Floats, Floats]:
+        """Return log-odds up to `ends`, shape (others, tails), and the mass that each stands for, up to a factor."""
+        clipped = np.minimum(edges, ends[..., None])
+        half = np.diff(clipped)[..., None] / 2
+        place = clipped[..., :-1, None] + half * (_RATIO_NODES + 1)
+        return place, relative_density(a, b, place - peak) * half * _RATIO_WEIGHTS
+
+    total = masses(np.full((len(others), 1), np.inf))[1].sum(axis=(2, 3))
 
     def excess(log_ratio: Floats) -> Floats:
-        logs = np.minimum(log_rate + log_ratio[..., None], -1e-300)
-        odds = logs - np.log(-np.expm1(logs))
-        below = challengers.below(odds.reshape(len(others), -1)).reshape(odds.shape)
-        found: Floats = np.where(log_rate + log_ratio[..., None] < 0, below, 1.0) @ weight - tails
-        return found
+        shift = sign * log_ratio
+        place, mass = masses(_log_odds(-shift))
+        odds = _log_odds(_log_rate(place) + shift[..., None, None])
+        below = grid.below(odds.reshape(len(wide), -1), wide).reshape(odds.shape)
+        beyond = 1 - mass.sum(axis=(2, 3)) / total
+        probability: Floats = base + sign * ((mass * below).sum(axis=(2, 3)) / total + beyond) - tails
+        return probability
 
-    # The delta method on log p gives the guess; the reaches of both give a bracket that holds all of the mass.
-    logs = np.log(found.a / (found.a + found.b))
-    variance = found.b / (found.a * (found.a + found.b))
-    spread = np.sqrt(variance[others] + variance[control])[:, None] * np.array([-1.96, 1.96])
-    guess = (logs[others] - logs[control])[:, None] + spread
-    bottom, top = (-np.logaddexp(0.0, -(found.peak + side)) for side in (-found.left, found.right))
-    ones = np.ones(2)
-    low, high = (bottom[others] - top[control])[:, None] * ones, (top[others] - bottom[control])[:, None] * ones
-    lifts: Floats = np.expm1(
-        rising_root(np.clip(guess, low, high), low, high, excess, value_error=VALUE_ERROR_MAX, place_error=0.0)
-    )
-    ends: list[tuple[float | None, ...]] = []
-    for side in range(2):
-        values: list[float | None] = lifts[:, side].tolist()
-        values.insert(control, None)
-        ends.append(tuple(values))
-    return ends[0], ends[1]
+    # The guess is the MOVER interval (G. Y. Zou and A. Donner, "Construction of confidence limits about effect measures",
+    # Statistics in Medicine 27, 2008); the reaches of both give a bracket that holds all of the mass.
+    middle, rates = _log_rate(found.peak), _log_rate(quantiles)
+    down, up = (middle - rates[:, 0])[:, None], (rates[:, 1] - middle)[:, None]
+    away = np.hstack([np.hypot(down[others], up[control]), np.hypot(up[others], down[control])])
+    bottom, top = _log_rate(grid.edges[:, 0]), _log_rate(grid.edges[:, -1])
+    bracket = (bottom[others] - top[control])[:, None] + [0.0, 0.0], (top[others] - bottom[control])[:, None] + [0.0, 0.0]
+    guess = np.clip((middle[others] - middle[control])[:, None] + away * [-1.0, 1.0], *bracket)
+    slope = _NORMAL_TAIL * _NORMAL_TAIL_DENSITY / away
+    ends: Floats = np.exp(rising_root(guess, bracket, slope, excess, value_error=VALUE_ERROR_MAX))
+    return ends
+
+
+def _lift_intervals(
+    grid: _OwnPanels, quantiles: Floats, control: int
+) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
+    count = len(grid.edges)
+    others = np.array([index for index in range(count) if index != control], dtype=np.intp)
+    ends = np.full((count, 2), np.nan)
+    if len(others):
+        ends[others] = _ratio_intervals(grid, quantiles, control, others) - 1
+    low, high = ([None if index == control else value for index, value in enumerate(side)] for side in ends.T.tolist())
+    return tuple(low), tuple(high)

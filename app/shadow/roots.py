@@ -12,34 +12,45 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-_STEPS_MAX: Final = 200  # every fourth halves the bracket, so 50 halvings at least: a double has no more to give
+_BISECTION_EVERY: Final = 6  # steps: what secant steps need for nine digits, so that most searches have none
+_STEPS_MAX: Final = 360  # 60 halvings at least: a double has no more to give
 
 
 def rising_root(
-    guess: Floats, low: Floats, high: Floats, excess: Callable[[Floats], Floats], *, value_error: float, place_error: float
+    guess: Floats,
+    bracket: tuple[Floats, Floats],
+    slope: Floats,
+    excess: Callable[[Floats], Floats],
+    *,
+    value_error: float | Floats,
+    place_error: float = 0.0,
 ) -> Floats:
-    """Return where the rising function `excess` is zero, between `low` and `high`, element by element.
+    """Return where the rising function `excess` is zero, inside the bracket, element by element.
 
-    Secant steps from the guess; one that leaves the bracket, and every fourth, is a bisection, so that it always ends.
+    Secant steps from the guess; one that leaves the bracket, and every sixth, is a bisection, so that it always ends.
     Without a
     zero in the bracket the end that is nearest to one is returned.
 
+    slope        what it is expected to be, for the first step
     excess       takes an array of places to an array of values of the same shape
     value_error  an absolute value below it counts as zero
     place_error  a bracket narrower than this ends the search
     source       W. H. Press et al., "Numerical Recipes", 3rd edition, 9.2 and 9.3
     """
-    before, before_value = low, np.full_like(low, -1.0)
-    here = guess
+    low, high = bracket
+    here, before, before_value = guess, guess, guess
     for step in range(1, _STEPS_MAX):
         value = excess(here)
         low, high = np.where(value < 0, here, low), np.where(value < 0, high, here)
         done = (np.abs(value) < value_error) | (high - low <= place_error)
         if done.all():
             break
-        slope = (value - before_value) / np.where(here == before, 1.0, here - before)
-        following = here - value / np.where(slope > 0, slope, 1.0)
-        inside = (slope > 0) & (following > low) & (following < high) & (step % 4 != 0)
+        if step > 1:
+            moved = here != before
+            slope = np.where(moved, (value - before_value) / np.where(moved, here - before, 1.0), slope)
+        rises = slope > 0
+        following = here - value / np.where(rises, slope, 1.0)
+        inside = rises & (following > low) & (following < high) & (step % _BISECTION_EVERY != 0)
         before, before_value = here, value
         here = np.where(done, here, np.where(inside, following, (low + high) / 2))
     return here

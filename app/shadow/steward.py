@@ -87,7 +87,7 @@ class Steward:
         self._woken.set()
 
     async def look(self, experiment: Experiment) -> None:
-        """Do everything that the counts ask for now. Raises what the stores raise."""
+        """Do whatever the counts ask for. Raises what the stores raise."""
         state = experiment.state
         if state.rollback is not None and state.rollback.verified_at_ms is None:
             await self.verify(experiment)

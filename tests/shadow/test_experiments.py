@@ -1,0 +1,350 @@
+"""Experiments on real stores, several replicas in one process: what is counted, what is remembered, what follows."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from app.shadow.definition import FLOOR
+from app.shadow.steward import PROBES
+from app.shadow.wire import (
+    CanaryCall,
+    Deploy,
+    ExperimentChange,
+    NewCanary,
+    NewGuardrails,
+    Outcome,
+    Outcomes,
+    RollbackCall,
+    Taken,
+)
+from app.web.problems import Problem
+from tests.credits.ledger_client import fresh
+from tests.shadow.conftest import Replicas, Shadow, calls_of, new, reports, tell, until
+
+GUARDED: dict[str, Any] = {"guardrails": NewGuardrails(error_rate=0.05, latency_ms_p95=500.0)}
+ROLLBACK_MAX_S = 1.0
+
+
+async def made(shadow: Shadow, **fields: Any) -> str:
+    """Make an experiment and return its name."""
+    name = fresh("exp")
+    await calls_of(shadow).create(new(name, **fields), "key_test")
+    return name
+
+
+async def samples(shadow: Shadow, name: str) -> list[int]:
+    """Return the outcomes of each variant, as all replicas have counted them."""
+    analysis = await calls_of(shadow).analysis(name, 100, 0)
+    return [one.samples for one in analysis.variants]
+
+
+async def refused(work: Any) -> tuple[int, str]:
+    """Return status and code of what is refused."""
+    with pytest.raises(Problem) as found:
+        await work
+    return found.value.status, found.value.code
+
+
+async def test_an_event_counts_once_whichever_replica_hears_of_it_and_after_a_restart(replicas: Replicas) -> None:
+    one, two = await replicas.start("one"), await replicas.start("two")
+    name = await made(one)
+    told = reports("b", 700, 7)
+
+    first, second = await asyncio.gather(tell(one, name, told), tell(two, name, told))
+    await one.stop()
+    third = await tell(await replicas.start("three"), name, told[:50])
+
+    assert first.accepted + second.accepted == 700
+    assert first.duplicates + second.duplicates == 700
+    assert (third.accepted, third.duplicates) == (0, 50)
+    assert await samples(two, name) == [0, 700]
+
+
+async def test_a_repetition_within_one_request_counts_once(shadow: Shadow) -> None:
+    name = await made(shadow)
+
+    taken = await tell(shadow, name, [*reports("a", 3, 0, prefix="same"), *reports("b", 3, 0, prefix="same")])
+
+    assert taken == Taken(3, 3, 0, 0, 0)
+    assert await samples(shadow, name) == [3, 0]
+
+
+async def test_a_sampled_unit_keeps_its_variant_on_every_replica_and_after_new_weights(replicas: Replicas) -> None:
+    one, two = await replicas.start("one"), await replicas.start("two")
+    name = await made(one, allocation="thompson")
+    units = [f"u{number}" for number in range(40)]
+
+    before = await asyncio.gather(*(one.assign(name, unit) for unit in units))
+    same_time = await asyncio.gather(*(shadow.assign(name, "both") for shadow in (one, two)))
+    await tell(one, name, [*reports("b", 300, 200), *reports("a", 300, 10)])
+    experiment = one.catalog.get(name)
+    assert experiment is not None
+    await until(lambda: experiment.version > 0, "new weights")
+    fresh_units = [await two.assign(name, f"late-{number}") for number in range(60)]
+
+    assert await asyncio.gather(*(two.assign(name, unit) for unit in units)) == before
+    assert same_time[0] == same_time[1]
+    assert {one.version for one in before} == {0}
+    assert sum(given.variant == "b" for given in fresh_units if given.version) > 40
+    assert all((given.propensity or 0) >= FLOOR - 1e-9 for given in fresh_units)
+
+
+async def test_outcomes_of_sampled_units_carry_evidence_and_those_without_unit_do_not(shadow: Shadow) -> None:
+    name = await made(shadow, allocation="thompson")
+    given = [await shadow.assign(name, f"u{number}") for number in range(20)]
+
+    by_unit = await tell(shadow, name, [Outcome(f"u{n}", True, unit_id=f"u{n}") for n in range(20)])
+    by_variant = await tell(shadow, name, reports("a", 5, 5))
+    totals = await calls_of(shadow).analysis(name, 100, 0)
+
+    assert (by_unit.without_evidence, by_variant.without_evidence) == (0, 5)
+    assert totals.without_evidence == 5
+    assert totals.variants[1].samples == sum(one.variant == "b" for one in given)
+    assert totals.srm_p_value > 0.001
+
+
+async def test_an_unknown_unit_refuses_the_whole_request(shadow: Shadow) -> None:
+    sampled, fixed = await made(shadow, allocation="thompson"), await made(shadow, coverage=0.01)
+    given = {f"u{n}": await shadow.assign(fixed, f"u{n}") for n in range(50)}
+    outside = next(unit for unit, one in given.items() if not one.counts)
+    await shadow.assign(sampled, "known")
+
+    both = [Outcome("e1", True, unit_id="known"), Outcome("e2", True, unit_id="never")]
+
+    assert await refused(tell(shadow, sampled, both)) == (422, "unknown_unit")
+    assert await refused(tell(shadow, fixed, [Outcome("e1", True, unit_id=outside)])) == (422, "unknown_unit")
+    assert await samples(shadow, sampled) == [0, 0]
+
+
+async def test_a_unit_that_is_seen_in_two_variants_is_quarantined_everywhere(replicas: Replicas) -> None:
+    one, two = await replicas.start("one"), await replicas.start("two")
+    name = await made(one)
+    mine = (await one.assign(name, "u1")).variant
+    other = "b" if mine == "a" else "a"
+
+    taken = await tell(one, name, [Outcome("e1", True, unit_id="u1"), Outcome("e2", True, unit_id="u1", variant=other)])
+    await tell(two, name, reports("a", 1, 0))
+    later = await tell(two, name, [Outcome("e3", True, unit_id="u1", variant=mine)])
+
+    assert (taken.accepted, taken.quarantined, later.quarantined) == (2, 1, 1)
+    analysis = await calls_of(two).analysis(name, 100, 0)
+    assert (analysis.samples, analysis.quarantined) == (2, 2)
+
+
+async def test_a_flushed_redis_costs_nothing_that_was_saved(replicas: Replicas) -> None:
+    one, two = await replicas.start("one"), await replicas.start("two")
+    fixed, sampled = await made(one), await made(one, allocation="thompson")
+    told = reports("b", 600, 60)
+    before = [await one.assign(sampled, f"u{number}") for number in range(30)]
+    await tell(one, fixed, told)
+
+    async def saved() -> bool:
+        rows = await replicas.rows("SELECT seq FROM experiment_counters WHERE name = ANY ($1)", [fixed, sampled])
+        places = await asyncio.gather(*(replicas.redis("HGET", f"{{x:{name}}}:state", "saved") for name in (fixed, sampled)))
+        return all(row[0] > 0 for row in rows) and all(places)
+
+    await until(saved, "a checkpoint", deadline_s=5.0)
+    await replicas.redis("FLUSHDB")
+    again = await asyncio.gather(tell(one, fixed, told[:300]), tell(two, fixed, told[300:]))
+
+    assert [one.duplicates for one in again] == [300, 300]
+    assert await samples(two, fixed) == [0, 600]
+    assert [await two.assign(sampled, f"u{number}") for number in range(30)] == before
+
+
+async def test_a_redis_that_has_gone_back_in_time_is_found_out_and_restored_at_the_start(replicas: Replicas) -> None:
+    one = await replicas.start("one")
+    name, unused = await made(one), await made(one)
+    await tell(one, name, reports("a", 10, 1))
+    old = await replicas.redis("DUMP", f"{{x:{name}}}:totals")
+    seq = await replicas.redis("HGET", f"{{x:{name}}}:state", "seq")
+    await tell(one, name, reports("a", 90, 9))
+    await one.stop()
+    await replicas.redis("RESTORE", f"{{x:{name}}}:totals", "0", old, "REPLACE")
+    await replicas.redis("HSET", f"{{x:{name}}}:state", "seq", seq)
+
+    two = await replicas.start("two")
+
+    assert await samples(two, name) == [100, 0]
+    assert two.restored["from_postgres"] >= 1
+    assert two.restored["unused"] >= 1
+    assert two.catalog.get(unused) is not None
+
+
+async def test_the_outcomes_of_a_replica_that_died_are_saved_by_another(replicas: Replicas) -> None:
+    one, two = await replicas.start("one"), await replicas.start("two")
+    name = await made(one)
+    assert one._parts is not None
+    await one._parts.checkpoints.stop()  # from here on `one` saves nothing: as a process that is gone
+
+    await tell(one, name, reports("a", 10, 1))
+
+    async def saved() -> bool:
+        rows = await replicas.rows("SELECT totals FROM experiment_counters WHERE name = $1", name)
+        return '"n0":10' in rows[0][0]
+
+    await until(saved, "the checkpoint of the other", deadline_s=5.0)
+    assert two.catalog.get(name) is not None
+
+
+async def test_a_winner_is_recorded_with_its_inputs_and_never_changes(replicas: Replicas) -> None:
+    one, two = await replicas.start("one"), await replicas.start("two")
+    name = await made(one)
+
+    await tell(one, name, [*reports("a", 3000, 300), *reports("b", 3000, 450)])
+    await until(lambda: (one.catalog.get(name) or pytest.fail()).state.verdict is not None, "the verdict")
+    verdict = (await calls_of(one).read(name)).decision
+    await tell(two, name, reports("b", 9000, 0))
+    analysis = await calls_of(two).analysis(name, 100, 0)
+
+    assert (verdict.decision, verdict.variant) == ("winner", "b")
+    assert (analysis.decision, analysis.variant) == ("winner", "b")
+    assert analysis.variants[1].harm_e_value is not None
+    assert analysis.variants[1].harm_e_value > 50
+    assert await replicas.entries(name) == ["experiment.create", "experiment.crossing", "experiment.verdict"]
+    rows = await replicas.rows(
+        "SELECT details::text FROM pending_entries WHERE kind = 'experiment.verdict' AND details ->> 'experiment' = $1", name
+    )
+    assert all(word in rows[0][0] for word in ("statistics", "max_false_positive", "null_ratio", '"code"'))
+
+
+async def test_errors_on_one_replica_roll_back_on_all_within_a_second(replicas: Replicas) -> None:
+    one, two = await replicas.start("one"), await replicas.start("two")
+    name = await made(one, **GUARDED)
+    await tell(two, name, [*reports("a", 400, 0, errors=4), *reports("b", 200, 0, errors=2)])
+
+    await tell(two, name, reports("b", 200, 0, errors=80))
+    units = [f"u{number}" for number in range(20)]
+
+    async def everywhere() -> bool:
+        given = [await shadow.assign(name, unit) for shadow in (one, two) for unit in units]
+        return {assignment.reason for assignment in given} == {"rolled_back"}
+
+    assert await until(everywhere, "the rollback") < ROLLBACK_MAX_S
+    await until(lambda: (two.catalog.get(name) or pytest.fail()).state.rollback is not None, "the entry")
+    again = await calls_of(one).roll_back(name, RollbackCall("by hand"), "key_test")
+    await until(lambda: one.catalog.get(name).state.rollback.verified_at_ms is not None, "the check afterwards")  # type: ignore[union-attr]
+
+    assert again.rollback is not None
+    assert again.rollback.by == "guardrail"
+    assert await replicas.entries(name) == ["experiment.create", "experiment.rollback", "experiment.rollback_verified"]
+    rows = await replicas.rows(
+        "SELECT details ->> 'elsewhere', details ->> 'probes' FROM pending_entries "
+        "WHERE kind = 'experiment.rollback_verified' AND details ->> 'experiment' = $1",
+        name,
+    )
+    assert tuple(rows[0]) == ("0", str(PROBES))
+    late = await tell(two, name, reports("b", 3, 3))
+    assert (late.accepted, late.late) == (3, 3)
+    for work in (
+        calls_of(one).change(name, ExperimentChange(status="running"), "k", None),
+        calls_of(one).deploy(name, Deploy("b", override=True, reason="r"), "k", "admin"),
+    ):
+        assert await refused(work) == (409, "experiment_rolled_back")
+
+
+async def test_a_canary_advances_by_itself_waits_for_approval_and_records_its_steps(replicas: Replicas) -> None:
+    one = await replicas.start("one")
+    name = await made(
+        one, canary=NewCanary(steps=[50, 100], min_seconds=0, min_samples=20, requires_approval=True), **GUARDED
+    )
+    calls = calls_of(one)
+
+    empty = await refused(calls.canary(name, CanaryCall("advance"), "key_test"))
+    await tell(one, name, [*reports("a", 20, 1), *reports("b", 20, 1)])
+    waiting = (await calls.read(name)).canary
+    await calls.canary(name, CanaryCall("approve"), "key_test")
+    experiment = one.catalog.get(name)
+    assert experiment is not None
+    await until(lambda: experiment.state.step is not None and experiment.state.step.number == 1, "the step")
+    everybody = {(await one.assign(name, f"u{number}")).variant for number in range(30)}
+    await tell(one, name, reports("b", 20, 1))
+    await calls.canary(name, CanaryCall("advance"), "key_test")
+
+    view = (await calls.read(name)).canary
+    assert empty == (409, "canary_waits")
+    assert waiting is not None
+    assert (waiting.percent, waiting.waiting_for) == (50, ["approval"])
+    assert everybody == {"b"}
+    assert view is not None
+    assert (view.status, view.percent) == ("completed", 100)
+    kinds = await replicas.entries(name)
+    assert kinds == ["experiment.create", "experiment.approve", "experiment.step", "experiment.canary_completed"]
+
+
+async def test_a_paused_canary_holds_and_a_paused_sampler_takes_nobody_in(shadow: Shadow) -> None:
+    canary = await made(shadow, canary=NewCanary(steps=[50, 100], min_seconds=0, min_samples=1))
+    sampled = await made(shadow, allocation="thompson")
+    known = await shadow.assign(sampled, "known")
+
+    await calls_of(shadow).canary(canary, CanaryCall("pause"), "k")
+    await calls_of(shadow).change(sampled, ExperimentChange(status="paused"), "k", None)
+    await tell(shadow, canary, [*reports("a", 5, 0), *reports("b", 5, 0)])
+    held = await refused(calls_of(shadow).canary(canary, CanaryCall("advance"), "k"))
+    newcomer = await shadow.assign(sampled, "newcomer")
+    resumed = await calls_of(shadow).canary(canary, CanaryCall("resume"), "k")
+
+    assert held == (409, "canary_waits")
+    assert (newcomer.reason, newcomer.variant, newcomer.counts) == ("paused", "a", False)
+    assert await shadow.assign(sampled, "known") == known
+    assert resumed.status == "running"
+    experiment = shadow.catalog.get(canary)
+    await until(
+        lambda: experiment is not None and experiment.state.step is not None and experiment.state.step.number == 1, "a step"
+    )
+
+
+async def test_two_replicas_that_change_at_once_both_have_their_way(replicas: Replicas) -> None:
+    one, two = await replicas.start("one"), await replicas.start("two")
+    name = await made(one)
+
+    await calls_of(two).read(name)
+    await asyncio.gather(
+        calls_of(one).change(name, ExperimentChange(coverage=0.5), "k", None),
+        calls_of(two).change(name, ExperimentChange(status="paused"), "k", None),
+    )
+
+    rows = await replicas.rows("SELECT state FROM experiments WHERE name = $1", name)
+    assert '"status":"paused"' in rows[0][0]
+    assert '"coverages":[1.0,0.5]' in rows[0][0]
+
+
+async def test_an_override_is_an_admins_is_recorded_and_counted(replicas: Replicas) -> None:
+    shadow = await replicas.start("one")
+    name = await made(shadow)
+    calls = calls_of(shadow)
+
+    with pytest.raises(Problem) as unsafe:
+        await calls.deploy(name, Deploy("b"), "key_test", "operator")
+    operator = await refused(calls.deploy(name, Deploy("b", override=True, reason="r"), "k", "operator"))
+    silent = await refused(calls.deploy(name, Deploy("b", override=True), "k", "admin"))
+    view = await calls.deploy(name, Deploy("b", override=True, reason="outage"), "key_test", "admin")
+
+    assert (unsafe.value.status, unsafe.value.code) == (409, "unsafe_deployment")
+    assert [one["check"] for one in unsafe.value.extra["failed_checks"]][:2] == ["decision", "evidence"]  # type: ignore[index, call-overload, union-attr]
+    assert (operator, silent) == ((403, "forbidden"), (422, "invalid_request"))
+    assert view.deployment is not None
+    assert view.deployment.override_reason == "outage"
+    assert (await shadow.assign(name, "anyone")).reason == "deployed"
+    assert await replicas.entries(name) == ["experiment.create", "experiment.refusal", "experiment.deploy"]
+    other = await replicas.start("two")
+    assert [(one.catalog.get(name) or pytest.fail()).state.untested for one in (shadow, other)] == [1, 1]
+
+
+async def test_an_archived_experiment_takes_nothing_and_its_name_stays_taken(shadow: Shadow) -> None:
+    name = await made(shadow)
+    calls = calls_of(shadow)
+
+    view = await calls.archive(name, "k", None)
+
+    assert (view.status, (await calls.archive(name, "k", None)).version) == ("archived", view.version)
+    assert await refused(tell(shadow, name, reports("a", 1, 0))) == (409, "experiment_archived")
+    assert await refused(calls.outcomes(name, Outcomes(event_id="e", success=True, variant="a"))) == (
+        409,
+        "experiment_archived",
+    )
+    assert await refused(calls.create(new(name), "k")) == (409, "experiment_exists")
+    assert (await shadow.assign(name, "u")).reason == "archived"
