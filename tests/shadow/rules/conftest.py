@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -22,16 +20,10 @@ from app.shadow.rules_opening import Rules
 from app.shadow.rules_wire import Evaluation, NewRule, NewVersion, Report
 from app.web.fields import Document
 from app.web.problems import Problem
-from tests.stores import PrivatePostgres, PrivateRedis, run_apart
+from tests.credits.ledger_house import Ledger, house_of
+from tests.stores import run_apart
 
 DEADLINE_S = 20.0
-_RUN = secrets.token_hex(3)
-_numbers = itertools.count()
-
-
-def fresh(prefix: str = "rule") -> str:
-    """Return a name that no other test of this run uses."""
-    return f"{prefix}-{_RUN}-{next(_numbers)}"
 
 
 async def until(holds: Callable[[], Awaitable[bool]], what: str) -> None:
@@ -90,26 +82,26 @@ class Replica:
 
 
 @pytest.fixture(scope="session")
-def rules_url(postgres_server: PrivatePostgres) -> str:
-    """URL of a migrated database for all tests of rules."""
-    url = run_apart(postgres_server.make_own_database())
+def rules_ledger(pytestconfig: pytest.Config) -> Ledger:
+    """A migrated database and a Redis for all tests of rules."""
 
-    async def prepare() -> None:
-        connection = await asyncpg.connect(url)
+    async def prepare() -> Ledger:
+        ledger = await house_of(pytestconfig).make_ledger()
+        connection = await asyncpg.connect(ledger.database_url)
         await migrate(connection)
         await connection.close()
+        return ledger
 
-    run_apart(prepare())
-    return url
+    return run_apart(prepare())
 
 
 @pytest.fixture
-async def open_replica(rules_url: str, redis_server: PrivateRedis) -> AsyncIterator[Callable[[], Awaitable[Replica]]]:
+async def open_replica(rules_ledger: Ledger) -> AsyncIterator[Callable[[], Awaitable[Replica]]]:
     """What opens a replica; all are closed after the test, and none may have crashed."""
     opened: list[Replica] = []
 
     async def open_one() -> Replica:
-        opened.append(Replica(await open_pool(rules_url, 4), redis_server.url))
+        opened.append(Replica(await open_pool(rules_ledger.database_url, 4), rules_ledger.redis_url))
         return opened[-1]
 
     yield open_one
@@ -132,8 +124,8 @@ def calls(replica: Replica) -> RuleCalls:
 
 
 @pytest.fixture
-async def owner(rules_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
+async def owner(rules_ledger: Ledger) -> AsyncIterator[asyncpg.Connection[Any]]:
     """The owner's connection to the database."""
-    connection = await asyncpg.connect(rules_url)
+    connection = await asyncpg.connect(rules_ledger.database_url)
     yield connection
     await connection.close()

@@ -18,7 +18,8 @@ from app.web.connections import ConnectionLimits, EdgeRunner
 from app.web.docs import reference_routes
 from app.web.edge import set_up, unauthorized
 from app.web.routes import add_routes
-from tests.shadow.rules.conftest import Replica, compared, fresh
+from tests.credits.ledger_client import fresh
+from tests.shadow.rules.conftest import Replica, compared
 
 VERSIONS = [{"name": "v1", "expression": "{'d': input.a > 1}"}, {"name": "v2", "expression": "{'d': input.a > 2}"}]
 

@@ -16,7 +16,8 @@ from app.shadow.rules_difference import KINDS
 from app.shadow.rules_wire import NewVersion, Promotion, RuleChange
 from app.web.body import Body
 from app.web.problems import Problem
-from tests.shadow.rules.conftest import Replica, compared, evaluate, fresh, new_rule, refusal
+from tests.credits.ledger_client import fresh
+from tests.shadow.rules.conftest import Replica, compared, evaluate, new_rule, refusal
 
 DECIDE = "input.amount > 1000 ? {'d': 'review', 's': 1} : {'d': 'allow', 's': 0}"
 STRICTER = "input.amount > 900 ? {'d': 'review', 's': 1} : {'d': 'allow', 's': 0}"
@@ -30,7 +31,7 @@ async def entries(owner: asyncpg.Connection[Any], name: str) -> list[tuple[str, 
 
 
 async def test_a_caller_gets_the_champions_answer_and_the_report_tells_how_the_challengers_differ(calls: RuleCalls) -> None:
-    made = await calls.create(new_rule(fresh(), DECIDE, STRICTER), "root")
+    made = await calls.create(new_rule(fresh("rule"), DECIDE, STRICTER), "root")
 
     answers = [(await evaluate(calls, made.name, amount=amount))["d"] for amount in (1, 950, 960, 2000)]
     report = await compared(calls, made.name, 4)
@@ -47,7 +48,7 @@ async def test_a_caller_gets_the_champions_answer_and_the_report_tells_how_the_c
 
 
 async def test_samples_show_no_private_field_and_no_card_number(calls: RuleCalls, owner: asyncpg.Connection[Any]) -> None:
-    name = (await calls.create(new_rule(fresh(), "input", "{}", masked_fields=["Shade"]), "root")).name
+    name = (await calls.create(new_rule(fresh("rule"), "input", "{}", masked_fields=["Shade"]), "root")).name
     card = "4111111111111111"
 
     await evaluate(
@@ -68,7 +69,7 @@ async def test_samples_show_no_private_field_and_no_card_number(calls: RuleCalls
 
 async def test_noise_of_the_clock_and_of_chance_is_not_the_challengers(calls: RuleCalls) -> None:
     noisy = "{'roll': random(), 'ok': true}"
-    name = (await calls.create(new_rule(fresh(), noisy, noisy), "root")).name
+    name = (await calls.create(new_rule(fresh("rule"), noisy, noisy), "root")).name
 
     for _ in range(30):
         await evaluate(calls, name, a=1)
@@ -84,7 +85,7 @@ async def test_noise_of_the_clock_and_of_chance_is_not_the_challengers(calls: Ru
 async def test_a_challenger_that_fails_or_runs_away_costs_the_caller_nothing(calls: RuleCalls) -> None:
     digits = "[0,1,2,3,4,5,6,7,8,9]"
     endless = f"{digits}.all(a, {digits}.all(b, {digits}.all(c, {digits}.all(d, {digits}.all(e, true)))))"
-    name = (await calls.create(new_rule(fresh(), "1", f"input.a == 1 ? input.q : {endless}"), "root")).name
+    name = (await calls.create(new_rule(fresh("rule"), "1", f"input.a == 1 ? input.q : {endless}"), "root")).name
 
     answers = [await evaluate(calls, name, a=a) for a in (1, 2, 1)]
     report = await compared(calls, name, 3)
@@ -95,7 +96,7 @@ async def test_a_challenger_that_fails_or_runs_away_costs_the_caller_nothing(cal
 
 
 async def test_a_champion_without_an_answer_is_refused_clearly_and_compared(calls: RuleCalls) -> None:
-    name = (await calls.create(new_rule(fresh(), "input.amount > 5", "true"), "root")).name
+    name = (await calls.create(new_rule(fresh("rule"), "input.amount > 5", "true"), "root")).name
 
     with pytest.raises(Problem) as refused:
         await evaluate(calls, name, amount="secret text")
@@ -108,7 +109,7 @@ async def test_a_champion_without_an_answer_is_refused_clearly_and_compared(call
 
 
 async def test_nothing_is_compared_before_the_caller_has_the_answer(replica: Replica, calls: RuleCalls) -> None:
-    name = (await calls.create(new_rule(fresh(), "1", "2"), "root")).name
+    name = (await calls.create(new_rule(fresh("rule"), "1", "2"), "root")).name
     trials = replica.rules.trials
     assert trials is not None
 
@@ -121,7 +122,7 @@ async def test_nothing_is_compared_before_the_caller_has_the_answer(replica: Rep
 async def test_what_does_not_fit_is_dropped_and_counted(
     replica: Replica, calls: RuleCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = (await calls.create(new_rule(fresh(), "input.a", "input.a"), "root")).name
+    name = (await calls.create(new_rule(fresh("rule"), "input.a", "input.a"), "root")).name
     monkeypatch.setattr(rules_trial, "WAITING_MAX", 5)
 
     answers = [await evaluate(calls, name, a=number) for number in range(12)]
@@ -139,7 +140,7 @@ async def test_what_does_not_fit_is_dropped_and_counted(
 
 
 async def test_only_a_share_is_compared_where_the_rule_says_so(replica: Replica, calls: RuleCalls) -> None:
-    name = (await calls.create(new_rule(fresh(), "1", "1", shadow_rate=0.25), "root")).name
+    name = (await calls.create(new_rule(fresh("rule"), "1", "1", shadow_rate=0.25), "root")).name
     assert replica.rules.trials is not None
     draws = iter([0.1, 0.25, 0.9, 0.2])
     replica.rules.trials._draw = lambda: next(draws)
@@ -154,7 +155,7 @@ async def test_only_a_share_is_compared_where_the_rule_says_so(replica: Replica,
 async def test_a_promotion_is_refused_with_every_failed_check_until_the_challenger_is_known(
     calls: RuleCalls, owner: asyncpg.Connection[Any]
 ) -> None:
-    name = (await calls.create(new_rule(fresh(), "1", "input.a > 0 ? 2 : input.q", min_samples=2), "root")).name
+    name = (await calls.create(new_rule(fresh("rule"), "1", "input.a > 0 ? 2 : input.q", min_samples=2), "root")).name
     await evaluate(calls, name, a=0)
     await compared(calls, name, 1)
 
@@ -177,7 +178,7 @@ async def test_a_promotion_is_refused_with_every_failed_check_until_the_challeng
 
 
 async def test_a_challenger_that_was_compared_often_enough_is_promoted_and_can_be_taken_back(calls: RuleCalls) -> None:
-    made = await calls.create(new_rule(fresh(), DECIDE, STRICTER, min_samples=3), "root")
+    made = await calls.create(new_rule(fresh("rule"), DECIDE, STRICTER, min_samples=3), "root")
     for _ in range(3):
         await evaluate(calls, made.name, amount=950)
     before = await compared(calls, made.name, 3)
@@ -201,7 +202,7 @@ async def test_a_challenger_that_was_compared_often_enough_is_promoted_and_can_b
 async def test_a_change_adds_versions_and_another_comparison_begins_from_zero(
     calls: RuleCalls, owner: asyncpg.Connection[Any]
 ) -> None:
-    made = await calls.create(new_rule(fresh(), "1", "2"), "root")
+    made = await calls.create(new_rule(fresh("rule"), "1", "2"), "root")
     await evaluate(calls, made.name, a=1)
     await compared(calls, made.name, 1)
 
@@ -228,14 +229,14 @@ async def test_a_change_adds_versions_and_another_comparison_begins_from_zero(
      (RuleChange(versions=[NewVersion("v4", "3 +")]), 422), (RuleChange(versions=[NewVersion("a", "1"), NewVersion("a", "1")]), 422)],
 )  # fmt: skip
 async def test_a_change_that_is_wrong_changes_nothing(calls: RuleCalls, change: RuleChange, status: int) -> None:
-    made = await calls.create(new_rule(fresh(), "1", "2"), "root")
+    made = await calls.create(new_rule(fresh("rule"), "1", "2"), "root")
 
     assert (await refusal(calls.change(made.name, change, None, "root")))[0] == status
     assert await calls.read(made.name) == made
 
 
 async def test_a_change_that_was_meant_for_another_revision_is_refused(calls: RuleCalls) -> None:
-    made = await calls.create(new_rule(fresh(), "1", "2", min_samples=1), "root")
+    made = await calls.create(new_rule(fresh("rule"), "1", "2", min_samples=1), "root")
     await calls.change(made.name, RuleChange(description="x"), made.version, "root")
 
     for late in (
@@ -246,7 +247,7 @@ async def test_a_change_that_was_meant_for_another_revision_is_refused(calls: Ru
 
 
 async def test_a_rule_that_was_taken_away_is_gone_and_its_name_is_free(calls: RuleCalls) -> None:
-    name = (await calls.create(new_rule(fresh(), "1", "2"), "root")).name
+    name = (await calls.create(new_rule(fresh("rule"), "1", "2"), "root")).name
     await evaluate(calls, name, a=1)
     await compared(calls, name, 1)
 
@@ -288,7 +289,7 @@ async def test_names_stand_once_and_rules_are_bounded_and_paged(calls: RuleCalls
     second, _ = await calls.page(after or "", 1)
     assert [rule.name for rule in first + second] == names
     monkeypatch.setattr(rules_store, "RULES_MAX", 1)
-    assert await refusal(calls.create(new_rule(fresh(), "1"), "root")) == (409, "too_many_rules")
+    assert await refusal(calls.create(new_rule(fresh("rule"), "1"), "root")) == (409, "too_many_rules")
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,19 @@ from app.db.keys import rule_samples_key, rule_trial_key
 from app.db.postgres import open_pool
 from app.db.redis import RedisLink, make_pool
 from app.shadow.rules_wire import Promotion, RuleChange
-from tests.shadow.rules.conftest import Replica, compared, evaluate, fresh, new_rule, refusal, until
-from tests.stores import PrivateRedis
+from tests.credits.ledger_client import fresh
+from tests.credits.ledger_house import Ledger
+from tests.shadow.rules.conftest import Replica, compared, evaluate, new_rule, refusal, until
 
 Open = Callable[[], Awaitable[Replica]]
 
 
-async def forget(redis: PrivateRedis, replica: Replica, name: str) -> None:
+async def forget(ledger: Ledger, replica: Replica, name: str) -> None:
     """Delete what Redis has of a rule's trial."""
     assert replica.rules.book is not None
     rule = await replica.rules.book.fresh(name)
     assert rule is not None
-    link = RedisLink(make_pool(redis.url))
+    link = RedisLink(make_pool(ledger.redis_url))
     await link.open()
     await link.command("DEL", rule_trial_key(rule.rule_id, rule.trial), rule_samples_key(rule.rule_id, rule.trial, "value"))
     await link.close()
@@ -31,7 +32,7 @@ async def forget(redis: PrivateRedis, replica: Replica, name: str) -> None:
 
 async def test_two_replicas_show_one_report(open_replica: Open) -> None:
     one, two = await open_replica(), await open_replica()
-    name = (await one.calls.create(new_rule(fresh(), "input.a", "input.a > 1 ? 0 : input.a"), "root")).name
+    name = (await one.calls.create(new_rule(fresh("rule"), "input.a", "input.a > 1 ? 0 : input.a"), "root")).name
 
     for number in range(10):
         await asyncio.gather(evaluate(one.calls, name, a=number), evaluate(two.calls, name, a=number))
@@ -44,7 +45,7 @@ async def test_two_replicas_show_one_report(open_replica: Open) -> None:
 
 async def test_another_replica_follows_a_change_within_a_moment(open_replica: Open) -> None:
     one, two = await open_replica(), await open_replica()
-    name = (await one.calls.create(new_rule(fresh(), "1", "2"), "root")).name
+    name = (await one.calls.create(new_rule(fresh("rule"), "1", "2"), "root")).name
     assert await evaluate(two.calls, name, a=1) == 1
 
     await one.calls.promote(name, Promotion(override=True, reason="now"), None, "root", is_admin=True)
@@ -63,17 +64,15 @@ async def test_another_replica_follows_a_change_within_a_moment(open_replica: Op
     assert await refusal(two.calls.evaluate(name, msgspec.convert({}, dict))) == (404, "no_rule")
 
 
-async def test_counts_and_samples_outlive_processes_and_an_emptied_redis(
-    open_replica: Open, redis_server: PrivateRedis
-) -> None:
+async def test_counts_and_samples_outlive_processes_and_an_emptied_redis(open_replica: Open, rules_ledger: Ledger) -> None:
     one = await open_replica()
-    name = (await one.calls.create(new_rule(fresh(), "1", "2"), "root")).name
+    name = (await one.calls.create(new_rule(fresh("rule"), "1", "2"), "root")).name
     for _ in range(3):
         await evaluate(one.calls, name, a=1)
     before = await compared(one.calls, name, 3)
 
     await one.rules.close()
-    await forget(redis_server, one, name)
+    await forget(rules_ledger, one, name)
     two = await open_replica()
     after = await two.calls.report(name, None)
     await evaluate(two.calls, name, a=1)
@@ -84,18 +83,16 @@ async def test_counts_and_samples_outlive_processes_and_an_emptied_redis(
     assert (more.evaluated, more.differences["value"], len(more.samples)) == (4, 4, 4)
 
 
-async def test_a_redis_that_forgets_under_running_replicas_costs_no_count(
-    open_replica: Open, redis_server: PrivateRedis
-) -> None:
+async def test_a_redis_that_forgets_under_running_replicas_costs_no_count(open_replica: Open, rules_ledger: Ledger) -> None:
     one, two = await open_replica(), await open_replica()
-    name = (await one.calls.create(new_rule(fresh(), "1", "2"), "root")).name
+    name = (await one.calls.create(new_rule(fresh("rule"), "1", "2"), "root")).name
     for replica in (one, two):
         await evaluate(replica.calls, name, a=1)
         assert replica.rules.exchange is not None
         await compared(replica.calls, name, 1)
         await replica.rules.exchange.checkpoint()
 
-    await forget(redis_server, one, name)
+    await forget(rules_ledger, one, name)
     await evaluate(one.calls, name, a=1)
 
     first, second = await compared(one.calls, name, 3), await compared(two.calls, name, 3)
@@ -104,7 +101,7 @@ async def test_a_redis_that_forgets_under_running_replicas_costs_no_count(
 
 async def test_publishing_twice_counts_once(open_replica: Open) -> None:
     one, two = await open_replica(), await open_replica()
-    name = (await one.calls.create(new_rule(fresh(), "1", "2"), "root")).name
+    name = (await one.calls.create(new_rule(fresh("rule"), "1", "2"), "root")).name
     await evaluate(one.calls, name, a=1)
     await compared(one.calls, name, 1)
     exchange = one.rules.exchange
@@ -121,7 +118,7 @@ async def test_publishing_twice_counts_once(open_replica: Open) -> None:
 
 async def test_a_former_trial_is_kept_and_no_longer_held_in_memory(open_replica: Open) -> None:
     one = await open_replica()
-    name = (await one.calls.create(new_rule(fresh(), "1", "2"), "root")).name
+    name = (await one.calls.create(new_rule(fresh("rule"), "1", "2"), "root")).name
     await evaluate(one.calls, name, a=1)
     await compared(one.calls, name, 1)
     await one.calls.change(name, RuleChange(challenger=None), None, "root")
@@ -136,15 +133,15 @@ async def test_a_former_trial_is_kept_and_no_longer_held_in_memory(open_replica:
 
 
 async def test_a_report_without_redis_says_so_and_tells_what_postgres_has(
-    open_replica: Open, rules_url: str, tmp_path: Path
+    open_replica: Open, rules_ledger: Ledger, tmp_path: Path
 ) -> None:
     one = await open_replica()
-    name = (await one.calls.create(new_rule(fresh(), "1", "2"), "root")).name
+    name = (await one.calls.create(new_rule(fresh("rule"), "1", "2"), "root")).name
     await evaluate(one.calls, name, a=1)
     await compared(one.calls, name, 1)
     await one.rules.close()
 
-    cut_off = Replica(await open_pool(rules_url, 2), f"unix://{tmp_path}/nobody")
+    cut_off = Replica(await open_pool(rules_ledger.database_url, 2), f"unix://{tmp_path}/nobody")
     answered = await evaluate(cut_off.calls, name, a=1)
     report = await compared(cut_off.calls, name, 2)
     await cut_off.rules.close()
