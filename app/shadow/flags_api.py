@@ -23,7 +23,7 @@ from app.shadow.track import Tracked, TrackedEvent, Tracking
 from app.web.answers import Answer
 from app.web.body import Body
 from app.web.problems import Problem
-from app.web.routes import Handled, Route, json_answer, path
+from app.web.routes import Handled, Route, json_answer, path, query
 
 if TYPE_CHECKING:
     from app.web.request import Request
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 FlagKey = Annotated[str, Meta(min_length=1, max_length=256, description="Key of a flag: the name of an experiment.")]
 ConfigMark = Annotated[str, Meta(max_length=256, description="Taken and not needed: answers are never stale here.")]
 
+_MARKS: Final = ("flagConfigEtag", "flagConfigLastModified")
 _REQUEST: Final = Body(FlagRequest)
 _EVENT: Final = Body(TrackedEvent)
 
@@ -64,6 +65,8 @@ async def evaluate_flag(request: Request) -> Handled:
 
 async def evaluate_flags(request: Request) -> Handled:
     """POST /ofrep/v1/evaluate/flags."""
+    for name in _MARKS:
+        query(request, name, ConfigMark, None)
     try:
         body, tag = await Flags(lambda: request.app[SHADOW].catalog).all(await _context(request))
     except ContextRefused as refused:
@@ -90,7 +93,7 @@ FLAG_ROUTES: Final = (
     ),
     Route(
         "POST", "/ofrep/v1/evaluate/flags", evaluate_flags, summary="Evaluate all flags (OFREP 0.3.0)", tag="flags",
-        query={"flagConfigEtag": ConfigMark, "flagConfigLastModified": ConfigMark}, body=FlagRequest,
+        query=dict.fromkeys(_MARKS, ConfigMark), body=FlagRequest,
         answers={200: FlagList, 304: None, 400: BulkFailure}, problems=(_AWAY,), api_key=True, etag=True,
     ),
     Route(

@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from app.clock import ms_of, time_text
 from app.shadow.expression_text import TEXT_MAX
-from app.shadow.rules_definition import MIN_SAMPLES, VERSIONS_MAX
+from app.shadow.rules_definition import MIN_SAMPLES
 from app.web.fields import Description, Document, Input, Name
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from app.shadow.rules_definition import Rule, Version
 
+AT_ONCE_MAX: Final = 10  # versions in one body: with the longest expressions that is below the limit of a body
 FIELDS_MAX: Final = 50  # ignored or masked fields of one rule
 
 Pointer = Annotated[
@@ -43,7 +44,7 @@ class NewRule(Input, frozen=True):
     """Body of POST /v1/rules. Without a challenger nothing is compared."""
 
     name: Name
-    versions: Annotated[list[NewVersion], Meta(min_length=1, max_length=VERSIONS_MAX)]
+    versions: Annotated[list[NewVersion], Meta(min_length=1, max_length=AT_ONCE_MAX)]
     champion: Name
     challenger: Name | None = None
     description: Description | None = None
@@ -56,7 +57,7 @@ class NewRule(Input, frozen=True):
 class RuleChange(Input, frozen=True):
     """Body of PATCH /v1/rules/{name}: `versions` are added, a null challenger ends the trial, what is not named stays."""
 
-    versions: Annotated[list[NewVersion], Meta(min_length=1, max_length=VERSIONS_MAX)] | msgspec.UnsetType = msgspec.UNSET
+    versions: Annotated[list[NewVersion], Meta(min_length=1, max_length=AT_ONCE_MAX)] | msgspec.UnsetType = msgspec.UNSET
     challenger: Name | msgspec.UnsetType | None = msgspec.UNSET
     description: Description | msgspec.UnsetType | None = msgspec.UNSET
     shadow_rate: Rate | msgspec.UnsetType = msgspec.UNSET
