@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from app.shadow.expression_text import INT_MAX, INT_MIN
 
-STEPS_MAX: Final = 10_000  # of one evaluation; an ordinary rule takes 10 to 50
+STEPS_MAX: Final = 5_000  # of one evaluation: 1 to 4 ms of processor time; an ordinary rule takes 10 to 50
 # Bytes of what is looked through or made that one step pays for: a step is about 0.2 us, and so is copying this much.
 STEP_BYTES: Final = 64
 

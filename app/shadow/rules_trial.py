@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from app.shadow.rules_definition import Rule
     from app.shadow.rules_difference import Difference
 
-WAITING_MAX: Final = 1_000  # evaluations that wait to be compared: about 30 ms of work for ordinary rules
+WAITING_MAX: Final = 1_000  # evaluations that wait to be compared: about 50 ms of work for ordinary rules
 WAITING_BYTES_MAX: Final = 8 << 20  # of their inputs, as they came
 # The answer is written in the turn of the loop in which it is made, or the next: comparisons begin after that.
 SETTLE_S: Final = 0.001
 SAMPLES_A_ROUND: Final = 5  # of each kind and trial between two calls of `take_differing`; a flood of one kind says the same
 SLICE_S: Final = 0.001  # of comparisons in one turn of the loop, before requests are looked at again
+SHARE: Final = 0.25  # of the loop's time that comparisons take at most; the rest is for callers
 
 Trial = tuple[int, int]  # rule id, number
 
@@ -150,12 +151,13 @@ class Trials:
             on_crash(error)
 
     async def _compare_all(self) -> None:
-        until = time.perf_counter() + SLICE_S
+        started = time.perf_counter()
         while self._waiting:
             self._compare(self._waiting.popleft())
-            if time.perf_counter() >= until:
-                await asyncio.sleep(0)
-                until = time.perf_counter() + SLICE_S
+            busy_s = time.perf_counter() - started
+            if busy_s >= SLICE_S:
+                await asyncio.sleep(busy_s * (1 / SHARE - 1))
+                started = time.perf_counter()
 
     def _compare(self, waiting: _Waiting) -> None:
         """Evaluate challenger and champion side by side, and hold both against the answer that the caller got."""

@@ -84,9 +84,10 @@ class Replica:
 @pytest.fixture(scope="session")
 def rules_ledger(pytestconfig: pytest.Config) -> Ledger:
     """A migrated database and a Redis for all tests of rules."""
+    house = house_of(pytestconfig)  # its servers end with the thread that starts them, so not in the one below
 
     async def prepare() -> Ledger:
-        ledger = await house_of(pytestconfig).make_ledger()
+        ledger = await house.make_ledger()
         connection = await asyncpg.connect(ledger.database_url)
         await migrate(connection)
         await connection.close()
