@@ -32,7 +32,7 @@ _RESTORE: Final = load_script("experiment_restore")
 _PARTS: Final = ("state", "totals", "latency", "journal", "weights")
 
 
-class Forgot(Exception):
+class Forgot(ConnectionError):
     """Redis does not hold what Postgres holds of an experiment: lay it there, then try again."""
 
 

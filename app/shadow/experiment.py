@@ -197,9 +197,9 @@ class Experiment(Actor[Add | Enrol]):
         """Merge a batch with one script call, then answer."""
         try:
             merged = await self._merge(self._work(batch))
-        except (*TRANSIENT, RedisError, asyncpg.PostgresError, Forgot, EventsFull) as error:
+        except (*TRANSIENT, RedisError, asyncpg.PostgresError, EventsFull) as error:
             for message in batch:
-                message.fail(ConnectionError("Redis forgets") if isinstance(error, Forgot) else error)
+                message.fail(error)
             return
         self._take_over(merged)
         with contextlib.suppress(*TRANSIENT, RedisError):  # the next merge tells the same again

@@ -19,7 +19,7 @@ from app.db.statements import Statements
 from app.shadow.calls import ExperimentCalls
 from app.shadow.catalog import Catalog
 from app.shadow.checkpoint import Checkpoints
-from app.shadow.counters import Counters, Forgot
+from app.shadow.counters import Counters
 from app.shadow.recovery import lay
 from app.shadow.series import ShadowSeries
 from app.shadow.steady import SteadyClock
@@ -128,7 +128,7 @@ class Shadow:
         while True:
             try:
                 await self._open_parts(places)
-            except (*TRANSIENT, RedisError, asyncpg.PostgresError, Forgot) as error:
+            except (*TRANSIENT, RedisError, asyncpg.PostgresError) as error:
                 self.waiting_for = f"a store: {type(error).__name__}"
                 log.warning("experiments wait", extra={"reason": f"{type(error).__name__}: {error}"})
                 await asyncio.sleep(delay_ms(attempt) / 1000)

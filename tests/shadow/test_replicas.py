@@ -13,11 +13,11 @@ from tests.credits.ledger_house import house_of
 from tests.server import ShieldxServer
 from tests.shadow.conftest import until
 
-BATCHES: Final = 40
+BATCHES: Final = 60
 BATCH: Final = 50
 CALL_TIMEOUT_S: Final = 1.0  # shorter than the pause: what was sent to the paused server is sent to the other, too
 KILLED_AT: Final = 8  # answered batches
-PAUSED_AT: Final = 16
+PAUSED_FOR: Final = 6  # more answered batches
 
 
 def batch(number: int) -> list[dict[str, Any]]:
@@ -52,6 +52,7 @@ class Load:
                 await asyncio.sleep(0.01)
                 continue
             assert reply.status in {200, 503}, reply.raw
+            await asyncio.sleep(0.02)  # so that the load outlasts the disturbances
             if reply.status == 200:
                 self.answered += 1
                 self.accepted += reply.body["accepted"]
@@ -70,10 +71,14 @@ async def disturb(one: ShieldxServer, two: ShieldxServer, load: Load) -> None:
     await until(lambda: load.answered >= KILLED_AT, "batches before the kill")
     one.kill()
     one.launch()
-    await until(lambda: load.answered >= PAUSED_AT, "batches before the pause")
+
+    async def takes_outcomes() -> bool:
+        return (await one.readiness())[1].get("checks", {}).get("shadow", {}).get("state") == "ok"
+
+    await until(takes_outcomes, "the first server again")
     two.pause()
-    await one.wait_ready()
-    await asyncio.sleep(0.05)
+    before = load.answered
+    await until(lambda: load.answered >= min(before + PAUSED_FOR, BATCHES - 4), "batches during the pause")
     two.resume()
 
 
