@@ -9,7 +9,7 @@
 -- KEYS[5] {x:name}:weights  hash  as in experiment_weigh
 --         {x:name}:seen:<window>:<bucket>, {x:name}:units:<bucket>, {x:name}:odd  as in experiment_merge
 -- ARGV[1] seq that Postgres holds
--- ARGV[2] what to lay: events | units | odd | open
+-- ARGV[2] what to lay: event | unit | quarantine | open
 -- ARGV[3] JSON: [event, ...]; [unit, what it got, ...]; [unit, ...];
 --         {totals [field, amount, ...], latency [field, amount, ...], weights [version, JSON, ...], version}
 -- Returns {"OK", 1} | {"OK", 0}: it is open with this seq or a later one, and was left alone
@@ -27,7 +27,7 @@ local clock = call('TIME')
 local window = math.floor(tonumber(clock[1]) / WINDOW_S)
 local steps = {}
 
-function steps.events()
+function steps.event()
   for _, event in ipairs(data) do
     local key = prefix .. 'seen:' .. window .. ':' .. string.sub(event, -4)
     call('SADD', key, event)
@@ -35,11 +35,11 @@ function steps.events()
   end
 end
 
-function steps.units()
+function steps.unit()
   for i = 1, #data, 2 do call('HSET', prefix .. 'units:' .. string.sub(data[i], -4), data[i], data[i + 1]) end
 end
 
-function steps.odd()
+function steps.quarantine()
   for _, unit in ipairs(data) do call('SADD', prefix .. 'odd', unit) end
 end
 

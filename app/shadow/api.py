@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from aiohttp import web
 
+from app.access.api import ACCESS, key_of
+from app.access.limits import limited_problem
 from app.access.matrix import RIGHTS
 from app.shadow.analysis import Analysis
 from app.shadow.counters import EventsFull
@@ -59,9 +61,8 @@ def _calls(request: Request) -> ExperimentCalls:
 
 def _actor(request: Request) -> tuple[str, str]:
     """Return id and role of the key that calls."""
-    if request.principal is None:
-        raise AssertionError("the edge lets no request without a key into a closed route")
-    return request.principal.key_id, request.principal.role
+    key = key_of(request)
+    return key.key_id, key.role
 
 
 def _answer(value: msgspec.Struct, status: int = 200) -> Handled:
@@ -101,15 +102,27 @@ async def archive_experiment(request: Request) -> Handled:
     return _shown(await _calls(request).archive(request.match_info["name"], _actor(request)[0], version))
 
 
+async def _take(request: Request, tokens: int = 1) -> None:
+    """Take tokens from the bucket of the key that calls, if it has one. Raises Problem 429."""
+    access = request.app[ACCESS]
+    buckets = access.rates.buckets(key_of(request), None)
+    if buckets and access.limits is not None:
+        made = await access.limits.check(buckets, tokens)
+        if made.refused is not None:
+            raise limited_problem(made)
+
+
 async def assign(request: Request) -> Handled:
     """POST /v1/experiments/{name}/assign."""
     body = await _ASSIGN.read(request)
+    await _take(request)
     return _answer(await _calls(request).assign(request.match_info["name"], body))
 
 
 async def take_outcomes(request: Request) -> Handled:
     """POST /v1/experiments/{name}/outcomes."""
     body = await _OUTCOMES.read(request)
+    await _take(request, 1 if body.outcomes is None else len(body.outcomes))
     try:
         return _answer(await _calls(request).outcomes(request.match_info["name"], body))
     except EventsFull:
@@ -121,6 +134,7 @@ async def take_outcomes(request: Request) -> Handled:
 
 async def read_analysis(request: Request) -> Handled:
     """GET /v1/experiments/{name}/analysis."""
+    await _take(request)
     draws = query(request, "draws", Draws, DRAWS_DEFAULT)
     seed = query(request, "seed", DrawSeed, 0)
     return _answer(await _calls(request).analysis(request.match_info["name"], draws, seed))
@@ -156,6 +170,7 @@ _AWAY: Final = (503, "unavailable")
 _NONE: Final = (404, "no_experiment")
 _ARCHIVED: Final = (409, "experiment_archived")
 _OVER: Final = (_ARCHIVED, (409, "experiment_rolled_back"))
+_LIMITED: Final = (429, "rate_limited")
 _BUSY: Final = (409, "version_conflict")
 _ONE: Final = "/v1/experiments/{name}"
 
@@ -180,12 +195,12 @@ EXPERIMENT_ROUTES: Final = (
     _route("PATCH", _ONE, change_experiment, "Pause, resume, change the coverage", *_OVER, _BUSY,
            (409, "too_many_changes"), body=ExperimentChange),
     _route("DELETE", _ONE, archive_experiment, "Archive an experiment", _BUSY),
-    _route("POST", _ONE + "/assign", assign, "Tell what a unit gets: always the same", body=AssignCall,
+    _route("POST", _ONE + "/assign", assign, "Tell what a unit gets: always the same", _LIMITED, body=AssignCall,
            answers={200: Assigned}),
     _route("POST", _ONE + "/outcomes", take_outcomes, "Report what became of units; answered once counted", _ARCHIVED,
-           (422, "unknown_unit"), (429, "too_many_events"), body=Outcomes, answers={200: Taken}),
-    _route("GET", _ONE + "/analysis", read_analysis, "What the outcomes say", query={"draws": Draws, "seed": DrawSeed},
-           answers={200: Analysis}),
+           _LIMITED, (422, "unknown_unit"), (429, "too_many_events"), body=Outcomes, answers={200: Taken}),
+    _route("GET", _ONE + "/analysis", read_analysis, "What the outcomes say", _LIMITED,
+           query={"draws": Draws, "seed": DrawSeed}, answers={200: Analysis}),
     _route("GET", _ONE + "/plot.svg", read_plot, "Plot the posteriors", answers={200: None}, media_type="image/svg+xml"),
     _route("POST", _ONE + "/deploy", deploy, "Give all units one variant, if that is safe", *_OVER, _BUSY,
            (409, "unsafe_deployment"), body=Deploy),

@@ -114,7 +114,8 @@ class ExperimentCalls:
             if state.status == "archived":
                 return None
             _check_version(experiment, version)
-            details = {"actor": actor, "before": state.status, "totals": dict(experiment.totals)}
+            look = look_at(experiment.definition, experiment.totals, experiment.stages)
+            details = {"actor": actor, "before": state.status, "inputs": inputs_of(experiment.definition, look)}
             return msgspec.structs.replace(state, status="archived"), [Entry("experiment.archive", details)]
 
         await self._catalog.change(experiment, plan)

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from app.db.keys import experiment_key
 from app.db.lua import load_script
 from app.db.redis import ANSWER_TIMEOUT_S, RedisLink
-from app.shadow.journal import Journal, pack, slices
+from app.shadow.journal import Journal, pack, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +32,7 @@ _RESTORE: Final = load_script("experiment_restore")
 _PARTS: Final = ("state", "totals", "latency", "journal", "weights")
 
 
-class Forgot(Exception):
+class Forgot(ConnectionError):
     """Redis does not hold what Postgres holds of an experiment: lay it there, then try again."""
 
 
@@ -94,18 +94,6 @@ class Snapshot(NamedTuple):
     journal_end: int
 
 
-class Lost(NamedTuple):
-    """What Postgres holds of an experiment, to be laid into Redis."""
-
-    seq: int
-    totals: Mapping[str, int]
-    latency: Mapping[str, int]
-    weights: Mapping[int, str]
-    events: list[str]
-    units: list[str | int]
-    odd: list[str]
-
-
 class Counters:
     """Calls of the scripts. Raises what redis-py raises, TimeoutError, Forgot and EventsFull."""
 
@@ -117,7 +105,6 @@ class Counters:
             self._links.put_nowait(RedisLink(pool))
         self._redis = Redis(connection_pool=pool)
         self._run_ids: dict[RedisLink, str] = {}
-        self.run_id = ""
 
     async def close(self) -> None:
         """Close the connections that nobody uses."""
@@ -155,21 +142,22 @@ class Counters:
         """Note what Postgres holds, and cut the journal."""
         await self._run(_SAVED, name, ("state", "journal"), seq, journal_end)
 
-    async def restore(self, name: str, lost: Lost) -> bool:
-        """Lay what Postgres holds over a Redis that forgot it; return False when somebody else has opened it."""
-        parts: list[tuple[str, Sequence[str | int]]] = [
-            (kind, part)
-            for kind, items in (("events", lost.events), ("units", lost.units), ("odd", lost.odd))
-            for part in slices(items, RESTORE_SLICE)
-        ]
-        for kind, part in parts:
-            if (await self._run(_RESTORE, name, _PARTS, lost.seq, kind, orjson.dumps(part)))[1] == 0:
+    async def lay(self, name: str, seq: int, kind: str, packed: bytes) -> bool:
+        """Lay a row of the journal into a Redis that forgot it; return False when it holds this seq again."""
+        for items in unpacked(kind, packed, RESTORE_SLICE):
+            if (await self._run(_RESTORE, name, _PARTS, seq, kind, orjson.dumps(items)))[1] == 0:
                 return False
+        return True
+
+    async def open(
+        self, name: str, seq: int, totals: Mapping[str, int], latency: Mapping[str, int], weights: Mapping[int, str]
+    ) -> None:
+        """Lay counters after all of the journal; from here on outcomes are merged."""
         opened = {
-            "totals": _flat(lost.totals), "latency": _flat(lost.latency), "weights": _flat(lost.weights),
-            "version": max(lost.weights, default=0),
+            "totals": _flat(totals), "latency": _flat(latency), "weights": _flat(weights),
+            "version": max(weights, default=0),
         }  # fmt: skip
-        return bool((await self._run(_RESTORE, name, _PARTS, lost.seq, "open", orjson.dumps(opened)))[1])
+        await self._run(_RESTORE, name, _PARTS, seq, "open", orjson.dumps(opened))
 
     async def odd(self, name: str) -> list[str]:
         """Return the quarantined units."""
@@ -226,13 +214,14 @@ class Counters:
         return found
 
     async def connect(self) -> str:
-        """Return the run_id of the Redis that answers now, over a new connection."""
+        """Return the run_id of the Redis that the next script runs on."""
         link = await self._links.get()
         try:
-            self.run_id = self._run_ids[link] = await link.open()
+            if not link.is_open:
+                self._run_ids[link] = await link.open()
+            return self._run_ids[link]
         finally:
             self._links.put_nowait(link)
-        return self.run_id
 
     async def _run(
         self, script: Script, name: str, parts: Sequence[str], *words: str | int | bytes, run_id: str | None = None
@@ -241,7 +230,7 @@ class Counters:
         link = await self._links.get()
         try:
             if not link.is_open:
-                self.run_id = self._run_ids[link] = await link.open()
+                self._run_ids[link] = await link.open()
             if run_id is not None and self._run_ids[link] != run_id:
                 raise Forgot(name)
             answer = await link.evaluate(script, [experiment_key(name, part) for part in parts], words)

@@ -14,8 +14,9 @@ from redis.exceptions import RedisError
 from app.actor import Actor, Ask
 from app.db.retry import TRANSIENT
 from app.shadow.assignment import Assignment, Split, settled
-from app.shadow.counters import EventsFull, Forgot, Known, Lost, Work
-from app.shadow.journal import got, numbers, pairs, ungot, unit_number
+from app.shadow.counters import EventsFull, Forgot, Known, Work
+from app.shadow.journal import got, ungot, unit_number
+from app.shadow.recovery import lay
 from app.shadow.tallies import Class, added, enrolled
 from app.shadow.thompson import draw
 
@@ -196,9 +197,9 @@ class Experiment(Actor[Add | Enrol]):
         """Merge a batch with one script call, then answer."""
         try:
             merged = await self._merge(self._work(batch))
-        except (*TRANSIENT, RedisError, asyncpg.PostgresError, Forgot, EventsFull) as error:
+        except (*TRANSIENT, RedisError, asyncpg.PostgresError, EventsFull) as error:
             for message in batch:
-                message.fail(ConnectionError("Redis forgets") if isinstance(error, Forgot) else error)
+                message.fail(error)
             return
         self._take_over(merged)
         with contextlib.suppress(*TRANSIENT, RedisError):  # the next merge tells the same again
@@ -229,7 +230,7 @@ class Experiment(Actor[Add | Enrol]):
         place = (await self._counters.places([name]))[0]
         behind = place is None or place.seq < row.seq
         if behind:
-            await self._counters.restore(name, await lost_of(self._store, row))
+            await lay(self._store, self._counters, [row])
             place = (await self._counters.places([name]))[0]
             if place is None:
                 raise Forgot(name)
@@ -345,15 +346,3 @@ class Experiment(Actor[Add | Enrol]):
         self._units[unit] = one
         if len(self._units) > UNITS_CACHED:
             self._units.popitem(last=False)
-
-
-async def lost_of(store: ExperimentStore, row: Row) -> Lost:
-    """Return what Postgres holds of an experiment."""
-    parts: dict[str, list[bytes]] = {"event": [], "unit": [], "quarantine": []}
-    for _, kind, packed in await store.journals([row.name]):
-        parts[kind].append(packed)
-    weights = {version: text for _, version, text in await store.weights([row.name])}
-    return Lost(
-        row.seq, row.totals, row.latency, weights, numbers(b"".join(parts["event"])), pairs(b"".join(parts["unit"])),
-        numbers(b"".join(parts["quarantine"])),
-    )  # fmt: skip

@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
 HASH_BYTES: Final = 8  # two of ten million items collide with a probability of 3 in a million
 UNIT: Final = struct.Struct(">qI")  # hash of the unit, what it got
@@ -76,7 +76,9 @@ def pairs(packed: bytes) -> list[str | int]:
     return [part for unit, what in UNIT.iter_unpack(packed) for part in (str(unit), what)]
 
 
-def slices(items: Sequence[str | int], size: int) -> Iterator[Sequence[str | int]]:
-    """Yield parts of at most `size` items, which must be even for pairs."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def unpacked(kind: str, packed: bytes, count: int) -> Iterator[list[str] | list[str | int]]:
+    """Yield the items of one row of the table, at most `count` at a time."""
+    size = count * (UNIT.size if kind == "unit" else HASH_BYTES)
+    for start in range(0, len(packed), size):
+        part = packed[start : start + size]
+        yield pairs(part) if kind == "unit" else numbers(part)

@@ -19,7 +19,8 @@ from app.db.statements import Statements
 from app.shadow.calls import ExperimentCalls
 from app.shadow.catalog import Catalog
 from app.shadow.checkpoint import Checkpoints
-from app.shadow.counters import Counters, Forgot, Known
+from app.shadow.counters import Counters
+from app.shadow.recovery import lay
 from app.shadow.rules_opening import Rules
 from app.shadow.series import ShadowSeries
 from app.shadow.steady import SteadyClock
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 POOL_SIZE: Final = 3  # connections to Postgres of shadow's own, so that it never takes one from the ledger
 OPEN_POLL_S: Final = 0.01
+RESTORE_SLICE: Final = 100  # experiments whose journals are read together
 
 
 class Places(NamedTuple):
@@ -130,7 +132,7 @@ class Shadow:
         while True:
             try:
                 await self._open_parts(places)
-            except (*TRANSIENT, RedisError, asyncpg.PostgresError, Forgot) as error:
+            except (*TRANSIENT, RedisError, asyncpg.PostgresError) as error:
                 self.waiting_for = f"a store: {type(error).__name__}"
                 log.warning("experiments wait", extra={"reason": f"{type(error).__name__}: {error}"})
                 await asyncio.sleep(delay_ms(attempt) / 1000)
@@ -166,24 +168,18 @@ async def _load(pool: asyncpg.Pool[Any], catalog: Catalog, counters: Counters) -
     """Take over all experiments from Postgres, and lay into Redis what it forgot; return what was found."""
     started_s = time.monotonic()
     rows = [row_of(row) for row in await pool.fetch(query("load_experiments"), 0, None)]
-    experiments = [catalog.take(row) for row in rows]
+    for row in rows:
+        catalog.take(row)
     catalog.revision = max((row.revision for row in rows), default=0)
-    run_id = await counters.connect()
     places = await counters.places([row.name for row in rows])
-    restored = unused = 0
-    for experiment, row, place in zip(experiments, rows, places, strict=True):
-        if place is not None and place.seq >= row.seq:
-            if not experiment.version and row.definition.allocation == "fixed":
-                experiment.known = Known(run_id, place.born)
-        elif row.seq:
-            await experiment.restore()
-            restored += 1
-        else:
-            unused += 1
+    behind = [row for row, place in zip(rows, places, strict=True) if row.seq and (place is None or place.seq < row.seq)]
+    for start in range(0, len(behind), RESTORE_SLICE):
+        await lay(catalog.store, counters, behind[start : start + RESTORE_SLICE])
+    unused = sum(place is None and not row.seq for row, place in zip(rows, places, strict=True))
     seconds = round(time.monotonic() - started_s, 3)
     found = {
-        "experiments": len(rows), "from_redis": len(rows) - restored - unused, "from_postgres": restored, "unused": unused,
-        "seconds": seconds,
+        "experiments": len(rows), "from_redis": len(rows) - len(behind) - unused, "from_postgres": len(behind),
+        "unused": unused, "seconds": seconds,
     }  # fmt: skip
     log.info("experiments loaded", extra=found)
     return found

@@ -20,7 +20,6 @@ from app.actor import ActorStopped, AskTimeout, InboxFull
 from app.db.retry import TRANSIENT
 from app.shadow.assignment import settled
 from app.shadow.canary import waiting_for
-from app.shadow.counters import Forgot
 from app.shadow.decision import belief, crossings_of, inputs_of, look_at, verdict_of
 from app.shadow.definition import CanaryStep, Rollback
 from app.shadow.guardrail import trip_of
@@ -51,7 +50,7 @@ WEIGH_GROWTH: Final = 0.01
 
 # What passes by itself: the next look tries again.
 LATER: Final = (
-    *TRANSIENT, RedisError, asyncpg.PostgresError, Forgot, Problem, ActorStopped, AskTimeout, InboxFull,
+    *TRANSIENT, RedisError, asyncpg.PostgresError, Problem, ActorStopped, AskTimeout, InboxFull,
 )  # fmt: skip
 
 

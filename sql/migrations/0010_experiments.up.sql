@@ -30,12 +30,13 @@ CREATE TABLE experiment_counters (
 
 -- What Redis remembers one by one: events that were counted, units that were enrolled or quarantined; packed.
 CREATE TABLE experiment_journal (
+  id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   name   text NOT NULL REFERENCES experiments,
   kind   text NOT NULL CHECK (kind IN ('event', 'unit', 'quarantine')),
   at     timestamptz NOT NULL DEFAULT now(),
   packed bytea NOT NULL CHECK (length(packed) > 0)
 );
-CREATE INDEX experiment_journal_name ON experiment_journal (name, kind);
+CREATE INDEX experiment_journal_name ON experiment_journal (name, id);
 CREATE INDEX experiment_journal_events ON experiment_journal (at) WHERE kind = 'event';
 
 -- The weights of Thompson sampling: a version never changes, because units were assigned with it.

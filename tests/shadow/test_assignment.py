@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -35,7 +36,7 @@ def test_a_canary_that_grows_moves_no_unit_away_from_its_challenger() -> None:
 
     owners = [[owner(stage, bucket) for bucket in range(0, BUCKETS, 7)] for stage in stages]
 
-    for before, after in zip(owners, owners[1:], strict=False):
+    for before, after in pairwise(owners):
         kept = [one == two for one, two in zip(before, after, strict=True) if one in CANARY.challengers]
         assert all(kept)
         assert kept
@@ -63,7 +64,7 @@ def test_no_bucket_belongs_to_two_variants(weights: list[float], share: float, d
     ranges = canary_ranges(whole, control, share)
 
     flat = sorted(one for part in ranges for one in part)
-    assert all(before[1] <= after[0] + 1e-9 for before, after in zip(flat, flat[1:], strict=False))
+    assert all(before[1] <= after[0] + 1e-9 for before, after in pairwise(flat))
 
 
 @given(before=st.floats(0.05, 1), after=st.floats(0.05, 1), unit=st.text(max_size=20))

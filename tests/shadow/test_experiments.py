@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 
-from app.shadow.definition import FLOOR
+from app.shadow.definition import FLOOR, State
 from app.shadow.steward import PROBES
 from app.shadow.wire import (
     CanaryCall,
@@ -39,6 +40,19 @@ async def samples(shadow: Shadow, name: str) -> list[int]:
     """Return the outcomes of each variant, as all replicas have counted them."""
     analysis = await calls_of(shadow).analysis(name, 100, 0)
     return [one.samples for one in analysis.variants]
+
+
+def state_of(shadow: Shadow, name: str) -> State:
+    """Return where an experiment stands on a replica."""
+    experiment = shadow.catalog.get(name)
+    assert experiment is not None
+    return experiment.state
+
+
+def verified(shadow: Shadow, name: str) -> bool:
+    """Whether a replica knows that a rollback was seen to be in effect."""
+    rollback = state_of(shadow, name).rollback
+    return rollback is not None and rollback.verified_at_ms is not None
 
 
 async def refused(work: Any) -> tuple[int, str]:
@@ -195,9 +209,9 @@ async def test_a_winner_is_recorded_with_its_inputs_and_never_changes(replicas: 
     name = await made(one)
 
     await tell(one, name, [*reports("a", 3000, 300), *reports("b", 3000, 450)])
-    await until(lambda: (one.catalog.get(name) or pytest.fail()).state.verdict is not None, "the verdict")
+    await until(lambda: state_of(one, name).verdict is not None, "the verdict")
     verdict = (await calls_of(one).read(name)).decision
-    await tell(two, name, reports("b", 9000, 0))
+    await tell(two, name, reports("a", 9000, 3000))
     analysis = await calls_of(two).analysis(name, 100, 0)
 
     assert (verdict.decision, verdict.variant) == ("winner", "b")
@@ -224,9 +238,9 @@ async def test_errors_on_one_replica_roll_back_on_all_within_a_second(replicas: 
         return {assignment.reason for assignment in given} == {"rolled_back"}
 
     assert await until(everywhere, "the rollback") < ROLLBACK_MAX_S
-    await until(lambda: (two.catalog.get(name) or pytest.fail()).state.rollback is not None, "the entry")
+    await until(lambda: state_of(two, name).rollback is not None, "the entry")
     again = await calls_of(one).roll_back(name, RollbackCall("by hand"), "key_test")
-    await until(lambda: one.catalog.get(name).state.rollback.verified_at_ms is not None, "the check afterwards")  # type: ignore[union-attr]
+    await until(lambda: verified(one, name), "the check afterwards")
 
     assert again.rollback is not None
     assert again.rollback.by == "guardrail"
@@ -257,9 +271,7 @@ async def test_a_canary_advances_by_itself_waits_for_approval_and_records_its_st
     await tell(one, name, [*reports("a", 20, 1), *reports("b", 20, 1)])
     waiting = (await calls.read(name)).canary
     await calls.canary(name, CanaryCall("approve"), "key_test")
-    experiment = one.catalog.get(name)
-    assert experiment is not None
-    await until(lambda: experiment.state.step is not None and experiment.state.step.number == 1, "the step")
+    await until(lambda: state_of(one, name).stage == 1, "the step")
     everybody = {(await one.assign(name, f"u{number}")).variant for number in range(30)}
     await tell(one, name, reports("b", 20, 1))
     await calls.canary(name, CanaryCall("advance"), "key_test")
@@ -331,7 +343,7 @@ async def test_an_override_is_an_admins_is_recorded_and_counted(replicas: Replic
     assert (await shadow.assign(name, "anyone")).reason == "deployed"
     assert await replicas.entries(name) == ["experiment.create", "experiment.refusal", "experiment.deploy"]
     other = await replicas.start("two")
-    assert [(one.catalog.get(name) or pytest.fail()).state.untested for one in (shadow, other)] == [1, 1]
+    assert [state_of(one, name).untested for one in (shadow, other)] == [1, 1]
 
 
 async def test_an_archived_experiment_takes_nothing_and_its_name_stays_taken(shadow: Shadow) -> None:
@@ -348,3 +360,35 @@ async def test_an_archived_experiment_takes_nothing_and_its_name_stays_taken(sha
     )
     assert await refused(calls.create(new(name), "k")) == (409, "experiment_exists")
     assert (await shadow.assign(name, "u")).reason == "archived"
+
+
+async def test_a_start_with_a_thousand_experiments_takes_less_than_two_seconds(replicas: Replicas) -> None:
+    one = await replicas.start("one")
+    name = await made(one)
+    await tell(one, name, reports("a", 20, 3))
+    await one.stop()
+    prefix = fresh("many")
+    await replicas.rows(
+        "WITH base AS (SELECT definition, state, created_by FROM experiments WHERE name = $1), "
+        "made AS (INSERT INTO experiments (name, definition, state, revision, created_by) "
+        "SELECT $2 || i, replace(definition, $1, $2 || i), state, 1000000 + i, created_by "
+        "FROM base, generate_series(1, 1000) AS i RETURNING name) "
+        "INSERT INTO experiment_counters (name, seq, totals) SELECT name, 5, $3 FROM made",
+        name, prefix, '{"n0":20,"s0":3,"S0:0":3,"N0":20}',
+    )  # fmt: skip
+    await replicas.rows("UPDATE shadow_revision SET revision = 1001000")
+
+    started_s = time.monotonic()
+    two = await replicas.start("two")
+    first_s = time.monotonic() - started_s
+    await two.stop()
+    started_s = time.monotonic()
+    three = await replicas.start("three")
+
+    assert time.monotonic() - started_s < 2.0
+    assert first_s < 4.0  # all of them had to be laid into Redis
+    assert (two.restored["from_postgres"], three.restored["from_postgres"]) == (1000, 0)
+    assert await samples(three, f"{prefix}777") == [20, 0]
+    assert await samples(three, name) == [20, 0]
+    await replicas.rows("DELETE FROM experiment_counters WHERE name LIKE $1", prefix + "%")
+    await replicas.rows("DELETE FROM experiments WHERE name LIKE $1", prefix + "%")
