@@ -19,11 +19,13 @@
 {x:<name>}:units:<bucket>  hash  enrolled units, 64-bit integers, to what they got
 {x:<name>}:odd           set     quarantined units
 {limits}:<policy>:<id>   string  units in a rate limit's bucket and the Unix microsecond they were counted at; until full
-{rule:<id>}:trial:<n>    hash    process to its counts of a rule's trial (JSON); 24 h after the last change
-{rule:<id>}:samples:<n>:<kind>  list  newest samples of a kind of difference, `<id> <JSON>`; 24 h
+{rules}:trial:<rule>:<n>  hash   process to its counts of a rule's trial (JSON); 24 h after the last change
+{rules}:samples:<rule>:<n>:<kind>  list  newest samples of a kind of difference, `<id> <JSON>`; 24 h
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 
 def shard_tag(shard: int) -> str:
@@ -52,14 +54,17 @@ def limit_key(policy: str, name: str) -> str:
     return f"{{limits}}:{policy}:{name}"
 
 
+RULES_TAG: Final = "{rules}:"  # all rules are in one slot, so that one connection serves them
+
+
 def rule_trial_key(rule_id: int, trial: int) -> str:
     """Return the key of what was counted of a rule's trial."""
-    return f"{{rule:{rule_id}}}:trial:{trial}"
+    return f"{RULES_TAG}trial:{rule_id}:{trial}"
 
 
 def rule_samples_key(rule_id: int, trial: int, kind: str) -> str:
     """Return the key of the samples of one kind of difference."""
-    return f"{{rule:{rule_id}}}:samples:{trial}:{kind}"
+    return f"{RULES_TAG}samples:{rule_id}:{trial}:{kind}"
 
 
 def experiment_key(name: str, part: str) -> str:
