@@ -9,6 +9,7 @@
 -- KEYS[3] {x:name}:latency  hash  histogram of latencies, integers by field
 -- KEYS[4] {x:name}:journal  list  what Postgres does not hold yet: e<event>, u<unit>=<what it got>, q<unit>
 --         {x:name}:seen:<window>:<bucket>  set   events of a day, 64-bit integers; bucket: their last four digits
+--         {x:name}:dated:<window>          string  one bit for each bucket of the day that exists
 --         {x:name}:units:<bucket>          hash  unit, a 64-bit integer, to what it got
 --         {x:name}:odd                     set   units that are quarantined
 -- ARGV[1] seq that Postgres holds, integer >= 0
@@ -18,7 +19,7 @@
 -- ARGV[4] when the caller knows the state to have been laid here: what it remembers of units and weights is of that state
 -- Returns {"OK", seq, numbers of repeated events from 0, what each unit got, version, odd units, totals as a flat list}
 --   or, before anything was done: {"FORGOT"} | {"BEHIND", seq} | {"FULL"}: more events in a day than are remembered
--- Cost: O(events + units + fields of the classes), 2 commands an event.
+-- Cost: O(events + units + fields of the classes); 1 to 4 commands an event, 1 to 2 in a busy experiment.
 
 local call = redis.call
 local WINDOW_S = 86400           -- an event is remembered for this window and the next: 24 to 48 hours
@@ -35,38 +36,51 @@ local window = math.max(tonumber(head[2]), math.floor(tonumber(call('TIME')[1]) 
 local events = window == tonumber(head[2]) and tonumber(head[3]) or 0
 if events + #work.events / 3 > WINDOW_EVENTS_MAX then return {'FULL'} end
 
-local counts, sums, latencies, journal, dated, repeated = {}, {}, {}, {}, {}, {}
+local counts, sums, latencies, journal, repeated = {}, {}, {}, {}, {}
 local function add(to, field, amount)
   to[field] = (to[field] or 0) + amount
 end
 
+-- Which buckets of a day exist: one bit each, so that most events need one command and not three.
+local today, day_before = prefix .. 'seen:' .. window .. ':', prefix .. 'seen:' .. (window - 1) .. ':'
+local dated = call('GET', prefix .. 'dated:' .. window) or ''
+local dated_before = call('GET', prefix .. 'dated:' .. (window - 1)) or ''
+local function stands(bits, bucket)
+  return math.floor((string.byte(bits, math.floor(bucket / 8) + 1) or 0) / 2 ^ (7 - bucket % 8)) % 2 == 1
+end
+
+local new = {}
 for i = 1, #work.events, 3 do
   local event, class, value = work.events[i], work.events[i + 1], work.events[i + 2]
-  local bucket = ':' .. string.sub(event, -4)
-  local key = prefix .. 'seen:' .. window .. bucket
-  if call('SISMEMBER', prefix .. 'seen:' .. (window - 1) .. bucket, event) == 1 or call('SADD', key, event) == 0 then
+  local bucket = math.abs(tonumber(string.sub(event, -4)))
+  if stands(dated_before, bucket) and call('SISMEMBER', day_before .. bucket, event) == 1
+    or call('SADD', today .. bucket, event) == 0 then
     repeated[#repeated + 1] = (i - 1) / 3
   else
-    if not dated[key] then call('EXPIRE', key, KEEP_S) end
-    dated[key] = true
+    if not new[bucket] and not stands(dated, bucket) then
+      new[bucket] = true
+      call('EXPIRE', today .. bucket, KEEP_S)
+      call('SETBIT', prefix .. 'dated:' .. window, bucket, 1)
+    end
     journal[#journal + 1] = 'e' .. event
     add(counts, class, 1)
     events = events + 1
     if value ~= 0 then add(sums, work.classes[class][1], value) end
   end
 end
+if dated == '' and next(new) then call('EXPIRE', prefix .. 'dated:' .. window, KEEP_S) end
 
 local given = {}
 for i = 1, #work.units, 3 do
   local unit, wanted, class = work.units[i], work.units[i + 1], work.units[i + 2]
   local key = prefix .. 'units:' .. string.sub(unit, -4)
-  local known = call('HGET', key, unit)
-  if not known then
-    call('HSET', key, unit, wanted)
+  if call('HSETNX', key, unit, wanted) == 1 then
     journal[#journal + 1] = 'u' .. unit .. '=' .. wanted
     add(counts, class, 1)
+    given[#given + 1] = wanted
+  else
+    given[#given + 1] = call('HGET', key, unit)
   end
-  given[#given + 1] = known or wanted
 end
 for _, unit in ipairs(work.odd) do
   if call('SCARD', prefix .. 'odd') < ODD_MAX and call('SADD', prefix .. 'odd', unit) == 1 then

@@ -7,7 +7,7 @@
 -- KEYS[3] {x:name}:latency  hash  as in experiment_merge
 -- KEYS[4] {x:name}:journal  list  as in experiment_merge
 -- KEYS[5] {x:name}:weights  hash  as in experiment_weigh
---         {x:name}:seen:<window>:<bucket>, {x:name}:units:<bucket>, {x:name}:odd  as in experiment_merge
+--         {x:name}:seen:<window>:<bucket>, {x:name}:dated:<window>, {x:name}:units:<bucket>, {x:name}:odd  as there
 -- ARGV[1] seq that Postgres holds
 -- ARGV[2] what to lay: event | unit | quarantine | open
 -- ARGV[3] JSON: [event, ...]; [unit, what it got, ...]; [unit, ...];
@@ -28,11 +28,14 @@ local window = math.floor(tonumber(clock[1]) / WINDOW_S)
 local steps = {}
 
 function steps.event()
+  local dated = prefix .. 'dated:' .. window
   for _, event in ipairs(data) do
-    local key = prefix .. 'seen:' .. window .. ':' .. string.sub(event, -4)
+    local bucket = math.abs(tonumber(string.sub(event, -4)))
+    local key = prefix .. 'seen:' .. window .. ':' .. bucket
     call('SADD', key, event)
-    call('EXPIRE', key, KEEP_S)
+    if call('SETBIT', dated, bucket, 1) == 0 then call('EXPIRE', key, KEEP_S) end
   end
+  call('EXPIRE', dated, KEEP_S)
 end
 
 function steps.unit()

@@ -16,6 +16,7 @@
 {x:<name>}:journal       list    events and units that Postgres does not hold yet
 {x:<name>}:weights       hash    version to weights of Thompson sampling
 {x:<name>}:seen:<window>:<bucket>  set  events of a day, 64-bit integers, 49 h
+{x:<name>}:dated:<window>  string  which of these buckets exist, one bit each, 49 h
 {x:<name>}:units:<bucket>  hash  enrolled units, 64-bit integers, to what they got
 {x:<name>}:odd           set     quarantined units
 {limits}:<policy>:<id>   string  units in a rate limit's bucket and the Unix microsecond they were counted at; until full

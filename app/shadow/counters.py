@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from app.db.lua import Script
 
 LINKS: Final = 2  # one script runs while the next is on its way; Redis runs one at a time, and money needs it too
-RESTORE_SLICE: Final = 1_000  # items of one call: about 1 ms of Redis, like a merge
+RESTORE_SLICE: Final = 500  # items of one call: a few ms of Redis
 SWEEP_SLICE: Final = 500  # experiments of one pipeline
 
 _MERGE: Final = load_script("experiment_merge")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from app.shadow.definition import State
     from app.shadow.store import ExperimentStore, Row
 
-BATCH_MAX: Final = 500  # outcomes of one script call: 1.5 ms of Redis, which money needs too
+BATCH_MAX: Final = 250  # outcomes of one script call: about 2 ms of Redis, which money needs too
 INBOX_MAX: Final = 100_000  # outcomes that wait: 5 s at 20,000 a second, 20 MB
 ASK_TIMEOUT_S: Final = 5.0
 UNITS_CACHED: Final = 20_000  # of what sampled units got: 4 MB
