@@ -102,7 +102,15 @@ async def archive_experiment(request: Request) -> Handled:
     return _shown(await _calls(request).archive(request.match_info["name"], _actor(request)[0], version))
 
 
-async def _take(request: Request, tokens: int = 1) -> None:
+def too_many_events() -> Problem:
+    """Return the 429 for outcomes that an experiment cannot remember one by one."""
+    return Problem(
+        429, "too_many_events", "More outcomes came in a day than can be told from repetitions.",
+        headers={"Retry-After": str(FULL_RETRY_S)},
+    )  # fmt: skip
+
+
+async def take(request: Request, tokens: int = 1) -> None:
     """Take tokens from the bucket of the key that calls, if it has one. Raises Problem 429."""
     access = request.app[ACCESS]
     buckets = access.rates.buckets(key_of(request), None)
@@ -115,26 +123,23 @@ async def _take(request: Request, tokens: int = 1) -> None:
 async def assign(request: Request) -> Handled:
     """POST /v1/experiments/{name}/assign."""
     body = await _ASSIGN.read(request)
-    await _take(request)
+    await take(request)
     return _answer(await _calls(request).assign(request.match_info["name"], body))
 
 
 async def take_outcomes(request: Request) -> Handled:
     """POST /v1/experiments/{name}/outcomes."""
     body = await _OUTCOMES.read(request)
-    await _take(request, 1 if body.outcomes is None else len(body.outcomes))
+    await take(request, 1 if body.outcomes is None else len(body.outcomes))
     try:
         return _answer(await _calls(request).outcomes(request.match_info["name"], body))
     except EventsFull:
-        raise Problem(
-            429, "too_many_events", "More outcomes came in a day than can be told from repetitions.",
-            headers={"Retry-After": str(FULL_RETRY_S)},
-        ) from None  # fmt: skip
+        raise too_many_events() from None
 
 
 async def read_analysis(request: Request) -> Handled:
     """GET /v1/experiments/{name}/analysis."""
-    await _take(request)
+    await take(request)
     draws = query(request, "draws", Draws, DRAWS_DEFAULT)
     seed = query(request, "seed", DrawSeed, 0)
     return _answer(await _calls(request).analysis(request.match_info["name"], draws, seed))

@@ -10,7 +10,8 @@ What is here means what CEL says (language definition of cel-spec): integers of 
 doubles, texts, booleans, null, lists, objects; `&&`, `||`, `all` and `exists` give an answer that one side alone
 decides, even when the other side fails; `==` between different types is false. Beyond CEL: an integer and a double may
 be added, subtracted, multiplied and divided, and there are `now()`, `random()` and `bucket(seed, unit)`. Left out: regular
-expressions (no bound on their time), bytes, unsigned integers, timestamps, protocol buffers, text of a double.
+expressions (no bound on their time), bytes, unsigned integers, timestamps, protocol buffers, the text of a double, and the
+integer of a boolean.
 
 Budget: every part of the expression takes one step, a part inside a macro one for each member, and what is made or looked
 through takes steps by its size (`STEPS_MAX` of `app.shadow.expression_run`). The count depends on the expression and its

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 from msgspec import Meta
 
-from app.shadow.api import SHADOW
+from app.shadow.api import SHADOW, take, too_many_events
+from app.shadow.counters import EventsFull
 from app.shadow.flags import (
     BulkFailure,
     ContextRefused,
@@ -53,6 +54,7 @@ async def _context(request: Request) -> Any:
 async def evaluate_flag(request: Request) -> Handled:
     """POST /ofrep/v1/evaluate/flags/{key}."""
     key = path(request, "key")
+    await take(request)
     try:
         flag = await Flags(lambda: request.app[SHADOW].catalog).one(key, await _context(request))
     except ContextRefused as refused:
@@ -67,6 +69,7 @@ async def evaluate_flags(request: Request) -> Handled:
     """POST /ofrep/v1/evaluate/flags."""
     for name in _MARKS:
         query(request, name, ConfigMark, None)
+    await take(request)
     try:
         body, tag = await Flags(lambda: request.app[SHADOW].catalog).all(await _context(request))
     except ContextRefused as refused:
@@ -80,24 +83,31 @@ async def evaluate_flags(request: Request) -> Handled:
 async def track_event(request: Request) -> Handled:
     """POST /v1/track."""
     body = await _EVENT.read(request)
-    return json_answer(msgspec.json.encode(await Tracking(lambda: request.app[SHADOW].catalog).track(body)))
+    await take(request)
+    try:
+        tracked = await Tracking(lambda: request.app[SHADOW].catalog).track(body)
+    except EventsFull:
+        raise too_many_events() from None
+    return json_answer(msgspec.json.encode(tracked))
 
 
 _AWAY: Final = (503, "unavailable")
+_LIMITED: Final = (429, "rate_limited")
 
 FLAG_ROUTES: Final = (
     Route(
         "POST", "/ofrep/v1/evaluate/flags/{key}", evaluate_flag, summary="Evaluate one flag (OFREP 0.3.0)", tag="flags",
         path_fields={"key": FlagKey}, body=FlagRequest, answers={200: Flag, 400: FlagFailure, 404: FlagNotFound},
-        problems=(_AWAY,), api_key=True,
+        problems=(_LIMITED, _AWAY), api_key=True,
     ),
     Route(
         "POST", "/ofrep/v1/evaluate/flags", evaluate_flags, summary="Evaluate all flags (OFREP 0.3.0)", tag="flags",
         query=dict.fromkeys(_MARKS, ConfigMark), body=FlagRequest,
-        answers={200: FlagList, 304: None, 400: BulkFailure}, problems=(_AWAY,), api_key=True, etag=True,
+        answers={200: FlagList, 304: None, 400: BulkFailure}, problems=(_LIMITED, _AWAY), api_key=True, etag=True,
     ),
     Route(
         "POST", "/v1/track", track_event, summary="Count what a unit did in every experiment that waits for it", tag="flags",
-        body=TrackedEvent, answers={200: Tracked}, problems=((422, "unknown_unit"), _AWAY), api_key=True,
+        body=TrackedEvent, answers={200: Tracked}, api_key=True,
+        problems=(_LIMITED, (429, "too_many_events"), (422, "unknown_unit"), _AWAY),
     ),
 )  # fmt: skip

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from aiohttp import web
 
+from app.access.api import key_of
+from app.shadow.api import take
 from app.shadow.rules_opening import Rules
 from app.shadow.rules_wire import (
     Answered,
@@ -46,9 +48,8 @@ def _calls(request: Request) -> RuleCalls:
 
 def _caller(request: Request) -> tuple[str, bool]:
     """Return the id of the calling key, and whether it is an admin's."""
-    if request.principal is None:
-        raise AssertionError("the edge lets no request without a key into a closed route")
-    return request.principal.key_id, request.principal.role == "admin"
+    key = key_of(request)
+    return key.key_id, key.role == "admin"
 
 
 def _rule_answer(view: RuleView, status: int = 200) -> Handled:
@@ -97,11 +98,13 @@ async def promote_version(request: Request) -> Handled:
 async def evaluate_rule(request: Request) -> Handled:
     """POST /v1/rules/{name}/evaluate."""
     body = await _EVALUATION.read(request)
+    await take(request)
     return json_answer(msgspec.json.encode(await _calls(request).evaluate(path(request, "name"), body.input)))
 
 
 async def read_report(request: Request) -> Handled:
     """GET /v1/rules/{name}/report."""
+    await take(request)
     trial = query(request, "trial", TrialNumber, None)
     return json_answer(msgspec.json.encode(await _calls(request).report(path(request, "name"), trial)))
 
@@ -109,6 +112,7 @@ async def read_report(request: Request) -> Handled:
 _PATH: Final[dict[str, Any]] = {"name": Name}
 _AWAY: Final = (503, "unavailable")
 _NONE: Final = (404, "no_rule")
+_LIMITED: Final = (429, "rate_limited")
 _CONFLICT: Final = (409, "version_conflict")
 
 RULE_ROUTES: Final = (
@@ -140,10 +144,11 @@ RULE_ROUTES: Final = (
     ),
     Route(
         "POST", "/v1/rules/{name}/evaluate", evaluate_rule, summary="Get the champion's answer to an input", tag="rules",
-        path_fields=_PATH, body=Evaluation, answers={200: Answered}, problems=(_NONE, (422, "rule_failed"), _AWAY),
+        path_fields=_PATH, body=Evaluation, answers={200: Answered}, problems=(_NONE, (422, "rule_failed"), _LIMITED, _AWAY),
     ),
     Route(
         "GET", "/v1/rules/{name}/report", read_report, summary="How the challenger's answers differ from the champion's",
-        tag="rules", path_fields=_PATH, query={"trial": TrialNumber}, answers={200: Report}, problems=(_NONE, _AWAY),
+        tag="rules", path_fields=_PATH, query={"trial": TrialNumber}, answers={200: Report},
+        problems=(_NONE, _LIMITED, _AWAY),
     ),
 )  # fmt: skip

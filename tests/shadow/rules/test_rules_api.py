@@ -11,6 +11,9 @@ import jsonschema
 import pytest
 from aiohttp import web
 
+from app.access.api import ACCESS
+from app.access.opening import Access
+from app.access.scope import Key
 from app.metrics import Metrics
 from app.shadow.rules_api import RULE_ROUTES, RULES
 from app.shadow.rules_opening import Rules
@@ -24,14 +27,11 @@ from tests.shadow.rules.conftest import Replica, compared
 VERSIONS = [{"name": "v1", "expression": "{'d': input.a > 1}"}, {"name": "v2", "expression": "{'d': input.a > 2}"}]
 
 
-class Caller(NamedTuple):
-    """Whoever a key of this test stands for."""
-
-    key_id: str
-    role: str
+CALLERS = {"Bearer root": Key("root", "admin"), "Bearer run": Key("key_run", "operator")}
 
 
-CALLERS = {"Bearer root": Caller("root", "admin"), "Bearer run": Caller("key_run", "operator")}
+async def unrecorded(_kind: str, _details: dict[str, Any]) -> None:
+    """What entries of denied attempts go to here."""
 
 
 @asynccontextmanager
@@ -39,6 +39,7 @@ async def serving(rules: Rules) -> AsyncIterator[aiohttp.ClientSession]:
     """A client of a server with these rules."""
     app = web.Application()
     app[RULES] = rules
+    app[ACCESS] = Access("a root key that nobody uses", unrecorded)
     set_up(app, lambda _method, _path: lambda header, _address: CALLERS.get(header or "") or unauthorized())
     add_routes(app, (*RULE_ROUTES, *reference_routes(RULE_ROUTES, title="rules", version="0")))
     runner = EdgeRunner(app, ConnectionLimits(), shutdown_timeout=0.5)
