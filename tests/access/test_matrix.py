@@ -18,7 +18,9 @@ from app.shadow.rules_api import RULE_ROUTES
 from app.web.docs import reference_routes
 from app.webhooks.api import WEBHOOK_ROUTES
 
-OWN = (*ROUTES, *AUDIT_ROUTES, *OPERATION_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES, *EXPERIMENT_ROUTES, *RULE_ROUTES, *FLAG_ROUTES)
+OWN = (
+    *ROUTES, *AUDIT_ROUTES, *OPERATION_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES, *EXPERIMENT_ROUTES, *RULE_ROUTES, *FLAG_ROUTES,
+)  # fmt: skip
 SERVED = (*OWN, *reference_routes(OWN, title="t", version="0"))
 
 # Rows whose routes other rooms bring: a part goes when its routes come.
