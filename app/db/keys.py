@@ -24,6 +24,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 
 def shard_tag(shard: int) -> str:
     """Return the hash tag that starts every key of the shard, for example `{s00}:`."""
@@ -46,11 +48,19 @@ def checkpoint_key(shard: int) -> str:
     return f"{shard_tag(shard)}checkpoint"
 
 
+LIMITS_TAG: Final = "{limits}:"  # all limits are in one slot, so that one script call checks many
+
+
 def limit_key(policy: str, name: str) -> str:
-    """Return the key of a rate limit's bucket. All are in one slot, so that one script call checks many."""
-    return f"{{limits}}:{policy}:{name}"
+    """Return the key of a rate limit's bucket."""
+    return f"{LIMITS_TAG}{policy}:{name}"
+
+
+def experiment_tag(name: str) -> str:
+    """Return the hash tag that starts every key of an experiment's counters: they share a slot."""
+    return f"{{x:{name}}}:"
 
 
 def experiment_key(name: str, part: str) -> str:
-    """Return one key of an experiment's counters; all keys of an experiment share a slot."""
-    return f"{{x:{name}}}:{part}"
+    """Return one key of an experiment's counters."""
+    return f"{experiment_tag(name)}{part}"

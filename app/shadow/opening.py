@@ -12,10 +12,10 @@ import asyncpg
 from redis.exceptions import RedisError
 
 from app.db.postgres import open_pool, open_reader
-from app.db.redis import make_pool
 from app.db.retry import TRANSIENT, delay_ms
 from app.db.sql import query
 from app.db.statements import Statements
+from app.db.topology import make_topology
 from app.shadow.calls import ExperimentCalls
 from app.shadow.catalog import Catalog
 from app.shadow.checkpoint import Checkpoints
@@ -141,7 +141,7 @@ class Shadow:
 
     async def _open_parts(self, places: Places) -> None:
         pool = await open_pool(places.database_url, POOL_SIZE)
-        counters = Counters(make_pool(places.redis_url))
+        counters = Counters(make_topology(places.redis_url))
         try:
             clock = SteadyClock()
             steward = Steward(lambda: catalog, clock, places.replica)
