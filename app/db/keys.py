@@ -50,9 +50,17 @@ def checkpoint_key(shard: int) -> str:
     return f"{shard_tag(shard)}checkpoint"
 
 
+LIMITS_TAG: Final = "{limits}:"  # all limits are in one slot, so that one script call checks many
+
+
 def limit_key(policy: str, name: str) -> str:
-    """Return the key of a rate limit's bucket. All are in one slot, so that one script call checks many."""
-    return f"{{limits}}:{policy}:{name}"
+    """Return the key of a rate limit's bucket."""
+    return f"{LIMITS_TAG}{policy}:{name}"
+
+
+def experiment_tag(name: str) -> str:
+    """Return the hash tag that starts every key of an experiment's counters: they share a slot."""
+    return f"{{x:{name}}}:"
 
 
 RULES_TAG: Final = "{rules}:"  # all rules are in one slot, so that one connection serves them
@@ -69,5 +77,5 @@ def rule_samples_key(rule_id: int, trial: int, kind: str) -> str:
 
 
 def experiment_key(name: str, part: str) -> str:
-    """Return one key of an experiment's counters; all keys of an experiment share a slot."""
-    return f"{{x:{name}}}:{part}"
+    """Return one key of an experiment's counters."""
+    return f"{experiment_tag(name)}{part}"

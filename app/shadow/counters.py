@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import orjson
 from redis.asyncio import Redis
 
-from app.db.keys import experiment_key
+from app.db.keys import experiment_key, experiment_tag
 from app.db.lua import load_script
 from app.db.redis import ANSWER_TIMEOUT_S, RedisLink
 from app.shadow.journal import Journal, pack, unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from redis.asyncio import ConnectionPool
+    from redis.asyncio.client import Pipeline
 
     from app.db.lua import Script
+    from app.db.topology import Topology
 
-LINKS: Final = 2  # one script runs while the next is on its way; Redis runs one at a time, and money needs it too
+LINKS: Final = (
+    2  # to each server: one script runs while the next is on its way; Redis runs one at a time, and money needs it too
+)
 RESTORE_SLICE: Final = 500  # items of one call: a few ms of Redis
 SWEEP_SLICE: Final = 500  # experiments of one pipeline
 
@@ -94,28 +98,52 @@ class Snapshot(NamedTuple):
     journal_end: int
 
 
-class Counters:
-    """Calls of the scripts. Raises what redis-py raises, TimeoutError, Forgot and EventsFull."""
+class _Server:
+    """One Redis server: a client for reads, and places for the connections that carry scripts."""
 
     def __init__(self, pool: ConnectionPool) -> None:
-        """`pool` makes connections; nothing is opened yet."""
-        self._pool = pool
-        self._links: asyncio.Queue[RedisLink] = asyncio.Queue()
+        self.client: Final = Redis(connection_pool=pool)
+        self.links: Final[asyncio.Queue[_Link]] = asyncio.Queue()
         for _ in range(LINKS):
-            self._links.put_nowait(RedisLink(pool))
-        self._redis = Redis(connection_pool=pool)
-        self._run_ids: dict[RedisLink, str] = {}
+            self.links.put_nowait(_Link())
+
+
+class _Link:
+    """A place for a connection, and which incarnation of Redis it leads to."""
+
+    def __init__(self) -> None:
+        self.link: RedisLink | None = None
+        self.run_id = ""
+
+    async def open(self, topology: Topology, tag: str) -> RedisLink:
+        """Return the connection, opened to where keys with this tag live if it is closed."""
+        if self.link is None or not self.link.is_open:
+            self.link = RedisLink(topology, tag)
+            self.run_id = await self.link.open()
+        return self.link
+
+
+class Counters:
+    """Calls of the scripts. Raises what redis-py raises, ConnectionError, TimeoutError, Forgot and EventsFull."""
+
+    def __init__(self, topology: Topology) -> None:
+        """`topology` says where keys live, over connections of shadow's own; nothing is opened yet."""
+        self._topology = topology
+        self._servers: dict[ConnectionPool, _Server] = {}
 
     async def close(self) -> None:
         """Close the connections that nobody uses."""
-        while not self._links.empty():
-            await self._links.get_nowait().close()
-        await self._redis.aclose()
-        await self._pool.disconnect()
+        for server in self._servers.values():
+            while not server.links.empty():
+                link = server.links.get_nowait().link
+                if link is not None:
+                    await link.close()
+            await server.client.aclose()
+        await self._topology.close()
 
     async def ping(self) -> None:
-        """Ask Redis for a PONG. Raises when it is away."""
-        await self._redis.ping()
+        """Ask a server for a PONG. Raises when it is away."""
+        await (await self._server("")).client.ping()
 
     async def merge(self, name: str, saved: int, known: Known, work: Work, *, totals: bool) -> Merged:
         """Add outcomes and enrol units. Raises Forgot when what is known is not what is there by now.
@@ -161,91 +189,118 @@ class Counters:
 
     async def odd(self, name: str) -> list[str]:
         """Return the quarantined units."""
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            return [_text(one) for one in await self._redis.smembers(experiment_key(name, "odd"))]
+        (units,) = await self._read(name, lambda pipe: pipe.smembers(experiment_key(name, "odd")))
+        return [one.decode() for one in units]
 
     async def all_weights(self, name: str) -> dict[int, str]:
         """Return all versions of the weights (JSON)."""
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            rows = await self._redis.hgetall(experiment_key(name, "weights"))
-        return {int(version): _text(row) for version, row in rows.items()}
+        (rows,) = await self._read(name, lambda pipe: pipe.hgetall(experiment_key(name, "weights")))
+        return {int(version): row.decode() for version, row in rows.items()}
 
     async def weights(self, name: str, versions: Iterable[int]) -> dict[int, str]:
         """Return the weights (JSON) of versions that exist."""
         wanted = list(versions)
         if not wanted:
             return {}
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            rows = await self._redis.hmget(experiment_key(name, "weights"), [str(one) for one in wanted])
-        return {version: _text(row) for version, row in zip(wanted, rows, strict=True) if row is not None}
+        fields = [str(one) for one in wanted]
+        (rows,) = await self._read(name, lambda pipe: pipe.hmget(experiment_key(name, "weights"), fields))
+        return {version: row.decode() for version, row in zip(wanted, rows, strict=True) if row is not None}
 
     async def read(self, name: str) -> tuple[dict[str, int], dict[str, int]]:
         """Return totals and histogram of one instant. Raises Forgot."""
-        async with asyncio.timeout(ANSWER_TIMEOUT_S), self._redis.pipeline(transaction=True) as pipe:
+
+        def fill(pipe: Pipeline) -> None:
             pipe.exists(experiment_key(name, "state"))
             pipe.hgetall(experiment_key(name, "totals"))
             pipe.hgetall(experiment_key(name, "latency"))
-            known, totals, latency = await pipe.execute()
+
+        known, totals, latency = await self._read(name, fill)
         if not known:
             raise Forgot(name)
         return _counts(totals), _counts(latency)
 
     async def snapshot(self, name: str) -> Snapshot:
         """Return what is to be saved, of one instant. Raises Forgot."""
-        async with asyncio.timeout(ANSWER_TIMEOUT_S), self._redis.pipeline(transaction=True) as pipe:
+
+        def fill(pipe: Pipeline) -> None:
             pipe.hmget(experiment_key(name, "state"), ["seq", "version", "journaled"])
             pipe.hgetall(experiment_key(name, "totals"))
             pipe.hgetall(experiment_key(name, "latency"))
             pipe.lrange(experiment_key(name, "journal"), 0, -1)
-            (seq, version, end), totals, latency, journal = await pipe.execute()
+
+        (seq, version, end), totals, latency, journal = await self._read(name, fill)
         if seq is None:
             raise Forgot(name)
         return Snapshot(int(seq), int(version or 0), _counts(totals), _counts(latency), pack(journal), int(end or 0))
 
     async def places(self, names: Sequence[str]) -> list[Place | None]:
         """Return where the counters of each experiment stand, None where Redis knows nothing."""
-        found: list[Place | None] = []
-        for start in range(0, len(names), SWEEP_SLICE):
-            async with asyncio.timeout(ANSWER_TIMEOUT_S), self._redis.pipeline(transaction=False) as pipe:
-                for name in names[start : start + SWEEP_SLICE]:
-                    pipe.hmget(experiment_key(name, "state"), ["seq", "saved", "born"])
-                rows = await pipe.execute()
-            found += [None if seq is None else Place(int(seq), int(saved or 0), born.decode()) for seq, saved, born in rows]
-        return found
+        by_server: dict[_Server, list[str]] = {}
+        for name in names:
+            by_server.setdefault(await self._server(name), []).append(name)
+        found: dict[str, Place] = {}
+        for own in by_server.values():
+            for start in range(0, len(own), SWEEP_SLICE):
+                part = own[start : start + SWEEP_SLICE]
 
-    async def connect(self) -> str:
-        """Return the run_id of the Redis that the next script runs on."""
-        link = await self._links.get()
+                def fill(pipe: Pipeline, part: list[str] = part) -> None:
+                    for name in part:
+                        pipe.hmget(experiment_key(name, "state"), ["seq", "saved", "born"])
+
+                rows = await self._read(part[0], fill, transaction=False)
+                for name, (seq, saved, born) in zip(part, rows, strict=True):
+                    if seq is not None:
+                        found[name] = Place(int(seq), int(saved or 0), born.decode())
+        return [found.get(name) for name in names]
+
+    async def _server(self, name: str) -> _Server:
+        """Return the server that holds an experiment now."""
+        pool = await self._topology.pool(experiment_tag(name))
+        server = self._servers.get(pool)
+        if server is None:
+            server = self._servers[pool] = _Server(pool)
+        return server
+
+    async def _read(self, name: str, fill: Callable[[Pipeline], Any], *, transaction: bool = True) -> list[Any]:
+        """Return the answers to reads that `fill` puts into a pipeline, of one instant if it is a transaction."""
+        server = await self._server(name)
         try:
-            if not link.is_open:
-                self._run_ids[link] = await link.open()
-            return self._run_ids[link]
+            async with asyncio.timeout(ANSWER_TIMEOUT_S), server.client.pipeline(transaction=transaction) as pipe:
+                fill(pipe)
+                return await pipe.execute()
+        except BaseException:
+            self._topology.outdate()
+            raise
+
+    async def connect(self, name: str) -> str:
+        """Return the run_id of the Redis that the next script of an experiment runs on."""
+        server = await self._server(name)
+        place = await server.links.get()
+        try:
+            await place.open(self._topology, experiment_tag(name))
+            return place.run_id
         finally:
-            self._links.put_nowait(link)
+            server.links.put_nowait(place)
 
     async def _run(
         self, script: Script, name: str, parts: Sequence[str], *words: str | int | bytes, run_id: str | None = None
     ) -> Any:
         """Run a script over parts of an experiment, on the Redis with this run_id if one is given."""
-        link = await self._links.get()
+        server = await self._server(name)
+        place = await server.links.get()
         try:
-            if not link.is_open:
-                self._run_ids[link] = await link.open()
-            if run_id is not None and self._run_ids[link] != run_id:
+            link = await place.open(self._topology, experiment_tag(name))
+            if run_id is not None and place.run_id != run_id:
                 raise Forgot(name)
             answer = await link.evaluate(script, [experiment_key(name, part) for part in parts], words)
         finally:
-            self._links.put_nowait(link)
+            server.links.put_nowait(place)
         match answer[0]:
             case b"OK":
                 return answer
             case b"FULL":
                 raise EventsFull(name)
         raise Forgot(name)
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def _integers(flat: Sequence[bytes]) -> dict[str, int]:

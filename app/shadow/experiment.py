@@ -223,7 +223,7 @@ class Experiment(Actor[Add | Enrol]):
     async def restore(self) -> bool:
         """Compare Redis with Postgres, and lay Postgres over a Redis that is behind; return whether it was."""
         name = self.definition.name
-        run_id = await self._counters.connect()
+        run_id = await self._counters.connect(name)
         row = await self._store.find(name)
         if row is None:
             raise AssertionError(f"experiment {name} is gone from Postgres")

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import asyncpg
 from redis.exceptions import RedisError
 
+from app.db.keys import RULES_TAG
 from app.db.postgres import open_pool, open_reader
-from app.db.redis import RedisLink, make_pool
+from app.db.redis import RedisLink
 from app.db.retry import TRANSIENT, delay_ms
 from app.db.sql import query
 from app.db.statements import Statements
+from app.db.topology import make_topology
 from app.shadow.calls import ExperimentCalls
 from app.shadow.catalog import Catalog
 from app.shadow.checkpoint import Checkpoints
@@ -145,7 +147,8 @@ class Shadow:
 
     async def _open_parts(self, places: Places) -> None:
         pool = await open_pool(places.database_url, POOL_SIZE)
-        counters = Counters(make_pool(places.redis_url))
+        topology = make_topology(places.redis_url)
+        counters = Counters(topology)
         try:
             clock = SteadyClock()
             steward = Steward(lambda: catalog, clock, places.replica)
@@ -160,7 +163,7 @@ class Shadow:
         self._parts = _Parts(pool, counters, catalog, steward, watch, checkpoints)
         for part in (steward, watch, checkpoints):
             part.start(self._on_crash)
-        self.rules.open(Statements(pool), RedisLink(make_pool(places.redis_url)), self._on_crash)
+        self.rules.open(Statements(pool), RedisLink(topology, RULES_TAG), self._on_crash)
         self.calls = ExperimentCalls(catalog, steward, clock)
 
 

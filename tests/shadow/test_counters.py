@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from app.db.keys import experiment_key
-from app.db.redis import make_pool
+from app.db.topology import make_topology
 from app.shadow import steady
 from app.shadow.counters import Counters, EventsFull, Forgot, Known, Work
 from app.shadow.journal import event_number, got, numbers, pack, pairs, ungot
@@ -39,12 +39,12 @@ class Place:
 
 @pytest.fixture
 async def place(replicas: Replicas) -> AsyncIterator[Place]:
-    counters = Counters(make_pool(replicas.ledger.redis_url))
+    counters = Counters(make_topology(replicas.ledger.redis_url))
     name = fresh("counted")
     await counters.open(name, 0, {}, {}, {})
     found = (await counters.places([name]))[0]
     assert found is not None
-    yield Place(counters, name, Known(await counters.connect(), found.born))
+    yield Place(counters, name, Known(await counters.connect(name), found.born))
     await counters.close()
 
 

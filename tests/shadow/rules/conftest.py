@@ -10,10 +10,12 @@ from typing import Any
 import asyncpg
 import pytest
 
+from app.db.keys import RULES_TAG
 from app.db.migrate import migrate
 from app.db.postgres import open_pool
-from app.db.redis import RedisLink, make_pool
+from app.db.redis import RedisLink
 from app.db.statements import Statements
+from app.db.topology import make_topology
 from app.metrics import Metrics
 from app.shadow.rules_calls import RuleCalls
 from app.shadow.rules_opening import Rules
@@ -73,7 +75,7 @@ class Replica:
         self.pool = pool
         self.faults: list[BaseException] = []
         self.rules = Rules(Metrics())
-        self.rules.open(Statements(pool), RedisLink(make_pool(redis_url)), self.faults.append)
+        self.rules.open(Statements(pool), RedisLink(make_topology(redis_url), RULES_TAG), self.faults.append)
 
     @property
     def calls(self) -> RuleCalls:

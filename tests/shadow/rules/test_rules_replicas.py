@@ -8,9 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from app.db.keys import rule_samples_key, rule_trial_key
+from app.db.keys import RULES_TAG, rule_samples_key, rule_trial_key
 from app.db.postgres import open_pool
-from app.db.redis import RedisLink, make_pool
+from app.db.redis import RedisLink
+from app.db.topology import make_topology
 from app.shadow.rules_wire import Promotion, RuleChange
 from tests.credits.ledger_client import fresh
 from tests.credits.ledger_house import Ledger
@@ -24,7 +25,7 @@ async def forget(ledger: Ledger, replica: Replica, name: str) -> None:
     assert replica.rules.book is not None
     rule = await replica.rules.book.fresh(name)
     assert rule is not None
-    link = RedisLink(make_pool(ledger.redis_url))
+    link = RedisLink(make_topology(ledger.redis_url), RULES_TAG)
     await link.open()
     await link.command("DEL", rule_trial_key(rule.rule_id, rule.trial), rule_samples_key(rule.rule_id, rule.trial, "value"))
     await link.close()
