@@ -392,3 +392,16 @@ async def test_a_start_with_a_thousand_experiments_takes_less_than_two_seconds(r
     assert await samples(three, name) == [20, 0]
     await replicas.rows("DELETE FROM experiment_counters WHERE name LIKE $1", prefix + "%")
     await replicas.rows("DELETE FROM experiments WHERE name LIKE $1", prefix + "%")
+
+
+async def test_a_rollback_that_a_dead_process_owed_is_made_by_the_next_one(replicas: Replicas) -> None:
+    one = await replicas.start("one")
+    name = await made(one, **GUARDED)
+    assert one._parts is not None
+    await one._parts.steward.stop()  # it dies between the merge and the look
+    await tell(one, name, [*reports("a", 300, 0), *reports("b", 300, 0, errors=150)])
+    await one.stop()
+
+    two = await replicas.start("two")
+
+    await until(lambda: state_of(two, name).status == "rolled_back", "the rollback")
