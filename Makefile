@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test lint bench soak clean lock
+.PHONY: run test lint bench bench-shadow soak clean lock
 
 run: $(VENV)/.run
 	exec $(BIN)/shieldx serve $(ARGS)
@@ -22,6 +22,10 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ARGS)
+
+bench-shadow: $(VENV)/.dev
+	$(BIN)/python -m bench.shadow $(ARGS)
+	$(BIN)/python -m bench --scenario assign,outcomes $(ARGS)
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m bench --soak 600 $(ARGS)

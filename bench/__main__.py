@@ -18,8 +18,17 @@ from bench.plot import PlotError, plot
 from bench.progress import bar_wanted
 from bench.report import Report, make_report, render, save
 from bench.rounds import GeneratorError, Pace, Scenario, Series, interleave
-from bench.scenarios import DEFAULT_NAMES, TENANTS, SetupError, make_accounts, needed_servers, scenarios
+from bench.scenarios import (
+    DEFAULT_NAMES,
+    SHADOW_NAMES,
+    TENANTS,
+    SetupError,
+    make_accounts,
+    needed_servers,
+    scenarios,
+)
 from bench.servers import ServerError, running
+from bench.shadow_load import ExperimentsRefused, make_experiments
 from bench.soak import Soak, soak
 
 CONNECTIONS: Final = (64, 128, 256)
@@ -121,6 +130,8 @@ async def run(plan: Plan, directory: Path) -> Report:
         machine = await describe(servers)
         if "shieldx" in plan.servers and plan.accounts:
             await make_accounts(servers, 0, plan.accounts, bar=plan.pace.bar)
+        if SHADOW_NAMES & {scenario.name for scenario in plan.chosen}:
+            await make_experiments(servers.origin("shieldx"))
         for scenario in plan.chosen:
             series += await interleave(scenario, servers, plan.connections, plan.pace, _tell)
         if plan.soak_seconds is not None:
@@ -160,7 +171,7 @@ def main() -> int:
             report = uvloop.run(run(plan, directory))
     except ValueError as error:
         parser.error(str(error))
-    except (ServerError, SetupError, GeneratorError, EmbeddedFault) as error:
+    except (ServerError, SetupError, ExperimentsRefused, GeneratorError, EmbeddedFault) as error:
         _tell(f"bench: {error}")
         return EXIT_FAILED
     sys.stdout.write(render(report) + "\n")

@@ -22,9 +22,10 @@ import uvloop
 
 from bench.progress import Bar
 from bench.pulse import Pulse, start_pulse
+from bench.shadow_load import AnySpec, build_any
 from bench.tally import EXPECTED_PER_S, LoadResult, Tally
 from bench.wire import AnswerReader, WireError
-from bench.workloads import Origin, Outcome, Workload, WorkloadSpec, build
+from bench.workloads import Origin, Outcome, Workload
 
 LEAD_SECONDS: Final = 0.05  # seconds between the last connect and the first request, so that none starts late
 BAR_SECONDS: Final = 0.25  # seconds between two redraws; each costs the generator a few microseconds
@@ -38,7 +39,7 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     label: str
     origin: Origin
-    workload: WorkloadSpec
+    workload: AnySpec
     connections: int
     seconds: float
     warmup_seconds: float = 0.5
@@ -212,7 +213,7 @@ class Run:
     def __init__(self, spec: LoadSpec, emit: Callable[[str], None]) -> None:
         """Prepare; `emit` is told the events `measuring` and `measured`."""
         self.spec = spec
-        self.workload: Workload = build(spec.workload, spec.origin, spec.seed)
+        self.workload: Workload = build_any(spec.workload, spec.origin, spec.seed)
         self._emit = emit
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()

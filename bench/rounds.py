@@ -10,9 +10,9 @@ import msgspec
 
 from bench.load import LoadSpec
 from bench.servers import REPOSITORY, Servers
+from bench.shadow_load import AnySpec
 from bench.tally import LoadResult
 from bench.usage import Usage, database_usage, machine_time, tree_usage
-from bench.workloads import WorkloadSpec
 
 SAMPLE_SECONDS: Final = 1.0  # seconds between two looks at the server's memory
 TICK_SECONDS: Final = 0.01  # seconds; the resolution of the machine's CPU times
@@ -28,7 +28,7 @@ class Contestant(NamedTuple):
 
     name: str
     server: str
-    workload: WorkloadSpec
+    workload: AnySpec
 
 
 class Scenario(NamedTuple):

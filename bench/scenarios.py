@@ -6,6 +6,7 @@ from typing import Final
 from bench.load import LoadSpec, run_load
 from bench.rounds import Contestant, Scenario
 from bench.servers import Servers
+from bench.shadow_load import Assign, ReportOutcomes
 from bench.workloads import (
     Consume,
     ConsumeBatch,
@@ -26,6 +27,8 @@ SETUP_DRAIN_SECONDS: Final = 3_600.0  # seconds; setting up ends by its count; a
 CONSUME_RATE_PER_S: Final = 1_500.0
 PAIR_RATE_PER_S: Final = 500.0
 READ_RATE_PER_S: Final = 1_000.0
+ASSIGN_RATE_PER_S: Final = 500.0
+OUTCOMES_BATCH: Final = 100
 
 
 class SetupError(Exception):
@@ -63,6 +66,22 @@ def scenarios(tenants: int = TENANTS) -> dict[str, Scenario]:
         *(_batch(size, tenants) for size in (100, 1_000)),
         Scenario("ceiling", "the constant answer alone", (ceiling,)),
         Scenario("peer", "plain Postgres alone, spread and hot", (peer, peer_hot)),
+        Scenario(
+            "assign",
+            "units assigned to variants, open loop: fixed split, and Thompson sampling",
+            (
+                Contestant("assign fixed", "shieldx", Assign("bench-fixed")),
+                Contestant("assign Thompson", "shieldx", Assign("bench-thompson")),
+            ),
+            OPEN_CONNECTIONS,
+            ASSIGN_RATE_PER_S,
+        ),
+        Scenario(
+            "outcomes",
+            f"outcomes in batches of {OUTCOMES_BATCH}",
+            (Contestant("outcomes", "shieldx", ReportOutcomes("bench-fixed", OUTCOMES_BATCH)),),
+            BATCH_CONNECTIONS,
+        ),
     )
     return {scenario.name: scenario for scenario in listed}
 
@@ -77,8 +96,9 @@ def _batch(size: int, tenants: int) -> Scenario:
     return Scenario(f"batch{size}", f"{name} consume operations", (contestant,), BATCH_CONNECTIONS)
 
 
-DEFAULT_NAMES: Final = tuple(name for name in scenarios() if name not in {"ceiling", "peer"})
-"""What runs when none is named: the two left out are parts of others."""
+SHADOW_NAMES: Final = frozenset({"assign", "outcomes"})
+DEFAULT_NAMES: Final = tuple(name for name in scenarios() if name not in {"ceiling", "peer"} | SHADOW_NAMES)
+"""What runs when none is named: the two left out are parts of others, and experiments have a bench of their own."""
 
 
 def needed_servers(chosen: list[Scenario]) -> frozenset[str]:

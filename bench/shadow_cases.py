@@ -23,8 +23,8 @@ def fixed_horizon(control: float, challenger: float, alpha: float = ALPHA, *, tw
     return round(samples)
 
 
-def _null(name: str, start: float, end: float, *, thompson: bool, variants: int = 2) -> Case:
-    return Case(name=name, start=(start,) * variants, end=(end,) * variants, thompson=thompson, outcomes=HORIZON)
+def _null(name: str, start: float, end: float, *, thompson: bool) -> Case:
+    return Case(name=name, start=(start, start), end=(end, end), thompson=thompson, outcomes=HORIZON)
 
 
 A_A: Final = tuple(
@@ -38,10 +38,12 @@ A_A: Final = tuple(
     )
     for thompson in (False, True)
 )
+# Of several challengers only the evidence is looked at: the product's further conditions can only take winners away.
 SEVERAL: Final = tuple(
-    _null(f"10 %, 4 challengers, {'Thompson' if thompson else 'fixed'}", 0.1, 0.1, thompson=thompson, variants=5)
+    Case(name=f"10 %, 4 challengers, {'Thompson' if thompson else 'fixed'}", start=(0.1,) * 5, end=(0.1,) * 5,
+         thompson=thompson, outcomes=HORIZON, until="evidence")
     for thompson in (False, True)
-)
+)  # fmt: skip
 LIFT_20: Final = Case(
     name="10 % or 12 %", start=(0.1, 0.12), end=(0.1, 0.12), thompson=False,
     outcomes=2 * PATIENCE * fixed_horizon(0.1, 0.12), until="winner",

@@ -97,7 +97,7 @@ def render(found: Sequence[Found], timings: Sequence[Timing] = ()) -> str:
             )
     lines += ["", "Samples of each variant until the decision: mean, median, 90th percentile", ""]
     for one in merged:
-        if one.case.until != "end" or one.case.name in _REGRETS:
+        if not is_null(one.case):
             rates = one.case.start[0], one.case.start[1]
             rows = [("evidence", one.evidence), ("product", one.winner)]
             if one.case.until == "evidence":
@@ -111,7 +111,9 @@ def render(found: Sequence[Found], timings: Sequence[Timing] = ()) -> str:
                 f"{fixed_horizon(*rates, alpha=0.05, two_sided=True):,} two-sided at 0.05"
             )
     lines += ["", "Successes given up in a run against always giving the better variant", ""]
-    lines += [f"{one.case.name:<22}{sum(one.regret):9.1f} of {one.case.outcomes:,}" for one in merged if one.case.name in _REGRETS]
+    lines += [
+        f"{one.case.name:<22}{sum(one.regret):9.1f} of {one.case.outcomes:,}" for one in merged if one.case.name in _REGRETS
+    ]
     if timings:
         lines += ["", f"{'In this process':<42}{'p50 us':>10}{'p99 us':>10}"]
         lines += [f"{one.name:<42}{one.p50_us:>10.1f}{one.p99_us:>10.1f}" for one in timings]
@@ -130,7 +132,7 @@ def _cumulative(times: Sequence[int], *, per: int, until: float) -> list[tuple[f
 def save_plots(found: Sequence[Found], directory: Path, timings: Sequence[Timing] = ()) -> list[Path]:
     """Draw error rates, samples to decide, regret and latency, as far as there are results; return the files."""
     merged, plots = merge(found), []
-    nulls = [one for one in merged if is_null(one.case)]
+    nulls = [one for one in merged if is_null(one.case) and one.case.until == "end"]
     if nulls:
         lines = [Line("promised: 2 %", [(100, 2), (HORIZON, 2)], "#000")]
         for number, one in enumerate(nulls):

@@ -1,11 +1,13 @@
 """Many experiments at once, outcome by outcome, decided by the code of `app.shadow` after every outcome.
 
 Counters and statistics are those of the server: integers, the increments of `app.shadow.evidence`, the weights of
-`app.shadow.posterior`. Two things are done for all runs together, and `tests/bench/test_shadow_runs.py` proves them equal
-to the scalar code: evidence (`log_evidence`) and weights (`weights_of_all`). P(best) of the seed's rule is computed
-exactly wherever a normal approximation leaves any doubt about which side of 0.95 it is on.
+`app.shadow.posterior`. What is done for all runs together is proved equal to the scalar code by
+`tests/bench/test_shadow_runs.py`: weights, increments, evidence, and the least number of successes with which a fixed
+split has enough of it. P(best) of the seed's rule is computed exactly wherever an approximation leaves any doubt about
+which side of 0.95 it is on.
 """
 
+from functools import lru_cache
 from typing import Final, Literal
 
 import msgspec
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.shadow import evidence
-from app.shadow.evidence import NANO, POINTS, crossed, increments
+from app.shadow.evidence import NANO, POINTS, crossed
 from app.shadow.posterior import probability_best
 
 ALPHA: Final = 0.02
@@ -24,9 +26,8 @@ FLOOR: Final = 0.05
 BLOCK: Final = 250  # outcomes of all runs that are worked on at once
 REWEIGHT_MIN: Final = 100  # outcomes between two versions of Thompson weights, and later a twentieth of all so far
 NEVER: Final = -1
-# The normal approximation of P(best) is off by less than this, divided by the square root of the lesser number of
-# successes and 1.
-DOUBT: Final = 0.06
+# The approximation of P(best) near 0.95 is off by less than this, divided by the lesser number of successes and 1.
+DOUBT: Final = 0.04
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -78,6 +79,30 @@ def log_evidence(hits: Integers, total: Integers, terms: Integers) -> Floats:
     return evidence._log_mean(exponents)  # noqa: SLF001
 
 
+def increments_of_all(shares: Floats) -> Integers:
+    """Return the terms of one success for every share: rows of `app.shadow.evidence.increments` without the counts."""
+    found: Integers = np.rint(NANO * np.log1p(shares[..., None] * np.array(evidence._RATIOS))).astype(np.int64)  # noqa: SLF001
+    return found
+
+
+@lru_cache(maxsize=8)
+def least_hits(share: float, successes: int, challengers: int) -> Integers:
+    """Return, for 0 to `successes` successes of both, the least number of the challenger's with which evidence suffices.
+
+    More of the challenger's among as many is more evidence, so a bisection finds it; successes + 1 where none suffices.
+    """
+    total = np.arange(successes + 1)
+    terms = total[:, None] * increments_of_all(np.array([share]))
+    threshold = threshold_of(challengers)
+    low, high = np.full(len(total), -1), total + 1
+    while (high - low > 1).any():
+        middle = np.clip((low + high) // 2, 0, total)
+        enough = log_evidence(middle, total, terms) >= threshold
+        open_rows = high - low > 1
+        high, low = np.where(open_rows & enough, middle, high), np.where(open_rows & ~enough, middle, low)
+    return high
+
+
 def _best(successes: Integers, samples: Integers) -> Floats:
     """Return P(best) of every variant under flat priors, one row for each run."""
     return probability_best(np.asarray(successes + 1, dtype=float), np.asarray(samples - successes + 1, dtype=float))
@@ -91,15 +116,24 @@ def weights_of_all(successes: Integers, samples: Integers, floor: float = FLOOR)
 
 
 def approximate_second_best(successes: Integers, samples: Integers) -> Floats:
-    """Return P(p_1 > p_0) by a normal approximation on the log-odds scale; DOUBT says how good it is near 0.95."""
-    a, b = successes + 0.5, samples - successes + 0.5
-    difference = np.log(a[:, 1] / b[:, 1]) - np.log(a[:, 0] / b[:, 0])
-    z = difference / np.sqrt((1 / a + 1 / b).sum(axis=1))
+    """Return P(p_1 > p_0) by Edgeworth's expansion on the log-odds scale; DOUBT says how good it is near 0.95.
+
+    The log-odds of Beta(a, b) have the cumulants psi(a) - psi(b), psi'(a) + psi'(b), psi''(a) - psi''(b), here by the
+    asymptotic series of the polygamma functions (Abramowitz and Stegun, 6.3.18 and 6.4.11, 26.2.48 for the expansion).
+    """
+    a, b = 1 / (successes + 1.0), 1 / (samples - successes + 1.0)
+    mean = np.log(b / a) - (a - b) / 2 - (a * a - b * b) / 12
+    variance = ((a + b) + (a * a + b * b) / 2 + (a**3 + b**3) / 6).sum(axis=1)
+    third = -(a * a - b * b) - (a**3 - b**3)
+    deviation = np.sqrt(variance)
+    z = (mean[:, 1] - mean[:, 0]) / deviation
+    skewness = (third[:, 1] - third[:, 0]) / deviation**3
     # Abramowitz and Stegun, 26.2.17: error below 7.5e-8, and no loop over the elements.
     t = 1 / (1 + 0.2316419 * np.abs(z))
     series = t * (0.31938153 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429))))
-    tail = np.exp(-z * z / 2) / np.sqrt(2 * np.pi) * series
-    found: Floats = np.where(z > 0, 1 - tail, tail)
+    density = np.exp(-z * z / 2) / np.sqrt(2 * np.pi)
+    tail = density * series
+    found: Floats = np.where(z > 0, 1 - tail, tail) + density * skewness * (z * z - 1) / 6
     return found
 
 
@@ -120,7 +154,7 @@ def seeds_rule_holds(successes: Integers, samples: Integers) -> NDArray[np.bool_
     rows = np.flatnonzero(held)
     if rows.size:
         chance = approximate_second_best(successes[rows], samples[rows])
-        doubtful = np.abs(chance - PROBABILITY) < DOUBT / np.sqrt(successes[rows].min(axis=1) + 1)
+        doubtful = np.abs(chance - PROBABILITY) < DOUBT / (successes[rows].min(axis=1) + 1)
         if doubtful.any():
             unclear = rows[doubtful]
             chance[doubtful] = _best(successes[unclear], samples[unclear])[:, 1]
@@ -152,13 +186,13 @@ class _Runs:
         self.weights = np.full((runs, case.variants), 1 / case.variants)
         self.adds = np.zeros_like(self.terms)
         self.threshold = threshold_of(challengers)
+        # The table for a fixed split ends where no run will come: eight standard deviations above the mean.
+        mean = 2 / case.variants * case.outcomes * max(*case.start, *case.end)
+        self.successes_max = min(case.outcomes, round(mean + 8 * mean**0.5 + 50))
         self._take_increments()
 
     def _take_increments(self) -> None:
-        """Ask the code under test for the increments of the current weights; equal weights of a fixed split ask once."""
-        shares = self.weights[:, 1:] / (self.weights[:, 1:] + self.weights[:, :1])
-        for place, share in np.ndenumerate(shares):
-            self.adds[place] = increments(float(share), challenger=True)[2:]
+        self.adds = increments_of_all(self.weights[:, 1:] / (self.weights[:, 1:] + self.weights[:, :1]))
 
     def reweight(self) -> None:
         """Make the next version of the weights from all outcomes so far."""
@@ -181,6 +215,11 @@ class _Runs:
         successes = self.successes + (got & hits[..., None]).cumsum(axis=0)
         reached = np.zeros((*arms.shape, self.case.variants - 1), dtype=bool)
         for index in range(self.case.variants - 1):
+            if not self.case.thompson:
+                total = successes[..., 0] + successes[..., index + 1]
+                least = least_hits(0.5, self.successes_max, self.case.variants - 1)
+                reached[..., index] = successes[..., index + 1] >= least[total]
+                continue
             steps, rows = np.nonzero(hits & (got[..., 0] | got[..., index + 1]))
             own, total = successes[steps, rows, index + 1], successes[steps, rows, 0] + successes[steps, rows, index + 1]
             before = self.successes[rows, 0] + self.successes[rows, index + 1]

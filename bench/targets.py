@@ -120,6 +120,9 @@ TARGETS: Final = (
     Target("balance 1,000/s p95", "balance", "balance", _p95, 2, "ms", MOST),
     Target("batch of 100", "batch100", "batch of 100", _rate, 30_000, "ops/s", LEAST),
     Target("batch of 1,000", "batch1000", "batch of 1,000", _rate, 45_000, "ops/s", LEAST),
+    Target("assign 500/s p99", "assign", "assign fixed", _p99, 5, "ms", MOST),
+    Target("assign 500/s Thompson p99", "assign", "assign Thompson", _p99, 5, "ms", MOST),
+    Target("outcomes in batches of 100", "outcomes", "outcomes", _rate, 20_000, "outcomes/s", LEAST),
     Target("server memory", "consume", "consume", _memory, 300, "MiB", MOST),
 )
 

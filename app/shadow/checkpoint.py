@@ -35,9 +35,10 @@ AT_ONCE: Final = 2  # saves side by side: as many as leave a connection for chan
 class Checkpoints:
     """The loop described above, as one task; every replica runs one."""
 
-    def __init__(self, catalog: Catalog, counters: Counters) -> None:
-        """Nothing happens before `start`."""
+    def __init__(self, catalog: Catalog, counters: Counters, on_saved: Callable[[Experiment], None]) -> None:
+        """`on_saved` hears of experiments with new totals: whoever merged them may have died before it looked at them."""
         self._catalog = catalog
+        self._on_saved = on_saved
         self._counters = counters
         self._task: asyncio.Task[None] | None = None
         self._forgot_s = 0.0
@@ -82,6 +83,9 @@ class Checkpoints:
         new = range(experiment.weights_saved + 1, found.version + 1)
         weights = await self._counters.weights(name, new)
         await self._catalog.store.save(name, found.seq, found.totals, found.latency, found.journal, weights)
+        if found.seq > experiment.seq:
+            experiment.seq, experiment.totals, experiment.latency = found.seq, found.totals, found.latency
+            self._on_saved(experiment)
         experiment.saved = max(experiment.saved, found.seq)
         experiment.weights_saved = max(experiment.weights_saved, found.version)
         await self._counters.saved(name, found.seq, found.journal_end)

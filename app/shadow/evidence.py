@@ -11,7 +11,8 @@ one look. Swapping the sides gives evidence of harm, and all r0 that neither sid
 that is valid at any time.
 
 What it needs: shares fixed before assignment; the same waiting time for outcomes in both variants; and one success per
-unit at most, since a second success of the same unit comes from a variant that is known by then.
+unit at most, since a second success of the same unit comes from a variant that is known by then. That matters: with two
+successes for each unit 14 % of A/A tests of 5,000 successes cross at alpha = 0.02, with five 50 %, with one 1.6 %.
 
 The statistic. With x = log r the log likelihood is S(x) = X x - A(x), X the challenger's successes, A(x) the sum over both
 variants' successes of log(1 + s (e^x - 1)). A is analytic in |Im x| < pi, so its values at 24 Chebyshev points of [-2, 2]
@@ -49,7 +50,7 @@ LOG_RATIO_MAX: Final = 2.0  # ratios from 1/7.39 to 7.39; truths beyond are foun
 POINTS: Final = 24  # Chebyshev points; 20 would do for 1e-9 per success
 SUM_FIELDS: Final = 2 + POINTS  # integers of a statistic: successes of challenger, of control, and the terms of A
 NANO: Final = 1_000_000_000  # nano-nats in a nat
-SUCCESSES_MAX: Final = 10**9  # of one pair: 2e9 nano-nats each then stay below the 2^63 of Redis
+SUCCESSES_MAX: Final = 4 * 10**9  # of one pair: 2e9 nano-nats each then stay below the 2^63 of Redis
 INTERPOLATION_NANO: Final = 0.2  # nano-nats per success; the tests find less than 0.05 and derive the bound
 _ROUNDING_NANO: Final = 0.5
 _FLOAT_NANO: Final = 0.01  # for the arithmetic of the terms and of the sums in doubles

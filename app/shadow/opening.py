@@ -159,7 +159,7 @@ class Shadow:
             pool.terminate()
             raise
         watch = ExperimentWatch(catalog, lambda: open_reader(places.database_url), steward.notice)
-        checkpoints = Checkpoints(catalog, counters)
+        checkpoints = Checkpoints(catalog, counters, steward.notice)
         self._parts = _Parts(pool, counters, catalog, steward, watch, checkpoints)
         for part in (steward, watch, checkpoints):
             part.start(self._on_crash)

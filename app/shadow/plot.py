@@ -21,7 +21,7 @@ HEIGHT_MAX: Final = 800  # with 20 variants
 _LEFT, _RIGHT, _TOP, _PLOT = 20, 20, 40, 260
 _LEGEND_TOP: Final = _TOP + _PLOT + 62
 _ROW: Final = 18  # pixels of a line of the legend
-_CURVE_POINTS: Final = 241
+_CURVE_POINTS: Final = 121
 _NAME_MAX: Final = 40  # characters of a name that the legend shows
 _TICKS: Final = 6
 # Okabe and Ito's colours can be told apart by colour-blind readers; from the ninth variant on they return with dashes.
@@ -40,20 +40,21 @@ def posterior_svg(names: Sequence[str], successes: Sequence[int], samples: Seque
         raise ValueError("every variant needs a name")
     found = analyse(successes, samples, control=0)
     low, high = _shown(found.interval_low, found.interval_high)
-    rates = np.linspace(low, high, _CURVE_POINTS)
-    curves = [_density(one, other, rates) for one, other in zip(a.tolist(), b.tolist(), strict=True)]
+    intervals = list(zip(found.interval_low, found.interval_high, strict=True))
+    places = [_places(interval, (low, high)) for interval in intervals]
+    curves = [_density(one, other, rates) for one, other, rates in zip(a.tolist(), b.tolist(), places, strict=True)]
     tallest = max(float(curve.max()) for curve in curves)
     height = _LEGEND_TOP + _ROW * len(names) + 10
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" font-size="12" fill="#222">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" fill="#222"',
+        ' font-family="system-ui, sans-serif" font-size="12">',
         "<title>Posterior distribution of each variant's rate</title>",
         f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
         f'<text x="{_LEFT}" y="24" font-size="14">Rate of each variant: posterior density and 95 % credible interval</text>',
         *_axis(low, high),
     ]
     for index, curve in enumerate(curves):
-        interval = (found.interval_low[index], found.interval_high[index])
-        parts += _curve(index, curve / tallest, interval, (low, high))
+        parts += _curve(index, places[index], curve / tallest, intervals[index], (low, high))
     for index, name in enumerate(names):
         text = (
             f"{_printable(name)}: {successes[index]:,} of {samples[index]:,}, {rate_text(found.interval_low[index])} to "
@@ -80,6 +81,13 @@ def _shown(lows: Sequence[float], highs: Sequence[float]) -> tuple[float, float]
     """Return the range of rates to draw: all intervals and half as much on both sides, within 0 and 1."""
     margin = (max(highs) - min(lows)) / 2
     return max(0.0, min(lows) - margin), min(1.0, max(highs) + margin)
+
+
+def _places(interval: tuple[float, float], shown: tuple[float, float]) -> Floats:
+    """Return the rates at which a curve is drawn: evenly over the picture, and densely where the curve bends."""
+    margin = interval[1] - interval[0]
+    own = np.linspace(interval[0] - margin, interval[1] + margin, _CURVE_POINTS)
+    return np.unique(np.concatenate([np.linspace(*shown, _CURVE_POINTS), np.clip(own, *shown)]))
 
 
 def _density(a: float, b: float, rates: Floats) -> Floats:
@@ -112,14 +120,13 @@ def _axis(low: float, high: float) -> list[str]:
     return parts
 
 
-def _curve(index: int, curve: Floats, interval: tuple[float, float], shown: tuple[float, float]) -> list[str]:
+def _curve(index: int, rates: Floats, curve: Floats, interval: tuple[float, float], shown: tuple[float, float]) -> list[str]:
     """Return one density, 0 to 1 high, with its interval as a bar below the axis."""
     colour, dash = _COLOURS[index % len(_COLOURS)], _DASHES[index // len(_COLOURS) % len(_DASHES)]
     ground = _TOP + _PLOT
-    rates = np.linspace(shown[0], shown[1], len(curve))
     points = " ".join(
         f"{_x(rate, shown):.1f},{ground - (_PLOT - 10) * value:.1f}"
-        for rate, value in zip(rates, curve.tolist(), strict=True)
+        for rate, value in zip(rates.tolist(), curve.tolist(), strict=True)
     )
     start, end = (_x(rate, shown) for rate in interval)
     bar = ground + 28 + 3 * (index % 8)

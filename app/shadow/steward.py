@@ -273,8 +273,17 @@ class Steward:
                 self._due.setdefault(name, experiment)
             await asyncio.sleep(0)
 
+    async def _catch_up(self) -> None:
+        """Look at what must not wait for the next outcome: the process before may have died when it was to roll back."""
+        for experiment in self._catalog():
+            if experiment.definition.guardrails is not None and experiment.state.status in {"running", "paused"}:
+                with contextlib.suppress(*LATER):
+                    await experiment.refresh()
+                self.notice(experiment)
+
     async def _run(self, on_crash: Callable[[BaseException], None]) -> None:
         loop = asyncio.get_running_loop()
+        await self._catch_up()
         while True:
             try:
                 started_s = loop.time()

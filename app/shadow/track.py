@@ -1,4 +1,8 @@
-"""Tracked events as outcomes: OpenFeature's `track` has no protocol of its own, so this one is ours."""
+"""Tracked events as outcomes: OpenFeature's `track` has no protocol of its own, so this one is ours.
+
+Evidence needs at most one outcome of a unit in an experiment (`app.shadow.evidence`): who tracks what a unit may do
+several times makes the idempotency key from the unit, so that the first time counts.
+"""
 
 from __future__ import annotations
 

@@ -15,9 +15,10 @@ from redis.asyncio import Redis
 from app.db.migrate import migrate
 from app.metrics import Metrics
 from app.shadow.calls import ExperimentCalls
-from app.shadow.definition import Definition, Variant
+from app.shadow.definition import Definition, State, Variant
 from app.shadow.opening import Places, Shadow
 from app.shadow.wire import NewExperiment, NewVariant, Outcome, Outcomes, Taken
+from app.web.problems import Problem
 from tests.credits.ledger_client import fresh
 from tests.credits.ledger_house import Ledger, house_of
 
@@ -108,6 +109,39 @@ def reports(
         Outcome(f"{prefix}-{number}", number < successes, variant=variant, error=number < errors, latency_ms=latency_ms)
         for number in range(count)
     ]
+
+
+async def made(shadow: Shadow, **fields: Any) -> str:
+    """Make an experiment and return its name."""
+    name = fresh("exp")
+    await calls_of(shadow).create(new(name, **fields), "key_test")
+    return name
+
+
+async def samples(shadow: Shadow, name: str) -> list[int]:
+    """Return the outcomes of each variant, as all replicas have counted them."""
+    analysis = await calls_of(shadow).analysis(name, 100, 0)
+    return [one.samples for one in analysis.variants]
+
+
+def state_of(shadow: Shadow, name: str) -> State:
+    """Return where an experiment stands on a replica."""
+    experiment = shadow.catalog.get(name)
+    assert experiment is not None
+    return experiment.state
+
+
+def verified(shadow: Shadow, name: str) -> bool:
+    """Whether a replica knows that a rollback was seen to be in effect."""
+    rollback = state_of(shadow, name).rollback
+    return rollback is not None and rollback.verified_at_ms is not None
+
+
+async def refused(work: Any) -> tuple[int, str]:
+    """Return status and code of what is refused."""
+    with pytest.raises(Problem) as found:
+        await work
+    return found.value.status, found.value.code
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def test_two_experiments_share_out_units_independently(one: str, other: str) -> 
     assert chi_square_survival(statistic, 81) > 0.001
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(WEIGHTS, st.floats(0, 1), st.floats(0, 1), st.integers(0, 2**32))
 def test_more_coverage_moves_no_unit_that_was_in(weights: list[float], coverage: float, more: float, unit: int) -> None:
     bucket = bucket_of("seed", str(unit))
@@ -96,7 +96,7 @@ def test_more_coverage_moves_no_unit_that_was_in(weights: list[float], coverage:
     assert before in (None, after)
 
 
-@settings(max_examples=40)
+@settings(max_examples=12, deadline=None)
 @given(WEIGHTS, st.floats(0, 1))
 def test_shares_count_the_buckets_that_each_variant_gets(weights: list[float], coverage: float) -> None:
     ranges = ranges_of(weights, coverage)
@@ -105,7 +105,7 @@ def test_shares_count_the_buckets_that_each_variant_gets(weights: list[float], c
     assert shares_of(ranges) == tuple(counts[index] / BUCKETS for index in range(len(weights)))
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(WEIGHTS)
 def test_with_full_coverage_all_units_are_in_and_shares_are_within_a_bucket_of_the_weights(weights: list[float]) -> None:
     shares = shares_of(ranges_of(weights))

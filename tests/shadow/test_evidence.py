@@ -57,7 +57,7 @@ def exact_log_e(successes: list[tuple[float, bool]], r0: float, side: int) -> fl
     return max(logs) + math.log(math.fsum(math.exp(one - max(logs)) for one in logs))
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(SUCCESSES, st.sampled_from([1.0, 1.05, 0.9, 3.0]), st.sampled_from([1, -1]))
 def test_the_evidence_is_the_product_it_is_defined_as_and_never_above_it(
     successes: list[tuple[float, bool]], r0: float, side: int
@@ -90,7 +90,7 @@ def test_a_million_successes_of_many_shares_cost_a_hundredth_of_a_nat() -> None:
 
 
 @given(SUCCESSES, st.randoms())
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_sums_are_the_same_in_any_order_on_any_replica(successes: list[tuple[float, bool]], source: random.Random) -> None:
     shuffled = successes[:]
     source.shuffle(shuffled)
@@ -102,7 +102,7 @@ def test_sums_are_the_same_in_any_order_on_any_replica(successes: list[tuple[flo
 
 
 @given(SHARES, st.integers(0, 500), st.integers(0, 500))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_sums_of_one_share_are_those_of_its_successes(share: float, challenger: int, control: int) -> None:
     one_by_one = summed([(share, True)] * challenger + [(share, False)] * control)
 

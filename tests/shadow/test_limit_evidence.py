@@ -15,7 +15,7 @@ from app.shadow.limit_evidence import SAMPLES_MAX, limit_e_value
 ALPHA = 0.02
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.floats(0.0001, 0.9999), st.integers(0, 2000), st.integers(0, 2000))
 def test_the_expected_factor_of_one_sample_is_one_at_the_limit(limit: float, failures: int, passed: int) -> None:
     before = limit_e_value(failures, failures + passed, limit)

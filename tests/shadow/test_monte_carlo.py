@@ -10,12 +10,12 @@ from app.shadow.monte_carlo import DRAWS_MAX, SEED_MAX, probability_best_mc
 from app.shadow.posterior import analyse
 
 
-def test_a_million_draws_agree_with_the_exact_probabilities() -> None:
+def test_many_draws_agree_with_the_exact_probabilities() -> None:
     successes, samples = [100, 110, 95, 0], [1000, 1000, 1000, 3]
 
-    drawn = probability_best_mc(successes, samples, 1_000_000, 7)
+    drawn = probability_best_mc(successes, samples, 300_000, 7)
 
-    assert drawn == pytest.approx(analyse(successes, samples, 0).probability_best, abs=0.0025)
+    assert drawn == pytest.approx(analyse(successes, samples, 0).probability_best, abs=0.0045)
     assert sum(drawn) == pytest.approx(1)
 
 

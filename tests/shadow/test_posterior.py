@@ -26,7 +26,7 @@ SEVERAL = [
 ]
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(COUNTS, COUNTS)
 def test_the_better_of_two_agrees_with_the_closed_sum(one: tuple[int, int], other: tuple[int, int]) -> None:
     successes, samples = [one[0], other[0]], [one[1], other[1]]
@@ -78,7 +78,7 @@ def test_without_outcomes_all_are_equally_likely_to_be_best() -> None:
     assert found.interval_low[0] == pytest.approx(0.025, abs=1e-8)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(COUNTS)
 def test_credible_intervals_leave_the_tails_that_binomial_sums_say(counts: tuple[int, int]) -> None:
     hits, count = counts

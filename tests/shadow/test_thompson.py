@@ -77,7 +77,7 @@ def test_where_seed_ends_and_unit_begins_matters() -> None:
     assert [draw("a", f"b{n}", even) for n in range(9)] != [draw("ab", str(n), even) for n in range(9)]
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.text(max_size=20), st.text(max_size=20), st.lists(st.floats(0, 1), min_size=1, max_size=20).filter(any))
 def test_no_unit_gets_a_variant_without_weight(seed: str, unit: str, weights: list[float]) -> None:
     assert weights[draw(seed, unit, weights)] > 0
