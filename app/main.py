@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import signal
@@ -31,11 +32,15 @@ from app.operations import METRICS, OPERATION_ROUTES
 from app.privacy.envelope import MasterKeyRefused, make_master_key_file, read_master_keys
 from app.privacy.opening import Privacy
 from app.settings import SettingRefused, Settings
+from app.shadow.api import EXPERIMENT_ROUTES, SHADOW
+from app.shadow.flags_api import FLAG_ROUTES
+from app.shadow.opening import Places, Shadow
+from app.shadow.rules_api import RULE_ROUTES, RULES
 from app.web.connections import ConnectionLimits, EdgeRunner
 from app.web.docs import reference_routes
 from app.web.edge import set_up
 from app.web.outgoing import Outgoing
-from app.web.routes import add_routes
+from app.web.routes import Route, add_routes
 from app.webhooks.api import WEBHOOK_ROUTES, WEBHOOKS
 from app.webhooks.opening import Webhooks
 from app.webhooks.signature import signing_keys
@@ -124,7 +129,15 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
     )  # fmt: skip
     app[ACCESS], app[WEBHOOKS], app[PRIVACY] = controls.access, controls.webhooks, controls.privacy
     set_up(app, controls.access.gate.entrance, metrics.record, outage)
-    routes = (*CREDIT_ROUTES, *AUDIT_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES, *PRIVACY_ROUTES, *OPERATION_ROUTES)
+    routes: tuple[Route, ...] = (
+        *CREDIT_ROUTES,
+        *AUDIT_ROUTES,
+        *KEY_ROUTES,
+        *WEBHOOK_ROUTES,
+        *PRIVACY_ROUTES,
+        *OPERATION_ROUTES,
+    )
+    routes = (*routes, *add_shadow(app, settings, metrics, on_crash))
     add_routes(app, (*routes, *reference_routes(routes, title="shieldx", version=__version__)))
 
     async def stores(app: web.Application) -> AsyncIterator[None]:
@@ -155,11 +168,43 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
             )  # fmt: skip
             app[CREDITS] = credits_
             credits_.start()
-            yield
+            async with open_shadow(app, Places(redis_url, database_url, settings.replica_name)):
+                yield
             await credits_.stop()
 
     app.cleanup_ctx.append(stores)
     return app
+
+
+def add_shadow(
+    app: web.Application, settings: Settings, metrics: Metrics, on_crash: Callable[[BaseException], None]
+) -> tuple[Route, ...]:
+    """Give the application shadow, if this process is to run it, and return its routes."""
+    if "shadow" not in settings.services:
+        return ()
+    shadow = Shadow(metrics, on_crash)
+    app[SHADOW], app[RULES] = shadow, shadow.rules
+    return (*EXPERIMENT_ROUTES, *RULE_ROUTES, *FLAG_ROUTES)
+
+
+@contextlib.asynccontextmanager
+async def open_shadow(app: web.Application, places: Places) -> AsyncIterator[None]:
+    """Run shadow, if the application has it, once the ledger's schema is there."""
+    shadow = app.get(SHADOW)
+    if shadow is None:
+        yield
+        return
+    shadow.start(places, lambda: app[CREDITS].book is not None)
+    yield
+    await shadow.stop()
+
+
+async def wait_open(app: web.Application) -> None:
+    """Return once everything that this process runs is open."""
+    await app[CREDITS].wait_open()
+    shadow = app.get(SHADOW)
+    if shadow is not None:
+        await shadow.wait_open()
 
 
 def calm_collector() -> None:
@@ -191,7 +236,7 @@ async def serve(settings: Settings) -> int:
     await runner.setup()
     try:
         ports = [await _listen(runner, settings.host, port) for port in (settings.port, settings.shadow_port)]
-        opened = asyncio.create_task(app[CREDITS].wait_open())
+        opened = asyncio.create_task(wait_open(app))
         stop = asyncio.create_task(stopping.wait())
         await asyncio.wait({opened, stop}, return_when=asyncio.FIRST_COMPLETED)
         if opened.done() and not opened.cancelled():

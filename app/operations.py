@@ -11,6 +11,7 @@ from aiohttp import web
 
 from app.credits.api import CREDITS
 from app.metrics import Metrics
+from app.shadow.api import SHADOW
 from app.web.routes import Answer, Handled, Route
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ async def ready(request: Request) -> Handled:
             _check(credits_.ping), _check(postgres), _check(book.records.check_heads)
         )
         checks = {"redis": redis_check, "postgres": postgres_check, "shard": _shards(credits_), "chain": chain_check}
+    shadow = request.app.get(SHADOW)
+    if shadow is not None:
+        checks["shadow"] = await _check(shadow.check)
     waiting = [name for name, check in checks.items() if check["state"] != "ok"]
     status = 503 if waiting or book is None else 200
     body = {"status": "ready" if status == 200 else "waiting", "waiting_for": waiting, "checks": checks}

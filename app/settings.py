@@ -15,7 +15,7 @@ from msgspec import Meta
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SERVICES: Final = ("credits",)
+SERVICES: Final = ("credits", "shadow")
 _Port = Annotated[int, Meta(ge=0, le=65535)]
 
 

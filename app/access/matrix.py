@@ -2,8 +2,8 @@
 
     reader    sees accounts, transactions, usage, reservations
     auditor   what a reader sees, and the chain: entries, proofs, tiles, verification, who has keys
-    writer    what a reader sees, and moves money in every direction within its tenants
-    operator  what a writer may, and runs the ledger: webhooks, metrics, trial balance, verification
+    writer    what a reader sees, and moves money in every direction within its tenants; assigns units, reports outcomes
+    operator  what a writer may, and runs the ledger: webhooks, metrics, trial balance, verification; and experiments
     admin     everything, alone keys and erasures
 
 A row is for the whole ledger when its answer or effect reaches beyond single tenants: a key that is limited to tenants
@@ -93,6 +93,39 @@ _AUDIT_ROWS: Final[dict[Row, Right]] = {
     ("POST", "/v1/privacy/erasures"): Right(_ADMIN, ""),
 }
 
+# Rules belong to no tenant; what their reports show comes from all.
+_RULES: Final[dict[Row, Right]] = {
+    ("POST", "/v1/rules"): Right(_RUN, "shadow", whole_ledger=True),
+    ("GET", "/v1/rules"): Right(_READ, "shadow"),
+    ("GET", "/v1/rules/{name}"): Right(_READ, "shadow"),
+    ("PATCH", "/v1/rules/{name}"): Right(_RUN, "shadow", whole_ledger=True),
+    ("DELETE", "/v1/rules/{name}"): Right(_RUN, "shadow", whole_ledger=True),
+    ("POST", "/v1/rules/{name}/promote"): Right(_RUN, "shadow", whole_ledger=True),
+    ("POST", "/v1/rules/{name}/evaluate"): Right(_WRITE, "shadow"),
+    ("GET", "/v1/rules/{name}/report"): Right(_READ, "shadow", whole_ledger=True),
+}
+
+_SHADOW: Final[dict[Row, Right]] = {
+    ("POST", "/v1/experiments"): Right(_RUN, "shadow"),
+    ("GET", "/v1/experiments"): Right(_READ, "shadow"),
+    ("GET", "/v1/experiments/{name}"): Right(_READ, "shadow"),
+    ("PATCH", "/v1/experiments/{name}"): Right(_RUN, "shadow"),
+    ("DELETE", "/v1/experiments/{name}"): Right(_RUN, "shadow"),
+    ("POST", "/v1/experiments/{name}/assign"): Right(_WRITE, "shadow"),
+    ("POST", "/v1/experiments/{name}/outcomes"): Right(_WRITE, "shadow"),
+    ("GET", "/v1/experiments/{name}/analysis"): Right(_READ, "shadow"),
+    ("GET", "/v1/experiments/{name}/plot.svg"): Right(_READ, "shadow"),
+    ("POST", "/v1/experiments/{name}/deploy"): Right(_RUN, "shadow"),
+    ("POST", "/v1/experiments/{name}/rollback"): Right(_RUN, "shadow"),
+    ("POST", "/v1/experiments/{name}/canary"): Right(_RUN, "shadow"),
+}
+
+_FLAGS: Final[dict[Row, Right]] = {
+    ("POST", "/ofrep/v1/evaluate/flags/{key}"): Right(_WRITE, "shadow"),
+    ("POST", "/ofrep/v1/evaluate/flags"): Right(_WRITE, "shadow"),
+    ("POST", "/v1/track"): Right(_WRITE, "shadow"),
+}
+
 _KEYS: Final[dict[Row, Right]] = {
     ("POST", "/v1/keys"): Right(_ADMIN, ""),
     ("GET", "/v1/keys"): Right(_AUDIT, ""),
@@ -105,7 +138,9 @@ _OPERATIONS: Final[dict[Row, Right]] = {
     ("GET", "/metrics"): Right(_VERIFY, "", whole_ledger=True),
 }
 
-RIGHTS: Final[Mapping[Row, Right]] = MappingProxyType({**_CREDITS, **_AUDIT_ROWS, **_KEYS, **_OPERATIONS})
+RIGHTS: Final[Mapping[Row, Right]] = MappingProxyType(
+    {**_CREDITS, **_AUDIT_ROWS, **_SHADOW, **_RULES, **_FLAGS, **_KEYS, **_OPERATIONS}
+)
 
 
 def forbidden(key: Key, right: Right) -> Problem | None:

@@ -1,4 +1,4 @@
-"""Every Redis key of the ledger. All keys of one shard carry its hash tag, so they share a cluster slot.
+"""Every Redis key. All keys of one ledger shard carry its hash tag, so they share a cluster slot.
 
 {s00}:shard              hash    generation, seq, at, durable
 {s00}:outbox             stream  events that are not yet known to be durable; id <generation>-<last seq of the item>,
@@ -11,7 +11,17 @@
 {s00}:idem:<hash>        string  fingerprint and first answer of an idempotency key, 24 h
 {s00}:checkpoint         hash    size, root: the largest tree that was signed; kept when the shard is rebuilt
 {s00}:applied            channel the seq that a replica which does not write the chain has just reached
+{x:<name>}:state         hash    seq, saved, window, events, journaled, trimmed, version: of the counters of an experiment
+{x:<name>}:totals        hash    counters by field; {x:<name>}:latency: histogram of latencies by field
+{x:<name>}:journal       list    events and units that Postgres does not hold yet
+{x:<name>}:weights       hash    version to weights of Thompson sampling
+{x:<name>}:seen:<window>:<bucket>  set  events of a day, 64-bit integers, 49 h
+{x:<name>}:dated:<window>  string  which of these buckets exist, one bit each, 49 h
+{x:<name>}:units:<bucket>  hash  enrolled units, 64-bit integers, to what they got
+{x:<name>}:odd           set     quarantined units
 {limits}:<policy>:<id>   string  units in a rate limit's bucket and the Unix microsecond they were counted at; until full
+{rules}:trial:<rule>:<n>  hash   process to its counts of a rule's trial (JSON); 24 h after the last change
+{rules}:samples:<rule>:<n>:<kind>  list  newest samples of a kind of difference, `<id> <JSON>`; 24 h
 """
 
 from __future__ import annotations
@@ -46,3 +56,26 @@ LIMITS_TAG: Final = "{limits}:"  # all limits are in one slot, so that one scrip
 def limit_key(policy: str, name: str) -> str:
     """Return the key of a rate limit's bucket."""
     return f"{LIMITS_TAG}{policy}:{name}"
+
+
+def experiment_tag(name: str) -> str:
+    """Return the hash tag that starts every key of an experiment's counters: they share a slot."""
+    return f"{{x:{name}}}:"
+
+
+RULES_TAG: Final = "{rules}:"  # all rules are in one slot, so that one connection serves them
+
+
+def rule_trial_key(rule_id: int, trial: int) -> str:
+    """Return the key of what was counted of a rule's trial."""
+    return f"{RULES_TAG}trial:{rule_id}:{trial}"
+
+
+def rule_samples_key(rule_id: int, trial: int, kind: str) -> str:
+    """Return the key of the samples of one kind of difference."""
+    return f"{RULES_TAG}samples:{rule_id}:{trial}:{kind}"
+
+
+def experiment_key(name: str, part: str) -> str:
+    """Return one key of an experiment's counters."""
+    return f"{experiment_tag(name)}{part}"

@@ -38,9 +38,21 @@ def cut_off(connection: asyncpg.Connection[Any], seconds: float) -> Iterator[Non
     A time limit that cancels is not enough: leaving a transaction or a cursor sends a statement of its own and waits
     for its answer, on a connection that may never answer again.
     """
-    timer = asyncio.get_running_loop().call_later(seconds, connection.terminate)
+    cut = False
+
+    def terminate() -> None:
+        nonlocal cut
+        cut = True
+        connection.terminate()
+
+    timer = asyncio.get_running_loop().call_later(seconds, terminate)
     try:
         yield
+    except AttributeError as error:
+        # asyncpg takes a killed connection apart at once; work that goes on in the same turn meets its missing parts.
+        if not cut:
+            raise
+        raise ConnectionError(f"no answer within {seconds:g} s, the connection was killed") from error
     finally:
         timer.cancel()
 

@@ -288,7 +288,7 @@ def _check_countable(kind: inspect.Type) -> None:
         case inspect.DictType(key_type=key, value_type=item):
             _check_countable(key)
             _check_countable(item)
-        case inspect.CustomType(cls=cls) if cls is Metadata:
+        case inspect.CustomType(cls=cls) if issubclass(cls, Metadata):
             pass
         case inspect.Metadata(type=inner):
             _check_countable(inner)

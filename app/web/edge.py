@@ -101,6 +101,17 @@ def unauthorized() -> Problem:
     )
 
 
+def _bearer(request: Request) -> str | None:
+    return request.headers.get("authorization")
+
+
+def _any_key(request: Request) -> str | None:
+    """The Authorization field; where there is none, a key in X-API-Key counts as a bearer key."""
+    given = request.headers.get("authorization")
+    key = request.headers.get("x-api-key") if given is None else None
+    return given if key is None else f"Bearer {key}"
+
+
 def _check_shape(request: Request, route: "Route") -> None:
     """Check path parameters against their types; refuse unknown query parameters."""
     for name, kind in route.path_fields.items():
@@ -194,13 +205,14 @@ def _admission(app: web.Application, route: "Route") -> Callable[[Request], Prob
     template = route.path
     enter = None if route.open else app[ENTRANCES](route.method, template)
     shaped = bool(route.path_fields)
+    authorization = _any_key if route.api_key else _bearer
 
     def admit(request: Request) -> Problem | None:
         if request.header_bytes > HEADERS_MAX_BYTES:
             return Problem(431, "headers_too_large", "The header section is too large.", close=True)
         request.template = template
         if enter is not None:
-            principal = enter(request.headers.get("authorization"), request.address)
+            principal = enter(authorization(request), request.address)
             if isinstance(principal, Problem):
                 return principal
             if roles is not None and principal.role not in roles:

@@ -2,7 +2,7 @@
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import msgspec
 from msgspec import Meta, Struct
@@ -12,6 +12,8 @@ from app.web.problems import JsonValue, Problem
 AMOUNT_MAX: Final = 10**14 - 1  # credits; Lua prints integers exactly only below 10^14.
 # encoded JSON; an audit leaf holds 65,535 bytes and carries more than metadata.
 METADATA_MAX_BYTES: Final = 4096
+# what a rule judges, encoded; below the limit of a body by more than what stands around it.
+DOCUMENT_MAX_BYTES: Final = 48 * 1024
 DEPTH_MAX: Final = 32  # nested arrays and objects; no call of the API needs more than 6.
 DESCRIPTION_MAX: Final = 500  # characters; one line on a statement.
 INT64_MIN: Final = -(2**63)  # numbers of metadata stay in the range that every language and column has.
@@ -57,6 +59,15 @@ class Metadata(dict[str, JsonValue]):
     U+0000.
     """
 
+    limit_bytes: ClassVar[int] = METADATA_MAX_BYTES
+    size_bytes: int = 0  # once encoded
+
+
+class Document(Metadata):
+    """The same for an object that is looked at and not kept: at most DOCUMENT_MAX_BYTES once encoded."""
+
+    limit_bytes: ClassVar[int] = DOCUMENT_MAX_BYTES
+
 
 def check_name(text: str) -> bool:
     """Whether `text` is a valid tenant, experiment, service or instance name."""
@@ -93,13 +104,13 @@ def _wide_number(value: object) -> bool:
     return False
 
 
-def _metadata(value: object) -> Metadata:
+def _metadata(value: object, kind: type[Metadata]) -> Metadata:
     if not isinstance(value, dict):
         message = "Expected `object`"
         raise TypeError(message)
     encoded = msgspec.json.encode(value)
-    if len(encoded) > METADATA_MAX_BYTES:
-        message = f"Expected at most {METADATA_MAX_BYTES} bytes of encoded JSON"
+    if len(encoded) > kind.limit_bytes:
+        message = f"Expected at most {kind.limit_bytes} bytes of encoded JSON"
         raise ValueError(message)
     if deeper_than(encoded, DEPTH_MAX):
         raise Problem(400, "malformed_json", f"The body is nested deeper than {DEPTH_MAX} levels.")
@@ -109,7 +120,9 @@ def _metadata(value: object) -> Metadata:
     if _nul.search(encoded) is not None:
         message = "Expected text without U+0000"
         raise ValueError(message)
-    return Metadata(value)
+    made = kind(value)
+    made.size_bytes = len(encoded)
+    return made
 
 
 def decode_custom(kind: type[Any], value: object) -> object:
@@ -117,8 +130,8 @@ def decode_custom(kind: type[Any], value: object) -> object:
 
     ValueError and TypeError become a validation error at the right path.
     """
-    if kind is Metadata:
-        return _metadata(value)
+    if issubclass(kind, Metadata):
+        return _metadata(value, kind)
     if kind is object:
         return value
     message = f"{kind.__name__} is not a field type of a request body"

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from app.web.answers import JSON, PROBLEM_JSON
-from app.web.fields import INT64_MAX, INT64_MIN, METADATA_MAX_BYTES, Metadata
+from app.web.fields import INT64_MAX, INT64_MIN, Metadata
 from app.web.problems import TITLES, TYPE_PREFIX
 from app.web.request import REQUEST_ID_MAX
 from app.web.routes import Route
@@ -21,7 +21,6 @@ KEY_PATTERN: Final = r'^([!#-~][ -~]{0,254}|"([ !#-\[\]-~]|\\["\\]){1,255}")$'
 
 METADATA_SCHEMA: Final[Json] = {
     "type": "object",
-    "description": f"An object of the client's own, at most {METADATA_MAX_BYTES} bytes of JSON.",
     "propertyNames": {"pattern": NO_NUL},
     "additionalProperties": {"$ref": REF + "MetadataValue"},
 }
@@ -96,6 +95,13 @@ PARAMETERS: Final[Json] = {
         "with the same key gets the first answer again for 24 h.",
         "schema": {"type": "string", "pattern": KEY_PATTERN},
     },
+    "If-None-Match": {
+        "name": "If-None-Match",
+        "in": "header",
+        "required": False,
+        "description": "Entity tags of answers that the client has: 304 if it would be one of them.",
+        "schema": {"type": "string"},
+    },
     "If-Match": {
         "name": "If-Match",
         "in": "header",
@@ -107,8 +113,9 @@ PARAMETERS: Final[Json] = {
 
 
 def _schema_hook(kind: type[Any]) -> Json:
-    if kind is Metadata:
-        return METADATA_SCHEMA
+    if issubclass(kind, Metadata):
+        size = f"An object of the client's own, at most {kind.limit_bytes} bytes of JSON."
+        return METADATA_SCHEMA | {"description": size}
     if kind is object:
         return {}
     message = f"{kind.__name__} has no JSON schema"
@@ -217,6 +224,8 @@ def _parameters(route: Route, schemas: Mapping[int, Json]) -> list[Json]:
         names.append("Idempotency-Key")
     if route.etag and route.method in {"PUT", "PATCH", "DELETE"}:
         names.append("If-Match")
+    if 304 in route.answers:
+        names.append("If-None-Match")
     parameters += [{"$ref": f"#/components/parameters/{name}"} for name in names]
     return parameters
 
@@ -245,6 +254,8 @@ def _operation(route: Route, schemas: Mapping[int, Json]) -> Json:
     operation["responses"] = responses
     if route.open:
         operation["security"] = []
+    elif route.api_key:
+        operation["security"] = [{"bearer": []}, {"apiKey": []}]
     return operation
 
 
@@ -298,6 +309,9 @@ def openapi(routes: Sequence[Route], *, title: str, version: str, description: s
             },
             "parameters": PARAMETERS,
             "headers": HEADERS,
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
         },
     }

@@ -65,6 +65,7 @@ class Route:
     body_optional  the body may be absent
     any_query    query parameters that are not declared are let through
     streams      answers piece by piece, through `request.source`, so it needs aiohttp's request
+    api_key      the key may stand in X-API-Key too, as clients of feature flags send it
     description  further sentences for the reference
     """
 
@@ -86,6 +87,7 @@ class Route:
     body_optional: bool = False
     any_query: bool = False
     streams: bool = False
+    api_key: bool = False
     description: str = ""
 
 

@@ -13,10 +13,16 @@ from app.credits.audit_api import AUDIT_ROUTES
 from app.credits.privacy_api import PRIVACY_ROUTES
 from app.credits.routes import ROUTES
 from app.operations import OPERATION_ROUTES
+from app.shadow.api import EXPERIMENT_ROUTES
+from app.shadow.flags_api import FLAG_ROUTES
+from app.shadow.rules_api import RULE_ROUTES
 from app.web.docs import reference_routes
 from app.webhooks.api import WEBHOOK_ROUTES
 
-OWN = (*ROUTES, *AUDIT_ROUTES, *OPERATION_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES, *PRIVACY_ROUTES)
+OWN = (
+    *ROUTES, *AUDIT_ROUTES, *OPERATION_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES, *PRIVACY_ROUTES, *EXPERIMENT_ROUTES,
+    *RULE_ROUTES, *FLAG_ROUTES,
+)  # fmt: skip
 SERVED = (*OWN, *reference_routes(OWN, title="t", version="0"))
 
 
@@ -81,7 +87,8 @@ def test_a_key_of_some_tenants_does_not_see_the_whole_ledger() -> None:
 
     assert closed == {
         "/v1/ledger/trial-balance", "/v1/audit/shards", "/v1/audit/entries", "/v1/audit/verify",
-        "/tiles/{shard}/{tile:.+}", "/metrics",
+        "/tiles/{shard}/{tile:.+}", "/metrics", "/v1/rules", "/v1/rules/{name}", "/v1/rules/{name}/promote",
+        "/v1/rules/{name}/report",
     }  # fmt: skip
 
 

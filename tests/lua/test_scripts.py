@@ -17,6 +17,7 @@ from app.db.resources import resource_dir
 ROOT = resource_dir("lua")
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.lua"))
 LEDGER_SCRIPTS = [name for name in SCRIPTS if name.startswith("ledger_")]
+EXPERIMENT_SCRIPTS = [name for name in SCRIPTS if name.startswith("experiment_")]
 LIST_SCRIPTS = ["rate_limit"]  # over as many keys as they are given
 LIBRARIES = sorted(path.name for path in (ROOT / "lib").glob("*.lua"))
 CODE_LINES_MAX = 100  # of one file, comments and blank lines left out
@@ -36,7 +37,7 @@ def numbers(kind: str, text: str) -> set[int]:
     return {int(number) for number in re.findall(rf"{kind}\[(\d+)\]", text)}
 
 
-@pytest.mark.parametrize("name", LEDGER_SCRIPTS)
+@pytest.mark.parametrize("name", [*LEDGER_SCRIPTS, *EXPERIMENT_SCRIPTS])
 def test_the_header_names_exactly_the_keys_that_the_body_uses(name: str) -> None:
     header, code = parts(name)
 

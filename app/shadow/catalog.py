@@ -1,0 +1,134 @@
+"""All experiments that this process knows, by name, and the one way to change one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from app.shadow.definition import State
+from app.shadow.experiment import Experiment
+from app.shadow.store import Entry
+from app.web.problems import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from app.shadow.assignment import Assignment
+    from app.shadow.counters import Counters
+    from app.shadow.definition import Definition
+    from app.shadow.store import ExperimentStore, Row
+    from app.web.fields import Metadata
+
+TRIES_MAX: Final = 5  # replicas that change the same experiment at once; each try reads what the other made of it
+
+# What is to become of a state: the next one and what the chain is to say, or None to leave it. It may raise Problem.
+Plan = Callable[[State], tuple[State, list[Entry]] | None]
+
+
+def no_experiment() -> Problem:
+    """Return the refusal for a name that no experiment has."""
+    return Problem(404, "no_experiment", "There is no experiment with this name.")
+
+
+class Catalog:
+    """Experiments in memory; Postgres is asked only for names that are not known here yet."""
+
+    def __init__(
+        self,
+        store: ExperimentStore,
+        counters: Counters,
+        on_crash: Callable[[BaseException], None],
+        on_merged: Callable[[Experiment], None],
+    ) -> None:
+        """`on_merged` hears of every merge of an experiment."""
+        self.store: Final = store
+        self._counters = counters
+        self._on_crash = on_crash
+        self._on_merged = on_merged
+        self._experiments: dict[str, Experiment] = {}
+        self.revision = 0
+
+    def __len__(self) -> int:
+        """Return how many experiments are known."""
+        return len(self._experiments)
+
+    def __iter__(self) -> Iterator[Experiment]:
+        """Yield the experiments, as they are now, in no order."""
+        return iter(list(self._experiments.values()))
+
+    def take(self, row: Row) -> Experiment:
+        """Take over a row: a new experiment, or a newer state of a known one."""
+        known = self._experiments.get(row.name)
+        if known is None:
+            known = self._experiments[row.name] = Experiment(
+                row, self._counters, self.store, self._on_crash, self._on_merged
+            )
+        elif row.revision > known.revision:
+            known.adopt(row.state, row.revision)
+            known.changed_at = row.changed_at
+        return known
+
+    def get(self, name: str) -> Experiment | None:
+        """Return an experiment that is known here, None for another."""
+        return self._experiments.get(name)
+
+    async def find(self, name: str) -> Experiment:
+        """Return an experiment, also one that another replica has made a moment ago. Raises Problem 404."""
+        known = self._experiments.get(name)
+        if known is not None:
+            return known
+        row = await self.store.find(name)
+        if row is None:
+            raise no_experiment()
+        return self.take(row)
+
+    async def assign(self, name: str, unit_id: str, attributes: Metadata | None = None) -> Assignment:
+        """Return what a unit gets in an experiment: the same at any time, on every replica.
+
+        attributes  what is known of the unit; a split does not depend on it, rules that stand before one may
+        Raises Problem 404, and for Thompson sampling what Redis raises.
+        """
+        del attributes
+        experiment = self._experiments.get(name) or await self.find(name)
+        return experiment.assign_at_once(unit_id) or await experiment.assign(unit_id)
+
+    def page(self, after: str, limit: int) -> tuple[list[Experiment], str | None]:
+        """Return experiments by name from the first beyond `after`, and the next `after`."""
+        names = sorted(name for name in self._experiments if name > after)
+        return [self._experiments[name] for name in names[:limit]], names[limit - 1] if len(names) > limit else None
+
+    async def create(self, definition: Definition, state: State, maker: str) -> Experiment:
+        """Make an experiment. Raises Problem 409 `experiment_exists` or `too_many_experiments`."""
+        details = {"experiment": definition.name, "actor": maker, "definition": msgspec.to_builtins(definition)}
+        row = await self.store.create(definition, state, maker, details)
+        if row is not None:
+            return self.take(row)
+        if await self.store.find(definition.name) is not None:
+            raise Problem(409, "experiment_exists", "There is, or was, an experiment with this name; choose another.")
+        raise Problem(409, "too_many_experiments", "There are as many experiments as there may be.")
+
+    async def change(self, experiment: Experiment, plan: Plan) -> bool:
+        """Change where an experiment stands, in Postgres and then here; return False when nothing was to be changed.
+
+        Raises Problem 409 `version_conflict` when others are always faster, what the plan and what Postgres raise.
+        """
+        name = experiment.definition.name
+        for _ in range(TRIES_MAX):
+            planned = plan(experiment.state)
+            if planned is None:
+                return False
+            state, entries = planned
+            told = [Entry(entry.kind, {"experiment": name, **entry.details}) for entry in entries]
+            made = await self.store.change(name, experiment.revision, state, told)
+            if made is not None:
+                if made[0] > experiment.revision:
+                    experiment.adopt(state, made[0])
+                    experiment.changed_at = made[1]
+                return True
+            row = await self.store.find(name)
+            if row is None:
+                raise no_experiment()
+            self.take(row)
+        raise Problem(409, "version_conflict", "The experiment is being changed by others; try again.")

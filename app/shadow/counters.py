@@ -1,0 +1,315 @@
+"""The counters of experiments in Redis, over connections that shadow has for itself."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import orjson
+from redis.asyncio import Redis
+
+from app.db.keys import experiment_key, experiment_tag
+from app.db.lua import load_script
+from app.db.redis import ANSWER_TIMEOUT_S, RedisLink
+from app.shadow.journal import Journal, pack, unpacked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from redis.asyncio import ConnectionPool
+    from redis.asyncio.client import Pipeline
+
+    from app.db.lua import Script
+    from app.db.topology import Topology
+
+LINKS: Final = (
+    2  # to each server: one script runs while the next is on its way; Redis runs one at a time, and money needs it too
+)
+RESTORE_SLICE: Final = 500  # items of one call: a few ms of Redis
+SWEEP_SLICE: Final = 500  # experiments of one pipeline
+
+_MERGE: Final = load_script("experiment_merge")
+_UNITS: Final = load_script("experiment_units")
+_WEIGH: Final = load_script("experiment_weigh")
+_SAVED: Final = load_script("experiment_saved")
+_RESTORE: Final = load_script("experiment_restore")
+_PARTS: Final = ("state", "totals", "latency", "journal", "weights")
+
+
+class Forgot(ConnectionError):
+    """Redis does not hold what Postgres holds of an experiment: lay it there, then try again."""
+
+
+class EventsFull(Exception):
+    """More events came within a day than are remembered, so that repetitions could not be told."""
+
+
+class Known(NamedTuple):
+    """Which counters were compared with Postgres: the Redis that holds them, and when they were laid there."""
+
+    run_id: str = ""
+    born: str = ""
+
+
+class Place(NamedTuple):
+    """Where the counters of an experiment stand: seq, the seq that Postgres holds, and when they were laid there."""
+
+    seq: int
+    saved: int
+    born: str
+
+
+class Work(NamedTuple):
+    """What one merge is to do; indexes of classes count from 1, as Lua's do.
+
+    events     event, class, value in thousandths, event, ...
+    classes    what each class adds (`app.shadow.tallies.added`)
+    latencies  field of the histogram for each class, "" for none
+    units      unit, what it shall get, class, unit, ...
+    odd        units to quarantine
+    """
+
+    events: list[str | int]
+    classes: list[list[str | int]]
+    latencies: list[str]
+    units: list[str | int]
+    odd: list[str]
+
+
+class Merged(NamedTuple):
+    """What a merge did. `repeated`: numbers of the events that had been counted; `given`: what each unit got."""
+
+    seq: int
+    repeated: frozenset[int]
+    given: list[int]
+    version: int
+    odd: int
+    totals: dict[str, int] | None
+
+
+class Snapshot(NamedTuple):
+    """All that Redis holds of an experiment and Postgres does not yet, of one instant."""
+
+    seq: int
+    version: int
+    totals: dict[str, int]
+    latency: dict[str, int]
+    journal: Journal
+    journal_end: int
+
+
+class _Server:
+    """One Redis server: a client for reads, and places for the connections that carry scripts."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self.client: Final = Redis(connection_pool=pool)
+        self.links: Final[asyncio.Queue[_Link]] = asyncio.Queue()
+        for _ in range(LINKS):
+            self.links.put_nowait(_Link())
+
+
+class _Link:
+    """A place for a connection, and which incarnation of Redis it leads to."""
+
+    def __init__(self) -> None:
+        self.link: RedisLink | None = None
+        self.run_id = ""
+
+    async def open(self, topology: Topology, tag: str) -> RedisLink:
+        """Return the connection, opened to where keys with this tag live if it is closed."""
+        if self.link is None or not self.link.is_open:
+            self.link = RedisLink(topology, tag)
+            self.run_id = await self.link.open()
+        return self.link
+
+
+class Counters:
+    """Calls of the scripts. Raises what redis-py raises, ConnectionError, TimeoutError, Forgot and EventsFull."""
+
+    def __init__(self, topology: Topology) -> None:
+        """`topology` says where keys live, over connections of shadow's own; nothing is opened yet."""
+        self._topology = topology
+        self._servers: dict[ConnectionPool, _Server] = {}
+
+    async def close(self) -> None:
+        """Close the connections that nobody uses."""
+        for server in self._servers.values():
+            while not server.links.empty():
+                link = server.links.get_nowait().link
+                if link is not None:
+                    await link.close()
+            await server.client.aclose()
+        await self._topology.close()
+
+    async def ping(self) -> None:
+        """Ask a server for a PONG. Raises when it is away."""
+        await (await self._server("")).client.ping()
+
+    async def merge(self, name: str, saved: int, known: Known, work: Work, *, totals: bool) -> Merged:
+        """Add outcomes and enrol units. Raises Forgot when what is known is not what is there by now.
+
+        saved  the seq that Postgres holds, as far as known
+        """
+        words = (saved, int(totals), orjson.dumps(work._asdict()), known.born)
+        answer = await self._run(_MERGE, name, _PARTS[:4], *words, run_id=known.run_id)
+        seq, repeated, given, version, odd, flat = answer[1:]
+        found = _integers(flat) if totals else None
+        return Merged(seq, frozenset(repeated), [int(one) for one in given], version, odd, found)
+
+    async def units(self, name: str, units: Sequence[str]) -> list[int | None]:
+        """Return what each unit got when it was enrolled, None for one that was not."""
+        answer = await self._run(_UNITS, name, _PARTS[:1], orjson.dumps(units))
+        return [int(one) if one else None for one in answer[1:]]
+
+    async def weigh(self, name: str, version: int, weights: str) -> str:
+        """Make a version of the weights, unless it is made; return its weights (JSON), "" when it cannot be made yet."""
+        text: bytes = (await self._run(_WEIGH, name, ("state", "weights"), version, weights))[1]
+        return text.decode()
+
+    async def saved(self, name: str, seq: int, journal_end: int) -> None:
+        """Note what Postgres holds, and cut the journal."""
+        await self._run(_SAVED, name, ("state", "journal"), seq, journal_end)
+
+    async def lay(self, name: str, seq: int, kind: str, packed: bytes) -> bool:
+        """Lay a row of the journal into a Redis that forgot it; return False when it holds this seq again."""
+        for items in unpacked(kind, packed, RESTORE_SLICE):
+            if (await self._run(_RESTORE, name, _PARTS, seq, kind, orjson.dumps(items)))[1] == 0:
+                return False
+        return True
+
+    async def open(
+        self, name: str, seq: int, totals: Mapping[str, int], latency: Mapping[str, int], weights: Mapping[int, str]
+    ) -> None:
+        """Lay counters after all of the journal; from here on outcomes are merged."""
+        opened = {
+            "totals": _flat(totals), "latency": _flat(latency), "weights": _flat(weights),
+            "version": max(weights, default=0),
+        }  # fmt: skip
+        await self._run(_RESTORE, name, _PARTS, seq, "open", orjson.dumps(opened))
+
+    async def odd(self, name: str) -> list[str]:
+        """Return the quarantined units."""
+        (units,) = await self._read(name, lambda pipe: pipe.smembers(experiment_key(name, "odd")))
+        return [one.decode() for one in units]
+
+    async def all_weights(self, name: str) -> dict[int, str]:
+        """Return all versions of the weights (JSON)."""
+        (rows,) = await self._read(name, lambda pipe: pipe.hgetall(experiment_key(name, "weights")))
+        return {int(version): row.decode() for version, row in rows.items()}
+
+    async def weights(self, name: str, versions: Iterable[int]) -> dict[int, str]:
+        """Return the weights (JSON) of versions that exist."""
+        wanted = list(versions)
+        if not wanted:
+            return {}
+        fields = [str(one) for one in wanted]
+        (rows,) = await self._read(name, lambda pipe: pipe.hmget(experiment_key(name, "weights"), fields))
+        return {version: row.decode() for version, row in zip(wanted, rows, strict=True) if row is not None}
+
+    async def read(self, name: str) -> tuple[dict[str, int], dict[str, int]]:
+        """Return totals and histogram of one instant. Raises Forgot."""
+
+        def fill(pipe: Pipeline) -> None:
+            pipe.exists(experiment_key(name, "state"))
+            pipe.hgetall(experiment_key(name, "totals"))
+            pipe.hgetall(experiment_key(name, "latency"))
+
+        known, totals, latency = await self._read(name, fill)
+        if not known:
+            raise Forgot(name)
+        return _counts(totals), _counts(latency)
+
+    async def snapshot(self, name: str) -> Snapshot:
+        """Return what is to be saved, of one instant. Raises Forgot."""
+
+        def fill(pipe: Pipeline) -> None:
+            pipe.hmget(experiment_key(name, "state"), ["seq", "version", "journaled"])
+            pipe.hgetall(experiment_key(name, "totals"))
+            pipe.hgetall(experiment_key(name, "latency"))
+            pipe.lrange(experiment_key(name, "journal"), 0, -1)
+
+        (seq, version, end), totals, latency, journal = await self._read(name, fill)
+        if seq is None:
+            raise Forgot(name)
+        return Snapshot(int(seq), int(version or 0), _counts(totals), _counts(latency), pack(journal), int(end or 0))
+
+    async def places(self, names: Sequence[str]) -> list[Place | None]:
+        """Return where the counters of each experiment stand, None where Redis knows nothing."""
+        by_server: dict[_Server, list[str]] = {}
+        for name in names:
+            by_server.setdefault(await self._server(name), []).append(name)
+        found: dict[str, Place] = {}
+        for own in by_server.values():
+            for start in range(0, len(own), SWEEP_SLICE):
+                part = own[start : start + SWEEP_SLICE]
+
+                def fill(pipe: Pipeline, part: list[str] = part) -> None:
+                    for name in part:
+                        pipe.hmget(experiment_key(name, "state"), ["seq", "saved", "born"])
+
+                rows = await self._read(part[0], fill, transaction=False)
+                for name, (seq, saved, born) in zip(part, rows, strict=True):
+                    if seq is not None:
+                        found[name] = Place(int(seq), int(saved or 0), born.decode())
+        return [found.get(name) for name in names]
+
+    async def _server(self, name: str) -> _Server:
+        """Return the server that holds an experiment now."""
+        pool = await self._topology.pool(experiment_tag(name))
+        server = self._servers.get(pool)
+        if server is None:
+            server = self._servers[pool] = _Server(pool)
+        return server
+
+    async def _read(self, name: str, fill: Callable[[Pipeline], Any], *, transaction: bool = True) -> list[Any]:
+        """Return the answers to reads that `fill` puts into a pipeline, of one instant if it is a transaction."""
+        server = await self._server(name)
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S), server.client.pipeline(transaction=transaction) as pipe:
+                fill(pipe)
+                return await pipe.execute()
+        except BaseException:
+            self._topology.outdate()
+            raise
+
+    async def connect(self, name: str) -> str:
+        """Return the run_id of the Redis that the next script of an experiment runs on."""
+        server = await self._server(name)
+        place = await server.links.get()
+        try:
+            await place.open(self._topology, experiment_tag(name))
+            return place.run_id
+        finally:
+            server.links.put_nowait(place)
+
+    async def _run(
+        self, script: Script, name: str, parts: Sequence[str], *words: str | int | bytes, run_id: str | None = None
+    ) -> Any:
+        """Run a script over parts of an experiment, on the Redis with this run_id if one is given."""
+        server = await self._server(name)
+        place = await server.links.get()
+        try:
+            link = await place.open(self._topology, experiment_tag(name))
+            if run_id is not None and place.run_id != run_id:
+                raise Forgot(name)
+            answer = await link.evaluate(script, [experiment_key(name, part) for part in parts], words)
+        finally:
+            server.links.put_nowait(place)
+        match answer[0]:
+            case b"OK":
+                return answer
+            case b"FULL":
+                raise EventsFull(name)
+        raise Forgot(name)
+
+
+def _integers(flat: Sequence[bytes]) -> dict[str, int]:
+    return {flat[i].decode(): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+
+
+def _counts(fields: Mapping[bytes, bytes]) -> dict[str, int]:
+    return {name.decode(): int(value) for name, value in fields.items()}
+
+
+def _flat(fields: Mapping[Any, Any]) -> list[str]:
+    return [str(part) for pair in fields.items() for part in pair]

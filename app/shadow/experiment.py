@@ -1,0 +1,348 @@
+"""One experiment in this process: whom it gives what, and the actor that merges what it is told into Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import asyncpg
+import orjson
+from redis.exceptions import RedisError
+
+from app.actor import Actor, Ask
+from app.db.retry import TRANSIENT
+from app.shadow.assignment import Assignment, Split, settled
+from app.shadow.counters import EventsFull, Forgot, Known, Work
+from app.shadow.journal import got, ungot, unit_number
+from app.shadow.recovery import lay
+from app.shadow.tallies import Class, added, enrolled
+from app.shadow.thompson import draw
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from app.shadow.counters import Counters, Merged
+    from app.shadow.definition import State
+    from app.shadow.store import ExperimentStore, Row
+
+BATCH_MAX: Final = 250  # outcomes of one script call: about 2 ms of Redis, which money needs too
+INBOX_MAX: Final = 100_000  # outcomes that wait: 5 s at 20,000 a second, 20 MB
+ASK_TIMEOUT_S: Final = 5.0
+UNITS_CACHED: Final = 20_000  # of what sampled units got: 4 MB
+CLASSES_CACHED: Final = 2_000  # of what outcomes add: at most 4 MB, with 20 variants under Thompson sampling
+RESTORES_MAX: Final = 3  # of one batch; each finds Redis empty again only if it was emptied again
+TOTALS_INTERVAL_S: Final = 0.05  # how old the totals may be while merges come one after the other
+
+WeightRow = tuple[float, ...]
+
+
+class Counted(NamedTuple):
+    """One outcome, ready to be merged: its event, what it adds, its value in thousandths, and a unit to quarantine."""
+
+    event: str
+    what: Class
+    value: int = 0
+    odd: str | None = None
+
+
+class Add(Ask[list[int]]):
+    """Merge outcomes, at most BATCH_MAX; the answer is which of them were repetitions, by place."""
+
+    __slots__ = ("outcomes", "weight")
+
+    def __init__(self, outcomes: Sequence[Counted]) -> None:
+        """Weigh as much as there are outcomes."""
+        super().__init__()
+        self.outcomes = outcomes
+        self.weight = len(outcomes)
+
+
+class Enrol(Ask[tuple[int, int]]):
+    """Enrol a unit with a version of the weights; the answer is version and variant that it has for good."""
+
+    __slots__ = ("unit", "variant", "version")
+
+    def __init__(self, unit: str, version: int, variant: int) -> None:
+        """`unit` is its number."""
+        super().__init__()
+        self.unit = unit
+        self.version = version
+        self.variant = variant
+
+
+class Experiment(Actor[Add | Enrol]):
+    """State, totals and assignment of one experiment.
+
+    totals, latency  counters of all replicas, as they were last seen
+    probability_best as the steward has computed it last, empty before
+    merged_s         when this process last merged outcomes, on the loop's clock
+    """
+
+    def __init__(
+        self,
+        row: Row,
+        counters: Counters,
+        store: ExperimentStore,
+        on_crash: Callable[[BaseException], None],
+        on_merged: Callable[[Experiment], None],
+    ) -> None:
+        """Begin with what Postgres holds."""
+        super().__init__(
+            inbox_max=INBOX_MAX, batch_max=BATCH_MAX, ask_timeout_s=ASK_TIMEOUT_S, name=f"experiment {row.name}"
+        )
+        self.definition: Final = row.definition
+        self.created_at: Final = row.created_at
+        self.created_by: Final = row.created_by
+        self.totals = dict(row.totals)
+        self.latency = dict(row.latency)
+        self.saved = row.seq
+        self.seq = row.seq
+        self.known = Known()
+        self.version = 0
+        self.weights_saved = 0
+        self.weights: dict[int, WeightRow] = {0: row.definition.weights}
+        self.odd: frozenset[str] = frozenset()
+        self._counters = counters
+        self._store = store
+        self._on_crash = on_crash
+        self._on_merged = on_merged
+        self._units: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._classes: dict[Class, list[str | int]] = {}
+        self._started = False
+        self._totals_s = 0.0
+        self.merged_s = 0.0
+        self.probability_best: tuple[float, ...] = ()
+        self.believed_s = 0.0
+        self.adopt(row.state, row.revision)
+        self.changed_at = row.changed_at
+
+    def adopt(self, state: State, revision: int) -> None:
+        """Take over where the experiment stands."""
+        self.state = state
+        self.revision = revision
+        self.split = Split(self.definition, state)
+        self.settled = settled(self.definition, state)
+        self._classes.clear()
+
+    @property
+    def stages(self) -> tuple[tuple[float, ...], ...]:
+        """The propensities at every stage of a fixed split."""
+        return self.split.stages
+
+    def assign_at_once(self, unit: str) -> Assignment | None:
+        """Return what a unit gets; None when Redis has to be asked, under Thompson sampling."""
+        if self.settled is not None:
+            return self.settled
+        if self.definition.allocation == "fixed":
+            return self.split.assign(unit)
+        known = self._units.get(unit)
+        return None if known is None or known[0] not in self.weights else self._sampled(*known)
+
+    async def assign(self, unit: str) -> Assignment:
+        """Return what a unit gets, always the same. Raises InboxFull, ActorStopped, AskTimeout and what Redis raises."""
+        at_once = self.assign_at_once(unit)
+        if at_once is not None:
+            return at_once
+        if self.state.status == "paused":
+            found = (await self.what_units_got([unit]))[0]
+            if found is None:
+                control = self.definition.control
+                return Assignment(self.definition.names[control], control, "paused")
+            return self._sampled(*found)
+        version = self.version
+        variant = draw(self.definition.seed, unit, self.weights[version])
+        self._begin()
+        answer: tuple[int, int] = await self.ask(Enrol(unit_number(unit), version, variant))
+        await self._learn([answer[0]])
+        self._remember(unit, answer)
+        return self._sampled(*answer)
+
+    async def what_units_got(self, units: Sequence[str]) -> list[tuple[int, int] | None]:
+        """Return version and variant of units that were enrolled, None for others."""
+        missing = [unit for unit in dict.fromkeys(units) if unit not in self._units]
+        found: dict[str, tuple[int, int]] = {}
+        for start in range(0, len(missing), BATCH_MAX):
+            part = missing[start : start + BATCH_MAX]
+            try:
+                answers = await self._counters.units(self.definition.name, [unit_number(unit) for unit in part])
+            except Forgot:
+                await self.restore()
+                answers = await self._counters.units(self.definition.name, [unit_number(unit) for unit in part])
+            found |= {unit: ungot(one) for unit, one in zip(part, answers, strict=True) if one is not None}
+        result = [self._units.get(unit) or found.get(unit) for unit in units]
+        await self._learn({version for version, _ in found.values()})
+        for unit, one in found.items():
+            self._remember(unit, one)
+        return result
+
+    async def add(self, outcomes: Sequence[Counted]) -> set[int]:
+        """Merge outcomes; return the places of repetitions. Raises what `assign` raises, and EventsFull."""
+        self._begin()
+        # A request may be ordered by variant. Somebody may look between its parts: in the order of the events, which are
+        # hashes, each part is a sample of the whole.
+        order = sorted(range(len(outcomes)), key=lambda place: outcomes[place].event)
+        starts = range(0, len(order), BATCH_MAX)
+        asked = [self.ask(Add([outcomes[place] for place in order[start : start + BATCH_MAX]])) for start in starts]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        repeated: set[int] = set()
+        for start, answer in zip(starts, answers, strict=True):
+            if isinstance(answer, BaseException):
+                raise answer
+            repeated.update(order[start + place] for place in answer)
+        return repeated
+
+    async def receive(self, batch: list[Add | Enrol]) -> None:
+        """Merge a batch with one script call, then answer."""
+        try:
+            merged = await self._merge(self._work(batch))
+        except (*TRANSIENT, RedisError, asyncpg.PostgresError, EventsFull) as error:
+            for message in batch:
+                message.fail(error)
+            return
+        self._take_over(merged)
+        with contextlib.suppress(*TRANSIENT, RedisError):  # the next merge tells the same again
+            await self._keep_up(merged)
+        first = enrolled_before = 0
+        for message in batch:
+            if isinstance(message, Enrol):
+                message.answer(ungot(merged.given[enrolled_before]))
+                enrolled_before += 1
+            else:
+                end = first + len(message.outcomes)
+                message.answer([number - first for number in merged.repeated if first <= number < end])
+                first = end
+        self._on_merged(self)
+
+    async def prepare(self) -> None:
+        """Know what Redis holds besides counts, before the first outcome is sorted. Raises what the stores raise."""
+        if not self.known.born:
+            await self.restore()
+
+    async def restore(self) -> bool:
+        """Compare Redis with Postgres, and lay Postgres over a Redis that is behind; return whether it was."""
+        name = self.definition.name
+        run_id = await self._counters.connect(name)
+        row = await self._store.find(name)
+        if row is None:
+            raise AssertionError(f"experiment {name} is gone from Postgres")
+        place = (await self._counters.places([name]))[0]
+        behind = place is None or place.seq < row.seq
+        if behind:
+            await lay(self._store, self._counters, [row])
+            place = (await self._counters.places([name]))[0]
+            if place is None:
+                raise Forgot(name)
+        assert place is not None
+        if place.born != self.known.born:
+            texts = await self._counters.all_weights(name)
+            self.weights = {0: self.definition.weights} | {number: tuple(orjson.loads(one)) for number, one in texts.items()}
+            self.version = max(self.weights)
+            self.odd = frozenset(await self._counters.odd(name))
+            self._units.clear()
+            self._classes.clear()
+        self.saved = row.seq
+        self.known = Known(run_id, place.born)
+        return behind
+
+    async def refresh(self) -> None:
+        """Read totals and histogram of all replicas. Raises what Redis raises."""
+        try:
+            self.totals, self.latency = await self._counters.read(self.definition.name)
+        except Forgot:
+            await self.restore()
+            self.totals, self.latency = await self._counters.read(self.definition.name)
+
+    async def weigh(self, weights: Sequence[float]) -> None:
+        """Let new units get other weights: the next version, unless another replica has made it."""
+        wanted = orjson.dumps([round(one, 9) for one in weights]).decode()
+        text = await self._counters.weigh(self.definition.name, self.version + 1, wanted)
+        if text:
+            self.weights[self.version + 1] = tuple(orjson.loads(text))
+            self.version += 1
+
+    def _begin(self) -> None:
+        if not self._started:
+            self._started = True
+            self.start(self._on_crash)
+
+    async def end(self) -> None:
+        """Finish what was accepted."""
+        if self._started:
+            await self.stop()
+
+    def _work(self, batch: Sequence[Add | Enrol]) -> Work:
+        work = Work([], [], [], [], [])
+        places: dict[Class | int, int] = {}
+        for message in batch:
+            if isinstance(message, Enrol):
+                what = got(message.version, message.variant)
+                place = places.get(what)
+                if place is None:
+                    place = places[what] = len(work.classes) + 1
+                    work.classes.append(enrolled(self.weights[message.version], message.variant))
+                    work.latencies.append("")
+                work.units.extend((message.unit, what, place))
+                continue
+            for event, one, value, odd in message.outcomes:
+                place = places.get(one)
+                if place is None:
+                    place = places[one] = len(work.classes) + 1
+                    work.classes.append(self._adds(one))
+                    counted = one.fate == "counted" and one.latency is not None
+                    work.latencies.append(f"{one.variant}:{one.latency}" if counted else "")
+                work.events.extend((event, place, value))
+                if odd is not None:
+                    work.odd.append(odd)
+        return work
+
+    def _adds(self, one: Class) -> list[str | int]:
+        found = self._classes.get(one)
+        if found is None:
+            weights = self.weights[one.shares] if self.definition.allocation == "thompson" and one.shares is not None else ()
+            if len(self._classes) > CLASSES_CACHED:
+                self._classes.clear()
+            found = self._classes[one] = added(self.definition, one, weights)
+        return found
+
+    async def _merge(self, work: Work) -> Merged:
+        assert self._loop is not None
+        name = self.definition.name
+        totals = self._loop.time() - self._totals_s >= TOTALS_INTERVAL_S or not self._inbox
+        for _ in range(RESTORES_MAX):
+            try:
+                return await self._counters.merge(name, self.saved, self.known, work, totals=totals)
+            except Forgot:
+                await self.restore()
+        raise Forgot(name)
+
+    def _take_over(self, merged: Merged) -> None:
+        assert self._loop is not None
+        self.seq = merged.seq
+        self.merged_s = self._loop.time()
+        if merged.totals is not None:
+            self.totals = merged.totals
+            self._totals_s = self.merged_s
+
+    async def _keep_up(self, merged: Merged) -> None:
+        """Read what other replicas added that is no total: weights and quarantined units."""
+        if merged.version > self.version:
+            await self._learn(range(self.version + 1, merged.version + 1))
+            self.version = merged.version
+        if merged.odd != len(self.odd):
+            self.odd = frozenset(await self._counters.odd(self.definition.name))
+
+    async def _learn(self, versions: Sequence[int] | set[int] | range) -> None:
+        missing = [version for version in versions if version not in self.weights]
+        for version, text in (await self._counters.weights(self.definition.name, missing)).items():
+            self.weights[version] = tuple(orjson.loads(text))
+
+    def _sampled(self, version: int, variant: int) -> Assignment:
+        weights = self.weights[version]
+        return Assignment(self.definition.names[variant], variant, "sampled", weights[variant], version)
+
+    def _remember(self, unit: str, one: tuple[int, int]) -> None:
+        self._units[unit] = one
+        if len(self._units) > UNITS_CACHED:
+            self._units.popitem(last=False)

@@ -1,0 +1,175 @@
+"""Experiments as feature flags: what a context gets, by the OpenFeature Remote Evaluation Protocol (OFREP) 0.3.0.
+
+The flag's key is the name of the experiment, the targeting key is the unit. Reasons: SPLIT while the experiment decides (a
+unit outside the coverage gets the control), STATIC once a variant is deployed to all, DISABLED once it was rolled back or is
+archived, and while it is paused for units that are not in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from app.shadow.definition import FlagValue
+from app.web.fields import Document, Input, check_name
+from app.web.problems import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.shadow.assignment import Assignment
+    from app.shadow.catalog import Catalog
+    from app.shadow.experiment import Experiment
+
+TARGETING_KEY: Final = "targetingKey"
+UNIT_MAX: Final = 256  # characters of a unit, as everywhere
+SLICE: Final = 128  # flags of one turn of the event loop: about 2 ms
+
+ErrorCode = Literal["PARSE_ERROR", "TARGETING_KEY_MISSING", "INVALID_CONTEXT", "GENERAL"]
+FlagReason = Literal["STATIC", "SPLIT", "DISABLED"]
+
+_REASONS: Final[dict[str, FlagReason]] = {
+    "assigned": "SPLIT", "sampled": "SPLIT", "outside_coverage": "SPLIT", "deployed": "STATIC", "paused": "DISABLED",
+    "rolled_back": "DISABLED", "archived": "DISABLED",
+}  # fmt: skip
+
+
+class FlagRequest(Input, frozen=True):
+    """Body of both evaluations: the context, whose `targetingKey` is the unit."""
+
+    context: Document | None = None
+
+
+class Flag(Struct):
+    """A flag that was evaluated. `metadata` holds texts, numbers and booleans only."""
+
+    key: str
+    value: FlagValue
+    reason: FlagReason
+    variant: str
+    metadata: dict[str, bool | int | float | str]
+
+
+class FlagFailure(Struct):
+    """A flag that could not be evaluated."""
+
+    key: str
+    errorCode: ErrorCode  # noqa: N815 - the protocol's name
+    errorDetails: str  # noqa: N815
+
+
+class FlagNotFound(Struct):
+    """There is no flag of this key."""
+
+    key: str
+    errorCode: Literal["FLAG_NOT_FOUND"]  # noqa: N815
+    errorDetails: str  # noqa: N815
+
+
+class FlagList(Struct):
+    """All flags for one context; those that could not be evaluated say why."""
+
+    flags: list[dict[str, Any]]
+    metadata: dict[str, bool | int | float | str] = {}
+
+
+class BulkFailure(Struct):
+    """No flag could be evaluated."""
+
+    errorCode: ErrorCode  # noqa: N815
+    errorDetails: str  # noqa: N815
+
+
+class ContextRefused(Exception):
+    """A context is no context; `code` and `detail` say why, in words of ours."""
+
+    def __init__(self, code: ErrorCode, detail: str) -> None:
+        """See the class."""
+        super().__init__(code)
+        self.code = code
+        self.detail = detail
+
+
+def unit_of(context: Document | None) -> str | None:
+    """Return the targeting key of a context, None when it has none. Raises ContextRefused."""
+    given = None if context is None else context.get(TARGETING_KEY)
+    if given is None or given == "":
+        return None
+    if not isinstance(given, str) or len(given) > UNIT_MAX or any(letter < " " or letter == "\x7f" for letter in given):
+        raise ContextRefused("INVALID_CONTEXT", f"targetingKey must be a text of at most {UNIT_MAX} printable characters.")
+    return given
+
+
+class Flags:
+    """Evaluates flags. No state of its own."""
+
+    def __init__(self, catalog: Callable[[], Catalog]) -> None:
+        """`catalog` returns the experiments; it raises ConnectionError before they are loaded."""
+        self._catalog = catalog
+
+    async def one(self, key: str, context: Document | None) -> Flag | None:
+        """Return one flag, None when there is none of this key. Raises ContextRefused, and what `Catalog.assign` raises."""
+        unit = unit_of(context)
+        if not check_name(key):
+            return None
+        try:
+            experiment = await self._catalog().find(key)
+        except Problem as refused:
+            if refused.code == "no_experiment":
+                return None
+            raise
+        return await self._evaluated(experiment, unit, context)
+
+    async def all(self, context: Document | None) -> tuple[bytes, str]:
+        """Return the body with all flags that are not archived, and its entity tag.
+
+        The tag is that of the flags, of where their experiments stand, and of the whole context: a client that changes its
+        context never keeps what it has for another one. Raises what `one` raises.
+        """
+        unit = unit_of(context)
+        found: list[Flag | FlagFailure] = []
+        digest = hashlib.sha256(msgspec.json.encode(context, order="deterministic"))
+        open_ = [one for one in self._catalog() if one.state.status != "archived"]
+        for number, experiment in enumerate(sorted(open_, key=lambda one: one.definition.name)):
+            if number % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+            digest.update(f"\n{experiment.definition.name} {experiment.revision}".encode())
+            try:
+                found.append(await self._evaluated(experiment, unit, context))
+            except ContextRefused as refused:
+                found.append(FlagFailure(experiment.definition.name, refused.code, refused.detail))
+        body = msgspec.json.encode(FlagList([msgspec.to_builtins(one) for one in found]))
+        digest.update(body)
+        return body, f'"{digest.hexdigest()[:32]}"'
+
+    async def _evaluated(self, experiment: Experiment, unit: str | None, context: Document | None) -> Flag:
+        settled = experiment.settled
+        if settled is not None:
+            return flag_of(experiment, settled)
+        if unit is None:
+            raise ContextRefused("TARGETING_KEY_MISSING", "The flag is split by targetingKey, and the context has none.")
+        return flag_of(experiment, await self._catalog().assign(experiment.definition.name, unit, context))
+
+
+def flag_of(experiment: Experiment, given: Assignment) -> Flag:
+    """Return an assignment as a flag."""
+    definition = experiment.definition
+    value = definition.variants[given.index].value
+    metadata: dict[str, bool | int | float | str] = {
+        "experiment": definition.name, "assignment": given.reason, "counts": given.counts, "version": experiment.revision,
+    }  # fmt: skip
+    if given.propensity is not None:
+        metadata["propensity"] = given.propensity
+    return Flag(definition.name, given.variant if value is None else value, _REASONS[given.reason], given.variant, metadata)
+
+
+def matches(if_none_match: str | None, tag: str) -> bool:
+    """Whether an If-None-Match field names this tag (RFC 9110 13.1.2: weak comparison)."""
+    if if_none_match is None:
+        return False
+    given = [one.strip().removeprefix("W/") for one in if_none_match.split(",")]
+    return "*" in given or tag in given

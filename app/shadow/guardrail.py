@@ -1,0 +1,94 @@
+"""When an experiment must go back to its control: pure.
+
+Each guardrail is watched by two tests that hold at every look. One compares a challenger with the control of the same time:
+on which arm do the errors, or the slow calls, fall? The other compares it with the absolute limit. Together they
+raise a false alarm in at most `max_false_positive` of all experiments.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from app import __version__
+from app.shadow.evidence import crossed, e_value
+from app.shadow.limit_evidence import limit_e_value
+from app.shadow.tallies import counts_of, statistic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from app.shadow.definition import Definition, Guardrails
+    from app.shadow.tallies import Kind
+
+# Ten percent more errors than the control are no reason to roll back: with enough traffic any difference can be shown.
+TOLERATED_RATIO: Final = 1.1
+SLOW_SHARE: Final = 0.05  # a 95th percentile within its limit means that at most this share is slower
+
+
+class Watch(NamedTuple):
+    """One guardrail: its name, the kind of its evidence, letters of its counters, and the greatest share that is allowed."""
+
+    name: str
+    kind: Kind
+    failures: str
+    trials: str
+    limit: float
+
+
+class Trip(NamedTuple):
+    """A guardrail that was crossed: by which variant, in which test ("control" or "limit"), from what."""
+
+    variant: str
+    guardrail: str
+    test: str
+    inputs: dict[str, Any]
+
+    @property
+    def reason(self) -> str:
+        """One sentence for people."""
+        beside = "the control of the same time" if self.test == "control" else "its limit"
+        return f"guardrail {self.guardrail}: {self.variant} is worse than {beside}"
+
+
+def watches_of(guardrails: Guardrails) -> tuple[Watch, ...]:
+    """Return what is watched."""
+    found = []
+    if guardrails.error_rate is not None:
+        found.append(Watch("error_rate", "E", "e", "n", guardrails.error_rate))
+    if guardrails.latency_ms_p95 is not None:
+        found.append(Watch("latency_ms_p95", "O", "o", "l", SLOW_SHARE))
+    return tuple(found)
+
+
+def trip_of(definition: Definition, totals: Mapping[str, int], stages: Sequence[Sequence[float]]) -> Trip | None:
+    """Return the first guardrail that is crossed, None while all hold."""
+    guardrails = definition.guardrails
+    if guardrails is None:
+        return None
+    count = len(definition.variants)
+    watches = watches_of(guardrails)
+    tests = 2 * len(watches) * len(definition.challengers)
+    for watch in watches:
+        failures, trials = counts_of(totals, watch.failures, count), counts_of(totals, watch.trials, count)
+        for index in definition.challengers:
+            if trials[index] < guardrails.min_samples or not failures[index]:
+                continue
+            enough = trials[definition.control] >= guardrails.min_samples
+            sums = statistic(definition, totals, stages, watch.kind, index) if enough else None
+            for test, e in _evidence(watch, failures[index], trials[index], sums):
+                if crossed(e, definition.max_false_positive, tests):
+                    inputs = {
+                        "e_value": e, "tests": tests, "max_false_positive": definition.max_false_positive,
+                        "limit": watch.limit, "tolerated_ratio": TOLERATED_RATIO, "statistic": sums,
+                        "failures": dict(zip(definition.names, failures, strict=True)),
+                        "trials": dict(zip(definition.names, trials, strict=True)), "code": __version__,
+                    }  # fmt: skip
+                    return Trip(definition.names[index], watch.name, test, inputs)
+    return None
+
+
+def _evidence(watch: Watch, failures: int, trials: int, sums: tuple[int, ...] | None) -> Iterator[tuple[str, float]]:
+    if sums is not None:
+        yield "control", e_value(sums, TOLERATED_RATIO)
+    if watch.limit < 1:
+        yield "limit", limit_e_value(failures, trials, watch.limit)

@@ -1,0 +1,313 @@
+"""What follows from new counts, by itself: rollbacks, crossings, verdicts, weights, steps of canaries.
+
+Each replica looks after every merge of its own, at most ten times a second, at the totals of all replicas: so whoever merges
+the outcome that trips a guardrail rolls back, within a fraction of a second. Twice a second it looks for canaries whose
+step is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+import msgspec
+from redis.exceptions import RedisError
+
+from app.actor import ActorStopped, AskTimeout, InboxFull
+from app.db.retry import TRANSIENT
+from app.shadow.assignment import settled
+from app.shadow.canary import waiting_for
+from app.shadow.decision import belief, crossings_of, inputs_of, look_at, verdict_of
+from app.shadow.definition import CanaryStep, Rollback
+from app.shadow.guardrail import trip_of
+from app.shadow.store import Entry
+from app.shadow.tallies import counts_of
+from app.shadow.thompson import weights_of
+from app.web.problems import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.shadow.catalog import Catalog
+    from app.shadow.decision import Look
+    from app.shadow.definition import State
+    from app.shadow.experiment import Experiment
+    from app.shadow.guardrail import Trip
+    from app.shadow.steady import SteadyClock
+
+log = logging.getLogger(__name__)
+
+LOOK_INTERVAL_S: Final = 0.1  # a tenth of the second that a rollback may take
+CANARY_INTERVAL_S: Final = 0.5  # steps take seconds at least
+PROBES: Final = 64  # units that are asked for after a rollback: one that still got a challenger would show
+WEIGH_INTERVAL_S: Final = 1.0
+BELIEVE_INTERVAL_S: Final = 5.0  # how old the probabilities of the metrics may be
+# Outcomes grow by this part between two versions of the weights: so there are at most 1,500 versions in a million outcomes.
+WEIGH_GROWTH: Final = 0.01
+
+# What passes by itself: the next look tries again.
+LATER: Final = (
+    *TRANSIENT, RedisError, asyncpg.PostgresError, Problem, ActorStopped, AskTimeout, InboxFull,
+)  # fmt: skip
+
+
+class Steward:
+    """The loop described above, as one task."""
+
+    def __init__(self, catalog: Callable[[], Catalog], clock: SteadyClock, replica: str) -> None:
+        """`replica` is the name that this process gives in entries."""
+        self._catalog = catalog
+        self._clock = clock
+        self._replica = replica
+        self._due: dict[str, Experiment] = {}
+        self._woken = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._weighed: dict[str, tuple[float, int]] = {}
+        self._later: dict[str, Experiment] = {}
+        self._canaries_s = 0.0
+
+    def start(self, on_crash: Callable[[BaseException], None]) -> None:
+        """Begin to look; an error that it does not know is a crash."""
+        self._task = asyncio.create_task(self._run(on_crash), name="experiment steward")
+
+    async def stop(self) -> None:
+        """End; another replica, or this one after its start, goes on."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def notice(self, experiment: Experiment) -> None:
+        """Look at an experiment soon."""
+        self._due[experiment.definition.name] = experiment
+        self._woken.set()
+
+    async def look(self, experiment: Experiment) -> None:
+        """Do whatever the counts ask for. Raises what the stores raise."""
+        state = experiment.state
+        if state.rollback is not None and state.rollback.verified_at_ms is None:
+            await self.verify(experiment)
+            return
+        if state.status in {"rolled_back", "archived"} or state.deployment is not None:
+            return
+        trip = trip_of(experiment.definition, experiment.totals, experiment.stages)
+        if trip is not None:
+            await self._trip(experiment, trip)
+            return
+        await self._believe(experiment)
+        if state.status != "running":
+            return
+        await self._decide(experiment)
+        await self._weigh(experiment)
+        await self.step(experiment)
+
+    async def roll_back(self, experiment: Experiment, by: str, reason: str, inputs: dict[str, object]) -> bool:
+        """Send all units to the control, for good; return False when that has happened before.
+
+        It is in effect in this process before Postgres has heard of it, and tried again until it has.
+        """
+        rollback = Rollback(self._clock.now_ms(), by, reason, dict(inputs))
+        local = msgspec.structs.replace(experiment.state, status="rolled_back", rollback=rollback)
+        if experiment.state.rollback is None:
+            experiment.settled = settled(experiment.definition, local)
+
+        def plan(state: State) -> tuple[State, list[Entry]] | None:
+            if state.rollback is not None or state.status == "archived":
+                return None
+            after = msgspec.structs.replace(state, status="rolled_back", rollback=rollback)
+            percent = None
+            if state.step is not None and experiment.definition.canary is not None:
+                percent = experiment.definition.canary.steps[state.step.number]
+            details = {"actor": by, "reason": reason, "inputs": inputs, "percent": percent}
+            return after, [Entry("experiment.rollback", details)]
+
+        done = await self._catalog().change(experiment, plan)
+        if done:
+            log.warning("experiment rolled back", extra={"experiment": experiment.definition.name, "reason": reason})
+            self.notice(experiment)
+        return done
+
+    async def verify(self, experiment: Experiment) -> None:
+        """After a rollback, look whether Postgres has it and units get the control here, and record what was found."""
+        name, definition = experiment.definition.name, experiment.definition
+        row = await self._catalog().store.find(name)
+        stored = row is not None and row.state.status in {"rolled_back", "archived"}
+        control = definition.names[definition.control]
+        found = [experiment.assign_at_once(f"probe-{number}") for number in range(PROBES)]
+        elsewhere = sum(one is None or one.variant != control for one in found)
+        at_ms = self._clock.now_ms()
+
+        def plan(state: State) -> tuple[State, list[Entry]] | None:
+            if state.rollback is None or state.rollback.verified_at_ms is not None:
+                return None
+            verified = msgspec.structs.replace(state.rollback, verified_at_ms=at_ms)
+            details = {
+                "replica": self._replica, "stored": stored, "probes": PROBES, "elsewhere": elsewhere,
+                "after_ms": at_ms - state.rollback.at_ms,
+            }  # fmt: skip
+            return msgspec.structs.replace(state, rollback=verified), [Entry("experiment.rollback_verified", details)]
+
+        if not stored or elsewhere:
+            log.error("rollback is not in effect", extra={"experiment": name, "elsewhere": elsewhere})
+            return
+        await self._catalog().change(experiment, plan)
+
+    async def step(self, experiment: Experiment, *, by: str = "canary", forced: bool = False) -> tuple[str, ...]:
+        """Let a canary go on if it may; return what it waits for, nothing when it went on."""
+        definition = experiment.definition
+        canary, at_ms = definition.canary, self._clock.now_ms()
+        if canary is None:
+            return ("there is no canary",)
+        waiting: tuple[str, ...] = ()
+
+        def plan(state: State) -> tuple[State, list[Entry]] | None:
+            nonlocal waiting
+            stages = experiment.stages
+            propensities = stages[0 if state.step is None else state.step.number]
+            waiting = waiting_for(definition, state, experiment.totals, propensities, at_ms, forced=forced)
+            if waiting or state.step is None:
+                return None
+            samples = counts_of(experiment.totals, "n", len(definition.variants))
+            last = state.step.number == len(canary.steps) - 1
+            following = (
+                msgspec.structs.replace(state.step, completed=True) if last
+                else CanaryStep(state.step.number + 1, at_ms, samples)
+            )  # fmt: skip
+            look = look_at(definition, experiment.totals, stages)
+            details = {
+                "actor": by, "percent": canary.steps[state.step.number],
+                "next_percent": None if last else canary.steps[state.step.number + 1],
+                "approved": state.step.approved, "after_ms": at_ms - state.step.started_at_ms,
+                "samples_before": dict(zip(definition.names, state.step.samples, strict=True)),
+                "min_samples": canary.min_samples, "min_seconds": canary.min_seconds, "guardrails": "hold",
+                "failures": {letter: counts_of(experiment.totals, letter, len(samples)) for letter in "eol"},
+                "inputs": inputs_of(definition, look),
+            }  # fmt: skip
+            kind = "experiment.canary_completed" if last else "experiment.step"
+            return msgspec.structs.replace(state, step=following), [Entry(kind, details)]
+
+        await self._catalog().change(experiment, plan)
+        return waiting
+
+    async def _trip(self, experiment: Experiment, trip: Trip) -> None:
+        inputs = {"variant": trip.variant, "guardrail": trip.guardrail, "test": trip.test, **trip.inputs}
+        await self.roll_back(experiment, "guardrail", trip.reason, inputs)
+
+    async def _decide(self, experiment: Experiment) -> None:
+        """Keep first crossings, and the verdict when there is one."""
+        definition, state = experiment.definition, experiment.state
+        if state.verdict is not None:
+            return
+        look = look_at(definition, experiment.totals, experiment.stages)
+        at_ms = self._clock.now_ms()
+        new = crossings_of(definition, state, look, at_ms)
+        crossed = new or state.crossings
+        posterior = await asyncio.to_thread(belief, definition, look) if crossed else None
+        after = msgspec.structs.replace(state, crossings=(*state.crossings, *new))
+        if not new and verdict_of(definition, after, look, posterior, at_ms) is None:
+            return
+
+        def plan(state: State) -> tuple[State, list[Entry]] | None:
+            if state.verdict is not None:
+                return None
+            fresh = crossings_of(definition, state, look, at_ms)
+            after = msgspec.structs.replace(state, crossings=(*state.crossings, *fresh))
+            verdict = verdict_of(definition, after, look, posterior, at_ms)
+            entries = [Entry("experiment.crossing", msgspec.structs.asdict(one)) for one in fresh]
+            if verdict is not None:
+                entries.append(Entry("experiment.verdict", msgspec.structs.asdict(verdict)))
+            return (msgspec.structs.replace(after, verdict=verdict), entries) if entries else None
+
+        await self._catalog().change(experiment, plan)
+
+    async def _believe(self, experiment: Experiment) -> None:
+        """Compute for the metrics who is best, now and then."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s - experiment.believed_s >= BELIEVE_INTERVAL_S:
+            experiment.believed_s = now_s
+            found = await asyncio.to_thread(belief, experiment.definition, look_of(experiment))
+            experiment.probability_best = found.probability_best
+        elif experiment.definition.name not in self._later:
+            self._later[experiment.definition.name] = experiment
+
+    async def _weigh(self, experiment: Experiment) -> None:
+        """Give new units other weights, if enough has been learnt since the last version."""
+        definition = experiment.definition
+        if definition.allocation != "thompson":
+            return
+        now_s = asyncio.get_running_loop().time()
+        at_s, before = self._weighed.get(definition.name, (0.0, 0))
+        look = _counts(experiment)
+        total = sum(look[1])
+        if now_s - at_s < WEIGH_INTERVAL_S or total < before * (1 + WEIGH_GROWTH) + 1:
+            return
+        weights = await asyncio.to_thread(weights_of, *look, definition.floor)
+        await experiment.weigh(weights)
+        self._weighed[definition.name] = (now_s, total)
+
+    async def _look_at_canaries(self) -> None:
+        now_ms = self._clock.now_ms()
+        now_s = asyncio.get_running_loop().time()
+        for name, experiment in list(self._later.items()):
+            if now_s - experiment.believed_s >= BELIEVE_INTERVAL_S:
+                del self._later[name]
+                self.notice(experiment)
+        for experiment in self._catalog():
+            canary, step = experiment.definition.canary, experiment.state.step
+            if canary is None or step is None or step.completed or experiment.state.status != "running":
+                continue
+            if now_ms - step.started_at_ms >= canary.min_seconds * 1000 and (step.approved or not canary.requires_approval):
+                await experiment.refresh()
+                self.notice(experiment)
+
+    async def _round(self) -> None:
+        due, self._due = self._due, {}
+        for name, experiment in due.items():
+            try:
+                await self.look(experiment)
+            except LATER as error:
+                log.warning("experiment waits", extra={"experiment": name, "reason": f"{type(error).__name__}: {error}"})
+                self._due.setdefault(name, experiment)
+            await asyncio.sleep(0)
+
+    async def _catch_up(self) -> None:
+        """Look at what must not wait for the next outcome: the process before may have died when it was to roll back."""
+        for experiment in self._catalog():
+            if experiment.definition.guardrails is not None and experiment.state.status in {"running", "paused"}:
+                with contextlib.suppress(*LATER):
+                    await experiment.refresh()
+                self.notice(experiment)
+
+    async def _run(self, on_crash: Callable[[BaseException], None]) -> None:
+        loop = asyncio.get_running_loop()
+        await self._catch_up()
+        while True:
+            try:
+                started_s = loop.time()
+                self._woken.clear()
+                await self._round()
+                if loop.time() - self._canaries_s >= CANARY_INTERVAL_S:
+                    self._canaries_s = loop.time()
+                    with contextlib.suppress(*LATER):
+                        await self._look_at_canaries()
+                # As long as the looks took, others have the process for themselves.
+                await asyncio.sleep(max(LOOK_INTERVAL_S, loop.time() - started_s))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CANARY_INTERVAL_S):
+                        await self._woken.wait()
+            except Exception as error:  # noqa: BLE001 - an unknown fault stops the process, which starts clean
+                on_crash(error)
+                return
+
+
+def _counts(experiment: Experiment) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    count = len(experiment.definition.variants)
+    return counts_of(experiment.totals, "s", count), counts_of(experiment.totals, "n", count)
+
+
+def look_of(experiment: Experiment) -> Look:
+    """Return a look at an experiment as its counts were last seen."""
+    return look_at(experiment.definition, experiment.totals, experiment.stages)

@@ -1,0 +1,162 @@
+"""What an outcome adds to the counters of an experiment, and what the counters say: pure.
+
+All counters are integers in one Redis hash, so that replicas only ever add, in any order:
+
+    n<v> outcomes of variant v   s<v> successes   e<v> errors   l<v> outcomes with a latency   o<v> those over the limit
+    w<v> outcomes with a value   v<v> sum of values in thousandths   a<v> units enrolled   x<v> sum of the propensities of v
+    over all enrolled units, in millionths   duplicates, late (after the test), quarantined, unshared (without a known share)
+
+and, for the evidence, by kind (S successes, E errors, O over the limit): under a fixed split <kind><stage>:<v> counts them
+at each stage of it, and N<stage> all outcomes there; under Thompson sampling <kind>:<v>.<i> is field i of the statistic of
+`app.shadow.evidence` of challenger v. The histogram of latencies is a hash of its own: <v>:<bucket>.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+from app.shadow.evidence import SUM_FIELDS, increments, sums_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from app.shadow.definition import Definition
+
+THOUSAND: Final = 1_000
+MILLION: Final = 1_000_000
+BUCKETS_PER_DOUBLING: Final = 4  # so a percentile is told within 19 %
+LATENCY_MAX_MS: Final = 10_000_000.0  # nearly three hours; nobody has waited for what takes longer
+
+Kind = Literal["S", "E", "O"]
+Fate = Literal["counted", "late", "quarantined"]
+Totals = dict[str, int]
+
+
+class Class(NamedTuple):
+    """What outcomes have in common that add the same.
+
+    latency  bucket of the latency, None without one;  over: the latency is over the limit of the guardrail
+    valued   it has a value, which is added besides
+    shares   the stage of a fixed split or the version of the weights that the unit was assigned with; None when unknown
+    """
+
+    variant: int
+    fate: Fate = "counted"
+    success: bool = False
+    error: bool = False
+    over: bool = False
+    latency: int | None = None
+    valued: bool = False
+    shares: int | None = None
+
+
+def share_of(weights: Sequence[float], control: int, challenger: int) -> float:
+    """Return the probability of the challenger among the two."""
+    return weights[challenger] / (weights[challenger] + weights[control])
+
+
+def added(definition: Definition, one: Class, weights: Sequence[float]) -> list[str | int]:
+    """Return what an outcome adds: the field of its value or "", then field, amount, field, amount, ...
+
+    weights  propensities of the version `one.shares`; not looked at under a fixed split
+    """
+    index = one.variant
+    if one.fate != "counted":
+        return ["", one.fate, 1]
+    fields: list[str | int] = [f"v{index}" if one.valued else "", f"n{index}", 1]
+    flags = {"s": one.success, "e": one.error, "l": one.latency is not None, "o": one.over, "w": one.valued}
+    for letter, holds in flags.items():
+        if holds:
+            fields += [f"{letter}{index}", 1]
+    if one.shares is None:
+        return [*fields, "unshared", 1]
+    kinds: dict[Kind, bool] = {"S": one.success, "E": one.error, "O": one.over}
+    if definition.allocation == "fixed":
+        fields += [f"N{one.shares}", 1]
+    for kind, holds in kinds.items():
+        if not holds:
+            continue
+        if definition.allocation == "fixed":
+            fields += [f"{kind}{one.shares}:{index}", 1]
+        else:
+            fields += _terms(definition, kind, index, weights)
+    return fields
+
+
+def _terms(definition: Definition, kind: Kind, index: int, weights: Sequence[float]) -> list[str | int]:
+    """Return what an outcome under Thompson sampling adds to the statistics: its challenger's, or those of all."""
+    control = definition.control
+    challengers = definition.challengers if index == control else (index,)
+    fields: list[str | int] = []
+    for challenger in challengers:
+        share = share_of(weights, control, challenger)
+        for number, amount in enumerate(increments(share, challenger=index != control)):
+            if amount:
+                fields += [f"{kind}:{challenger}.{number}", amount]
+    return fields
+
+
+def enrolled(weights: Sequence[float], variant: int) -> list[str | int]:
+    """Return what a unit adds that is enrolled under Thompson sampling."""
+    fields: list[str | int] = ["", f"a{variant}", 1]
+    for index, weight in enumerate(weights):
+        fields += [f"x{index}", round(weight * MILLION)]
+    return fields
+
+
+def statistic(
+    definition: Definition, totals: Mapping[str, int], stages: Sequence[Sequence[float]], kind: Kind, challenger: int
+) -> tuple[int, ...]:
+    """Return the statistic of a challenger against control, as `app.shadow.evidence` takes it.
+
+    stages  the propensities at every stage of a fixed split; not looked at under Thompson sampling
+    """
+    if definition.allocation == "thompson":
+        return tuple(totals.get(f"{kind}:{challenger}.{number}", 0) for number in range(SUM_FIELDS))
+    sums = [0] * SUM_FIELDS
+    for stage, propensities in enumerate(stages):
+        hits = totals.get(f"{kind}{stage}:{challenger}", 0)
+        control_hits = totals.get(f"{kind}{stage}:{definition.control}", 0)
+        share = share_of(propensities, definition.control, challenger)
+        if 0 < share < 1 and hits + control_hits:
+            for number, amount in enumerate(sums_of(share, hits, control_hits)):
+                sums[number] += amount
+    return tuple(sums)
+
+
+def counts_of(totals: Mapping[str, int], letter: str, variants: int) -> tuple[int, ...]:
+    """Return one counter of every variant."""
+    return tuple(totals.get(f"{letter}{index}", 0) for index in range(variants))
+
+
+def expected_of(
+    definition: Definition, totals: Mapping[str, int], stages: Sequence[Sequence[float]]
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Return how many outcomes (fixed) or units (Thompson) each variant has, and how many it should have."""
+    count = len(definition.variants)
+    if definition.allocation == "thompson":
+        return counts_of(totals, "a", count), tuple(value / MILLION for value in counts_of(totals, "x", count))
+    expected = [0.0] * count
+    for stage, propensities in enumerate(stages):
+        total = totals.get(f"N{stage}", 0)
+        for index, share in enumerate(propensities):
+            expected[index] += total * share
+    return counts_of(totals, "n", count), tuple(expected)
+
+
+def latency_bucket(latency_ms: float) -> int:
+    """Return the bucket of a latency: its upper end is 2 ** (bucket / 4) ms."""
+    return 0 if latency_ms <= 1.0 else math.ceil(math.log2(latency_ms) * BUCKETS_PER_DOUBLING - 1e-9)
+
+
+def percentile_ms(latency: Mapping[str, int], variant: int, share: float) -> float | None:
+    """Return the latency that `share` of a variant's outcomes do not exceed, rounded up to its bucket; None without any."""
+    prefix = f"{variant}:"
+    buckets = sorted((int(field[len(prefix) :]), count) for field, count in latency.items() if field.startswith(prefix))
+    left = share * sum(count for _, count in buckets)
+    for bucket, count in buckets:
+        left -= count
+        if left <= 0:
+            return float(2 ** (bucket / BUCKETS_PER_DOUBLING))
+    return None

@@ -1,0 +1,106 @@
+-- experiment_merge: add outcomes to the counters of one experiment, each event once, and enrol units, each once.
+--
+-- Replicas add what they received and get the totals of all. Every change raises seq, so that a Redis which forgot is found
+-- out: its state is missing, or its seq is behind what Postgres holds. Redis TIME is the one clock, and never steps back.
+--
+-- KEYS[1] {x:name}:state    hash  seq; born: when it was laid here; window and its events; journaled, trimmed: ends of the
+--                                 journal; saved: seq that Postgres holds; version of the weights
+-- KEYS[2] {x:name}:totals   hash  counters, integers by field
+-- KEYS[3] {x:name}:latency  hash  histogram of latencies, integers by field
+-- KEYS[4] {x:name}:journal  list  what Postgres does not hold yet: e<event>, u<unit>=<what it got>, q<unit>
+--         {x:name}:seen:<window>:<bucket>  set   events of a day, 64-bit integers; bucket: their last four digits
+--         {x:name}:dated:<window>          string  one bit for each bucket of the day that exists
+--         {x:name}:units:<bucket>          hash  unit, a 64-bit integer, to what it got
+--         {x:name}:odd                     set   units that are quarantined
+-- ARGV[1] seq that Postgres holds, integer >= 0
+-- ARGV[2] 1 to get the totals, 0 to save the time
+-- ARGV[3] JSON: events [event, class, value, ...]; classes [[field, amount, ...], ...], fields of a value first, "" for none;
+--         latencies [field of each class, ""]; units [unit, what it shall get, class, ...]; odd [unit, ...]
+-- ARGV[4] when the caller knows the state to have been laid here: what it remembers of units and weights is of that state
+-- Returns {"OK", seq, numbers of repeated events from 0, what each unit got, version, odd units, totals as a flat list}
+--   or, before anything was done: {"FORGOT"} | {"BEHIND", seq} | {"FULL"}: more events in a day than are remembered
+-- Cost: O(events + units + fields of the classes); 1 to 4 commands an event, 1 to 2 in a busy experiment.
+
+local call = redis.call
+local WINDOW_S = 86400           -- an event is remembered for this window and the next: 24 to 48 hours
+local KEEP_S = 176400            -- two windows and an hour
+local WINDOW_EVENTS_MAX = 20000000  -- 160 MB to 300 MB of memory
+local ODD_MAX = 10000            -- more quarantined units are a broken client, not a mishap
+
+local head = call('HMGET', KEYS[1], 'seq', 'window', 'events', 'born')
+if not head[1] or head[4] ~= ARGV[4] then return {'FORGOT'} end
+if tonumber(head[1]) < tonumber(ARGV[1]) then return {'BEHIND', head[1]} end
+local prefix = string.sub(KEYS[1], 1, -6)
+local work = cjson.decode(ARGV[3])
+local window = math.max(tonumber(head[2]), math.floor(tonumber(call('TIME')[1]) / WINDOW_S))
+local events = window == tonumber(head[2]) and tonumber(head[3]) or 0
+if events + #work.events / 3 > WINDOW_EVENTS_MAX then return {'FULL'} end
+
+local counts, sums, latencies, journal, repeated = {}, {}, {}, {}, {}
+local function add(to, field, amount)
+  to[field] = (to[field] or 0) + amount
+end
+
+-- Which buckets of a day exist: one bit each, so that most events need one command and not three.
+local today, day_before = prefix .. 'seen:' .. window .. ':', prefix .. 'seen:' .. (window - 1) .. ':'
+local dated = call('GET', prefix .. 'dated:' .. window) or ''
+local dated_before = call('GET', prefix .. 'dated:' .. (window - 1)) or ''
+local function stands(bits, bucket)
+  return math.floor((string.byte(bits, math.floor(bucket / 8) + 1) or 0) / 2 ^ (7 - bucket % 8)) % 2 == 1
+end
+
+local new = {}
+for i = 1, #work.events, 3 do
+  local event, class, value = work.events[i], work.events[i + 1], work.events[i + 2]
+  local bucket = math.abs(tonumber(string.sub(event, -4)))
+  if stands(dated_before, bucket) and call('SISMEMBER', day_before .. bucket, event) == 1
+    or call('SADD', today .. bucket, event) == 0 then
+    repeated[#repeated + 1] = (i - 1) / 3
+  else
+    if not new[bucket] and not stands(dated, bucket) then
+      new[bucket] = true
+      call('EXPIRE', today .. bucket, KEEP_S)
+      call('SETBIT', prefix .. 'dated:' .. window, bucket, 1)
+    end
+    journal[#journal + 1] = 'e' .. event
+    add(counts, class, 1)
+    events = events + 1
+    if value ~= 0 then add(sums, work.classes[class][1], value) end
+  end
+end
+if dated == '' and next(new) then call('EXPIRE', prefix .. 'dated:' .. window, KEEP_S) end
+
+local given = {}
+for i = 1, #work.units, 3 do
+  local unit, wanted, class = work.units[i], work.units[i + 1], work.units[i + 2]
+  local key = prefix .. 'units:' .. string.sub(unit, -4)
+  if call('HSETNX', key, unit, wanted) == 1 then
+    journal[#journal + 1] = 'u' .. unit .. '=' .. wanted
+    add(counts, class, 1)
+    given[#given + 1] = wanted
+  else
+    given[#given + 1] = call('HGET', key, unit)
+  end
+end
+for _, unit in ipairs(work.odd) do
+  if call('SCARD', prefix .. 'odd') < ODD_MAX and call('SADD', prefix .. 'odd', unit) == 1 then
+    journal[#journal + 1] = 'q' .. unit
+  end
+end
+
+for class, count in pairs(counts) do
+  local fields = work.classes[class]
+  for i = 2, #fields, 2 do add(sums, fields[i], count * fields[i + 1]) end
+  if work.latencies[class] ~= '' then add(latencies, work.latencies[class], count) end
+end
+add(sums, 'duplicates', #repeated)
+for field, amount in pairs(sums) do call('HINCRBY', KEYS[2], field, string.format('%.0f', amount)) end
+for field, amount in pairs(latencies) do call('HINCRBY', KEYS[3], field, string.format('%.0f', amount)) end
+if #journal > 0 then
+  call('RPUSH', KEYS[4], unpack(journal))
+  call('HINCRBY', KEYS[1], 'journaled', #journal)
+end
+call('HSET', KEYS[1], 'window', window, 'events', events)
+local seq = call('HINCRBY', KEYS[1], 'seq', 1)
+return {'OK', seq, repeated, given, tonumber(call('HGET', KEYS[1], 'version') or 0), call('SCARD', prefix .. 'odd'),
+  ARGV[2] == '1' and call('HGETALL', KEYS[2]) or {}}

@@ -1,0 +1,64 @@
+-- experiment_restore: lay what Postgres holds of one experiment over a Redis that forgot it, a part at a time.
+--
+-- Several replicas may do it at once: every part is a set that grows, and the last one opens only what is not open.
+--
+-- KEYS[1] {x:name}:state    hash  as in experiment_merge; while it is missing nothing is merged
+-- KEYS[2] {x:name}:totals   hash  as in experiment_merge
+-- KEYS[3] {x:name}:latency  hash  as in experiment_merge
+-- KEYS[4] {x:name}:journal  list  as in experiment_merge
+-- KEYS[5] {x:name}:weights  hash  as in experiment_weigh
+--         {x:name}:seen:<window>:<bucket>, {x:name}:dated:<window>, {x:name}:units:<bucket>, {x:name}:odd  as there
+-- ARGV[1] seq that Postgres holds
+-- ARGV[2] what to lay: event | unit | quarantine | open
+-- ARGV[3] JSON: [event, ...]; [unit, what it got, ...]; [unit, ...];
+--         {totals [field, amount, ...], latency [field, amount, ...], weights [version, JSON, ...], version}
+-- Returns {"OK", 1} | {"OK", 0}: it is open with this seq or a later one, and was left alone
+-- Cost: O(arguments).
+
+local call = redis.call
+local WINDOW_S = 86400
+local KEEP_S = 176400
+local prefix = string.sub(KEYS[1], 1, -6)
+local seq = call('HGET', KEYS[1], 'seq')
+if seq and tonumber(seq) >= tonumber(ARGV[1]) then return {'OK', 0} end
+if seq then call('DEL', KEYS[1]) end
+local data = cjson.decode(ARGV[3])
+local clock = call('TIME')
+local window = math.floor(tonumber(clock[1]) / WINDOW_S)
+local steps = {}
+
+function steps.event()
+  local dated = prefix .. 'dated:' .. window
+  for _, event in ipairs(data) do
+    local bucket = math.abs(tonumber(string.sub(event, -4)))
+    local key = prefix .. 'seen:' .. window .. ':' .. bucket
+    call('SADD', key, event)
+    if call('SETBIT', dated, bucket, 1) == 0 then call('EXPIRE', key, KEEP_S) end
+  end
+  call('EXPIRE', dated, KEEP_S)
+end
+
+function steps.unit()
+  for i = 1, #data, 2 do call('HSET', prefix .. 'units:' .. string.sub(data[i], -4), data[i], data[i + 1]) end
+end
+
+function steps.quarantine()
+  for _, unit in ipairs(data) do call('SADD', prefix .. 'odd', unit) end
+end
+
+local function lay(key, pairs_of)
+  call('DEL', key)
+  for i = 1, #pairs_of, 2 do call('HSET', key, pairs_of[i], pairs_of[i + 1]) end
+end
+
+function steps.open()
+  lay(KEYS[2], data.totals)
+  lay(KEYS[3], data.latency)
+  lay(KEYS[5], data.weights)
+  call('DEL', KEYS[4])
+  call('HSET', KEYS[1], 'seq', ARGV[1], 'saved', ARGV[1], 'window', window, 'events', 0, 'version', data.version,
+    'born', clock[1] .. '.' .. clock[2])
+end
+
+steps[ARGV[2]]()
+return {'OK', 1}

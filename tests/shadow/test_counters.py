@@ -1,0 +1,121 @@
+"""The scripts of an experiment's counters: what is remembered for how long, and what is refused before anything is done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from app.db.keys import experiment_key
+from app.db.topology import make_topology
+from app.shadow import steady
+from app.shadow.counters import Counters, EventsFull, Forgot, Known, Work
+from app.shadow.journal import event_number, got, numbers, pack, pairs, ungot
+from app.shadow.steady import SteadyClock
+from tests.credits.ledger_client import fresh
+from tests.shadow.conftest import Replicas
+
+ONE = [["", "n0", 1]]
+
+
+class Place:
+    """The counters of one experiment, open and empty."""
+
+    def __init__(self, counters: Counters, name: str, known: Known) -> None:
+        """`known` is what a merge must name."""
+        self.counters = counters
+        self.name = name
+        self.known = known
+
+    async def merge(
+        self, *events: str, saved: int = 0, units: list[str | int] | None = None, odd: str | None = None
+    ) -> list[int]:
+        """Merge events and return which were repetitions."""
+        listed = [part for event in events for part in (event_number(event), 1, 0)]
+        work = Work(listed, ONE, [""], units or [], [odd] if odd else [])
+        return sorted((await self.counters.merge(self.name, saved, self.known, work, totals=False)).repeated)
+
+
+@pytest.fixture
+async def place(replicas: Replicas) -> AsyncIterator[Place]:
+    counters = Counters(make_topology(replicas.ledger.redis_url))
+    name = fresh("counted")
+    await counters.open(name, 0, {}, {}, {})
+    found = (await counters.places([name]))[0]
+    assert found is not None
+    yield Place(counters, name, Known(await counters.connect(name), found.born))
+    await counters.close()
+
+
+async def test_an_event_is_remembered_for_the_day_and_the_day_after(place: Place, replicas: Replicas) -> None:
+    state = experiment_key(place.name, "state")
+
+    first = await place.merge("e1", "e2", "e1")
+    await replicas.redis("HINCRBY", state, "window", "1")
+    next_day = await place.merge("e1", "e3")
+    await replicas.redis("HINCRBY", state, "window", "2")
+    much_later = await place.merge("e1")
+
+    assert (first, next_day, much_later) == ([2], [0], [])
+    assert (await place.counters.read(place.name))[0] == {"n0": 4, "duplicates": 2}
+
+
+async def test_nothing_is_done_when_more_events_came_than_are_remembered(place: Place, replicas: Replicas) -> None:
+    state = experiment_key(place.name, "state")
+    await place.merge("e1")
+    await replicas.redis("HSET", state, "events", "20000000")
+
+    with pytest.raises(EventsFull):
+        await place.merge("e2")
+
+    assert (await place.counters.read(place.name))[0]["n0"] == 1
+
+
+async def test_counters_that_are_gone_behind_or_of_another_birth_are_not_touched(place: Place, replicas: Replicas) -> None:
+    await place.merge("e1")
+
+    for known, saved in ((place.known, 2), (place.known._replace(born="1.1"), 0), (place.known._replace(run_id="x"), 0)):
+        with pytest.raises(Forgot):
+            await Place(place.counters, place.name, known).merge("e2", saved=saved)
+    await replicas.redis("DEL", experiment_key(place.name, "state"))
+    with pytest.raises(Forgot):
+        await place.merge("e2")
+
+    assert await replicas.redis("HGET", experiment_key(place.name, "totals"), "n0") == b"1"
+
+
+async def test_a_unit_is_enrolled_once_and_the_journal_tells_all(place: Place) -> None:
+    await place.merge("e1", units=["77", got(3, 1), 1], odd="-5")
+    await place.merge("e2", units=["77", got(4, 0), 1, "78", got(4, 0), 1], odd="-5")
+
+    snapshot = await place.counters.snapshot(place.name)
+    await place.counters.saved(place.name, snapshot.seq, snapshot.journal_end)
+
+    assert [None if one is None else ungot(one) for one in await place.counters.units(place.name, ["77", "78", "79"])] == [
+        (3, 1), (4, 0), None,
+    ]  # fmt: skip
+    assert numbers(snapshot.journal.events) == [event_number("e1"), event_number("e2")]
+    assert pairs(snapshot.journal.units) == ["77", got(3, 1), "78", got(4, 0)]
+    assert numbers(snapshot.journal.odd) == ["-5"]
+    assert (await place.counters.snapshot(place.name)).journal == pack([])
+
+
+async def test_the_first_to_make_a_version_of_the_weights_makes_it(place: Place) -> None:
+    made = await asyncio.gather(*(place.counters.weigh(place.name, 1, text) for text in ("[0.5]", "[0.6]")))
+
+    ahead = await place.counters.weigh(place.name, 3, "[0.7]")
+
+    assert made[0] == made[1]
+    assert ahead == ""
+    assert await place.counters.all_weights(place.name) == {1: made[0]}
+
+
+def test_setting_the_clock_does_not_move_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SteadyClock()
+    before_ms = clock.now_ms()
+
+    monkeypatch.setattr(steady, "now_ms", lambda: 0)
+
+    assert 0 <= clock.now_ms() - before_ms < 60_000
+    assert SteadyClock().now_ms() < 60_000

@@ -1,0 +1,155 @@
+"""What follows from counts by itself, on real stores and several replicas: verdicts, rollbacks, steps; and deployments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.shadow.steward import PROBES
+from app.shadow.wire import CanaryCall, Deploy, ExperimentChange, NewCanary, NewGuardrails, RollbackCall
+from app.web.problems import Problem
+from tests.shadow.conftest import Replicas, Shadow, calls_of, made, refused, reports, state_of, tell, until, verified
+
+GUARDED: dict[str, Any] = {"guardrails": NewGuardrails(error_rate=0.05, latency_ms_p95=500.0)}
+ROLLBACK_MAX_S = 1.0
+
+
+async def test_a_winner_is_recorded_with_its_inputs_and_never_changes(replicas: Replicas) -> None:
+    one, two = await replicas.start("one"), await replicas.start("two")
+    name = await made(one)
+
+    await tell(one, name, [*reports("a", 3000, 300), *reports("b", 3000, 450)])
+    await until(lambda: state_of(one, name).verdict is not None, "the verdict")
+    verdict = (await calls_of(one).read(name)).decision
+    await tell(two, name, reports("a", 9000, 3000))
+    analysis = await calls_of(two).analysis(name, 100, 0)
+
+    assert (verdict.decision, verdict.variant) == ("winner", "b")
+    assert (analysis.decision, analysis.variant) == ("winner", "b")
+    assert analysis.variants[1].harm_e_value is not None
+    assert analysis.variants[1].harm_e_value > 50
+    assert await replicas.entries(name) == ["experiment.create", "experiment.crossing", "experiment.verdict"]
+    rows = await replicas.rows(
+        "SELECT details::text FROM pending_entries WHERE kind = 'experiment.verdict' AND details ->> 'experiment' = $1", name
+    )
+    assert all(word in rows[0][0] for word in ("statistics", "max_false_positive", "null_ratio", '"code"'))
+
+
+async def test_errors_on_one_replica_roll_back_on_all_within_a_second(replicas: Replicas) -> None:
+    one, two = await replicas.start("one"), await replicas.start("two")
+    name = await made(one, **GUARDED)
+    await tell(two, name, [*reports("a", 400, 0, errors=4), *reports("b", 200, 0, errors=2)])
+
+    await tell(two, name, reports("b", 200, 0, errors=80))
+    units = [f"u{number}" for number in range(20)]
+
+    async def everywhere() -> bool:
+        given = [await shadow.assign(name, unit) for shadow in (one, two) for unit in units]
+        return {assignment.reason for assignment in given} == {"rolled_back"}
+
+    assert await until(everywhere, "the rollback") < ROLLBACK_MAX_S
+    await until(lambda: state_of(two, name).rollback is not None, "the entry")
+    again = await calls_of(one).roll_back(name, RollbackCall("by hand"), "key_test")
+    await until(lambda: verified(one, name), "the check afterwards")
+
+    assert again.rollback is not None
+    assert again.rollback.by == "guardrail"
+    assert await replicas.entries(name) == ["experiment.create", "experiment.rollback", "experiment.rollback_verified"]
+    rows = await replicas.rows(
+        "SELECT details ->> 'elsewhere', details ->> 'probes' FROM pending_entries "
+        "WHERE kind = 'experiment.rollback_verified' AND details ->> 'experiment' = $1",
+        name,
+    )
+    assert tuple(rows[0]) == ("0", str(PROBES))
+    late = await tell(two, name, reports("b", 3, 3))
+    assert (late.accepted, late.late) == (3, 3)
+    for work in (
+        calls_of(one).change(name, ExperimentChange(status="running"), "k", None),
+        calls_of(one).deploy(name, Deploy("b", override=True, reason="r"), "k", "admin"),
+    ):
+        assert await refused(work) == (409, "experiment_rolled_back")
+
+
+async def test_a_canary_advances_by_itself_waits_for_approval_and_records_its_steps(replicas: Replicas) -> None:
+    one = await replicas.start("one")
+    name = await made(
+        one, canary=NewCanary(steps=[50, 100], min_seconds=0, min_samples=20, requires_approval=True), **GUARDED
+    )
+    calls = calls_of(one)
+
+    empty = await refused(calls.canary(name, CanaryCall("advance"), "key_test"))
+    await tell(one, name, [*reports("a", 20, 1), *reports("b", 20, 1)])
+    waiting = (await calls.read(name)).canary
+    await calls.canary(name, CanaryCall("approve"), "key_test")
+    await until(lambda: state_of(one, name).stage == 1, "the step")
+    everybody = {(await one.assign(name, f"u{number}")).variant for number in range(30)}
+    await tell(one, name, reports("b", 20, 1))
+    await calls.canary(name, CanaryCall("advance"), "key_test")
+
+    view = (await calls.read(name)).canary
+    assert empty == (409, "canary_waits")
+    assert waiting is not None
+    assert (waiting.percent, waiting.waiting_for) == (50, ["approval"])
+    assert everybody == {"b"}
+    assert view is not None
+    assert (view.status, view.percent) == ("completed", 100)
+    kinds = await replicas.entries(name)
+    assert kinds == ["experiment.create", "experiment.approve", "experiment.step", "experiment.canary_completed"]
+
+
+async def test_a_paused_canary_holds_and_a_paused_sampler_takes_nobody_in(shadow: Shadow) -> None:
+    canary = await made(shadow, canary=NewCanary(steps=[50, 100], min_seconds=0, min_samples=1))
+    sampled = await made(shadow, allocation="thompson")
+    known = await shadow.assign(sampled, "known")
+
+    await calls_of(shadow).canary(canary, CanaryCall("pause"), "k")
+    await calls_of(shadow).change(sampled, ExperimentChange(status="paused"), "k", None)
+    await tell(shadow, canary, [*reports("a", 5, 0), *reports("b", 5, 0)])
+    held = await refused(calls_of(shadow).canary(canary, CanaryCall("advance"), "k"))
+    newcomer = await shadow.assign(sampled, "newcomer")
+    resumed = await calls_of(shadow).canary(canary, CanaryCall("resume"), "k")
+
+    assert held == (409, "canary_waits")
+    assert (newcomer.reason, newcomer.variant, newcomer.counts) == ("paused", "a", False)
+    assert await shadow.assign(sampled, "known") == known
+    assert resumed.status == "running"
+    experiment = shadow.catalog.get(canary)
+    await until(
+        lambda: experiment is not None and experiment.state.step is not None and experiment.state.step.number == 1, "a step"
+    )
+
+
+async def test_an_override_is_an_admins_is_recorded_and_counted(replicas: Replicas) -> None:
+    shadow = await replicas.start("one")
+    name = await made(shadow)
+    calls = calls_of(shadow)
+
+    with pytest.raises(Problem) as unsafe:
+        await calls.deploy(name, Deploy("b"), "key_test", "operator")
+    operator = await refused(calls.deploy(name, Deploy("b", override=True, reason="r"), "k", "operator"))
+    silent = await refused(calls.deploy(name, Deploy("b", override=True), "k", "admin"))
+    view = await calls.deploy(name, Deploy("b", override=True, reason="outage"), "key_test", "admin")
+
+    assert (unsafe.value.status, unsafe.value.code) == (409, "unsafe_deployment")
+    assert [one["check"] for one in unsafe.value.extra["failed_checks"]][:2] == ["decision", "evidence"]  # type: ignore[index, call-overload, union-attr]
+    assert (operator, silent) == ((403, "forbidden"), (422, "invalid_request"))
+    assert view.deployment is not None
+    assert view.deployment.override_reason == "outage"
+    assert (await shadow.assign(name, "anyone")).reason == "deployed"
+    assert await replicas.entries(name) == ["experiment.create", "experiment.refusal", "experiment.deploy"]
+    other = await replicas.start("two")
+    assert [state_of(one, name).untested for one in (shadow, other)] == [1, 1]
+
+
+async def test_a_rollback_that_a_dead_process_owed_is_made_by_the_next_one(replicas: Replicas) -> None:
+    one = await replicas.start("one")
+    name = await made(one, **GUARDED)
+    assert one._parts is not None
+    await one._parts.steward.stop()  # it dies between the merge and the look
+    await tell(one, name, [*reports("a", 300, 0), *reports("b", 300, 0, errors=150)])
+    await one.stop()
+
+    two = await replicas.start("two")
+
+    await until(lambda: state_of(two, name).status == "rolled_back", "the rollback")
