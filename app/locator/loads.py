@@ -1,0 +1,224 @@
+"""The loads of one service, and everything else of it that outlives its snapshots."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from app.breaker import Admission, Breaker, BreakerState, OpenBudget
+from app.locator.candidates import Candidates, Filter
+from app.locator.instance import Instance, Snapshot
+from app.locator.least import ChangeLog, LeastQueue
+from app.locator.load import FAILURE_COST, FREE_S, Load
+from app.locator.ring import Ring
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from app.locator.leases import Lease, Leases
+
+CANDIDATES_MAX: Final = 64  # compiled filters of a service; the one that was made first goes first
+TYPICAL_FACTOR: Final = 0.05  # of each new latency in the service's typical one
+RING_S_PER_INSTANCE: Final = 100e-6  # building a ring takes about 2 us an instance: 2 % of a core at most
+
+
+class Loads:
+    """One service: who belongs to it, its candidates by filter, its leases."""
+
+    __slots__ = (
+        "_breaker_for", "_candidates", "_draw_01", "_log", "budget", "by_id", "in_flight", "leases",
+        "snapshot", "typical_ms", "weight",
+    )  # fmt: skip
+
+    def __init__(self, leases: Leases, breaker_for: Callable[[Loads, Load], Breaker], draw_01: Callable[[], float]) -> None:
+        """`breaker_for` makes the breaker of a load at its first failure."""
+        self.leases: Final = leases
+        self.budget: Final = OpenBudget()
+        self.by_id: dict[str, Load] = {}
+        self.snapshot: Snapshot | None = None
+        self.in_flight = 0
+        self.weight = 0  # of all that may be on a ring
+        self.typical_ms = 0.0  # latency of all instances; 0 while nothing was reported
+        self._breaker_for = breaker_for
+        self._draw_01 = draw_01
+        self._candidates: dict[Filter, Candidates] = {}
+        self._log: ChangeLog | None = None  # while least_connections is in use
+
+    def adopt(self, snapshot: Snapshot, now_s: float) -> None:
+        """Bring the loads in line with a snapshot. O(changes) for the one that follows the last."""
+        last, self.snapshot = self.snapshot, snapshot
+        if last is snapshot:
+            return
+        ids = snapshot.changed
+        if last is None or snapshot.before != last.revision:
+            ids = frozenset(snapshot.by_id).union(self.by_id)
+        moved = False
+        for id_ in ids:
+            before = _place(self.by_id.get(id_))
+            self._adopt(id_, snapshot.by_id.get(id_), now_s, first=last is None)
+            after = _place(self.by_id.get(id_))
+            self.weight += after[0] - before[0]
+            moved = moved or before != after
+        for candidates in self._candidates.values() if ids else ():
+            candidates.stale()
+            candidates.ring_stale = candidates.ring_stale or moved
+
+    def _adopt(self, id_: str, instance: Instance | None, now_s: float, *, first: bool) -> None:
+        load = self.by_id.get(id_)
+        if load is not None and load.instance is instance:
+            return
+        isolated = load is not None and load.is_isolated()
+        if load is not None and (instance is None or instance.generation != load.instance.generation):
+            load.retire()
+            del self.by_id[id_]
+            load = None
+        if instance is None:
+            return
+        if load is None:
+            load = self.by_id[id_] = Load(instance)
+            if not first:
+                load.warm_up(now_s)
+        else:
+            rank = load.rank
+            load.renew(instance)
+            if rank == 2 and not load.rank:
+                load.warm_up(now_s)
+        if isolated:  # what a person has ordered outlives a restart of the instance
+            self.breaker_of(load).isolate(now_s)
+            load.guard()
+
+    def candidates_of(self, filter_: Filter, now_s: float, panic_share: float) -> Candidates:
+        """Return the candidates of a filter, compiled anew when something has changed."""
+        candidates = self._candidates.get(filter_)
+        if candidates is None:
+            if len(self._candidates) >= CANDIDATES_MAX:
+                del self._candidates[next(iter(self._candidates))]
+            candidates = self._candidates[filter_] = Candidates(filter_, self._draw_01)
+        if now_s >= candidates.fresh_until_s:
+            candidates.compile(self.by_id.values(), now_s, panic_share)
+        return candidates
+
+    def least(self, candidates: Candidates) -> LeastQueue:
+        """Return the heap of these candidates, and from now on note every change for it."""
+        log = self._log
+        if log is None or log.is_full:
+            log = self._log = ChangeLog(len(self.by_id))
+        queue = candidates.least
+        if queue is None or queue.log is not log:
+            queue = candidates.least = LeastQueue(candidates.loads, log, self._draw_01)
+        return queue
+
+    def by_key(self, candidates: Candidates, position: int, now_s: float, client: str) -> Load | None:
+        """Return the load that consistent hashing gives the key at this position of the ring."""
+        ring = candidates.ring
+        if ring is None or (candidates.ring_stale and now_s >= candidates.ring_after_s):
+            lets = candidates.filter.lets
+            ring = candidates.ring = Ring([load for load in self.by_id.values() if load.rank < 2 and lets(load)])
+            candidates.ring_stale = False
+            candidates.ring_after_s = now_s + RING_S_PER_INSTANCE * len(ring.loads)
+        if not ring.loads:
+            return None
+
+        def admits(load: Load) -> bool:
+            return load.look_until_s <= now_s or candidates.may_take(load, now_s, client)
+
+        # Calls that were picked through other filters count by this one's share of the service.
+        in_flight = max(candidates.in_flight, self.in_flight * ring.weight_total / max(self.weight, 1))
+        return ring.take(position, in_flight, admits)
+
+    def lend(self, load: Load, candidates: Candidates, now_s: float) -> str:
+        """Lend a call on the chosen instance; returns the lease's id."""
+        probe = False
+        if load.look_until_s > now_s and load.breaker is not None:
+            probe = not candidates.panic and load.breaker.admit(now_s) is Admission.PROBE
+        leases = self.leases
+        if leases.is_full:
+            self.take_back(now_s)
+        load.in_flight += 1
+        load.picks += 1
+        self.in_flight += 1
+        candidates.in_flight += 1
+        if self._log is not None:
+            self._log.changes.append(load)
+        return leases.lend(load, candidates, now_s, probe=probe)
+
+    def due_probe(self, candidates: Candidates, now_s: float) -> Load | None:
+        """Return a load whose breaker waits for a probe, each once; None when there is none left."""
+        while candidates.due:
+            load = candidates.due.pop()
+            if load.breaker is not None and load.breaker.retry_at_s > FREE_S and candidates.may_take(load, now_s, ""):
+                return load
+        return None
+
+    def release(self, lease: Lease) -> None:
+        """Count one call less in flight."""
+        lease.load.in_flight -= 1
+        lease.candidates.in_flight -= 1
+        self.in_flight -= 1
+        if self._log is not None:
+            self._log.changes.append(lease.load)
+            if self._log.is_full:
+                self._log = None
+
+    def take_back(self, now_s: float) -> bool:
+        """Take back the oldest lease if its time is over or the table is full; returns whether it was."""
+        lease = self.leases.expire(now_s)
+        if lease is None:
+            return False
+        lease.load.expired += 1
+        self.release(lease)
+        self.cancel_probe(lease)
+        return True
+
+    def cancel_probe(self, lease: Lease) -> None:
+        """Let another call probe, if this one was to and has no outcome."""
+        if lease.probe and lease.load.breaker is not None:
+            lease.load.breaker.cancel_probe()
+            self._stale()
+
+    def learn(self, lease: Lease, *, ok: bool, now_s: float, latency_ms: float | None, reporter: str) -> None:
+        """Feed the outcome of a call to latency, breaker and the client's own memory of failures."""
+        load = lease.load
+        load.reports += 1
+        if ok:
+            if latency_ms is not None:
+                load.observe(latency_ms, now_s)
+                typical = self.typical_ms
+                self.typical_ms = typical + (latency_ms - typical) * TYPICAL_FACTOR if typical else latency_ms
+            if load.grudges is not None:
+                load.forgive(reporter)
+        else:
+            load.failures += 1
+            load.observe(max(latency_ms or 0.0, FAILURE_COST * self.typical_ms), now_s)
+            if load.rank < 2 or load.breaker is not None:
+                self.breaker_of(load)
+        breaker = load.breaker
+        if breaker is None:
+            return
+        breaker.record(ok, now_s, reporter=reporter, probe=lease.probe)
+        if not ok and breaker.state(now_s) is BreakerState.CLOSED and not breaker.degraded:
+            load.resent(reporter, now_s)
+
+    def breaker_of(self, load: Load) -> Breaker:
+        """Return the load's breaker, made at the first failure."""
+        if load.breaker is None:
+            load.breaker = self._breaker_for(self, load)
+        return load.breaker
+
+    def breaker_changed(self, load: Load, now_s: float) -> None:
+        """Take note that a breaker has opened or closed. A closed one starts slowly, as a new instance does."""
+        if load.breaker_state(now_s) is BreakerState.CLOSED:
+            load.warm_up(now_s)
+        load.guard()
+        self._stale()
+
+    def _stale(self) -> None:
+        for candidates in self._candidates.values():
+            candidates.stale()
+
+
+def _place(load: Load | None) -> tuple[int, str, tuple[str, ...], str]:
+    """Return what decides where on which rings an instance stands; a weight of 0 is on none."""
+    if load is None or load.rank > 1:
+        return 0, "", (), ""
+    instance = load.instance
+    return instance.weight, instance.zone, instance.tags, instance.generation

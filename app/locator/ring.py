@@ -1,0 +1,119 @@
+"""Consistent hashing with bounded load: a key goes to the owner of the next point on a ring, unless that one is too busy.
+
+An instance has points by its weight: the first so many of a sequence that depends on its id alone, so that all replicas
+agree, and a change of membership moves only the keys that it must. Sources: Karger et al. 1997; Mirrokni, Thorup and
+Zadimoghaddam 2016 ("Consistent Hashing with Bounded Loads"); splitmix64 (Steele, Lea, Flood 2014).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from app.locator.load import Load
+
+POINTS: Final = 64  # of an instance of mean weight: shares differ by 1/sqrt(64), and the bound levels them
+POINTS_MAX: Final = 64 * POINTS  # of a heavy one
+LOAD_FACTOR: Final = 1.25  # an instance takes at most so many times its share of the calls in flight
+HOPS_MAX: Final = 64  # owners that are looked at for one key
+INDEX_BITS: Final = 12  # the first bits of a position lead to its part of the ring
+
+_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
+_MIX: Final = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_U32: Final = 0xFFFF_FFFF
+
+
+def position_of(key: str) -> int:
+    """Return where on the ring a key lies: 32 bits, the same in every process.
+
+    CRC-32 spreads any two short keys that differ; the multiplications (murmur3's finalizer) spread its linear structure.
+    """
+    mixed = zlib.crc32(key.encode())
+    mixed = ((mixed ^ (mixed >> 16)) * 0x85EB_CA6B) & _U32
+    mixed = ((mixed ^ (mixed >> 13)) * 0xC2B2_AE35) & _U32
+    return mixed ^ (mixed >> 16)
+
+
+def seed_of(instance_id: str) -> int:
+    """Return the 64 bits that an instance's points are made from."""
+    return int.from_bytes(hashlib.blake2b(instance_id.encode(), digest_size=8).digest())
+
+
+def _points(seeds: Sequence[int], counts: Sequence[int]) -> npt.NDArray[np.uint64]:
+    """Return the points of all instances, 64 bits each: position, then the index of the owner."""
+    owners = np.repeat(np.arange(len(seeds), dtype=np.uint64), counts)
+    starts = np.repeat(np.cumsum(counts) - np.asarray(counts), counts)
+    ordinals = (np.arange(len(owners)) - starts + 1).astype(np.uint64)
+    mixed: npt.NDArray[np.uint64] = np.repeat(np.asarray(seeds, dtype=np.uint64), counts) + ordinals * _GOLDEN
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX[0]
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX[1]
+    mixed ^= mixed >> np.uint64(31)
+    points = (mixed & np.uint64(_U32 << 32)) | owners
+    points.sort()
+    return points
+
+
+class Ring:
+    """The ring of one set of instances. Immutable; building takes about 2 ms for 1,000 of them."""
+
+    __slots__ = ("_first", "_owners", "_positions", "loads", "weight_total")
+
+    def __init__(self, loads: Sequence[Load]) -> None:
+        """Lay out the points. The order of `loads` does not matter."""
+        self.loads: Final = sorted(loads, key=lambda load: load.instance.id)
+        weights = [load.instance.weight for load in self.loads]
+        self.weight_total: Final = sum(weights)
+        mean = self.weight_total / len(weights) if weights else 1.0
+        counts = [min(max(round(POINTS * weight / mean), 1), POINTS_MAX) for weight in weights]
+        points = _points([seed_of(load.instance.id) for load in self.loads], counts)
+        positions = (points >> np.uint64(32)).astype(np.uint32)
+        starts = np.arange(1 << INDEX_BITS, dtype=np.uint64) << np.uint64(32 - INDEX_BITS)
+        self._first = [*np.searchsorted(positions, starts.astype(np.uint32)).tolist(), len(positions)]
+        self._positions = positions.data
+        self._owners = (points & np.uint64(_U32)).astype(np.uint32).data
+
+    def owner(self, position: int) -> int:
+        """Return the index on the ring of the first point at or after the position. There must be a point."""
+        part = position >> (32 - INDEX_BITS)
+        index = bisect_left(self._positions, position, self._first[part], self._first[part + 1])
+        return index if index < len(self._positions) else 0
+
+    def take(self, position: int, in_flight: float, admits: Callable[[Load], bool]) -> Load | None:
+        """Return the load that takes the call: the first owner that is admitted and below its bound.
+
+        in_flight  calls in flight of all instances on the ring
+        returns    the least busy admitted one of the first HOPS_MAX when all of them are at their bound; None when
+                   none of those is admitted
+        """
+        loads, owners = self.loads, self._owners
+        room = LOAD_FACTOR * (in_flight + 1) / self.weight_total
+        index = self.owner(position)
+        first = load = loads[owners[index]]
+        if load.in_flight < room * load.instance.weight and admits(load):
+            return load
+        best: Load | None = None
+        seen = {first}
+        if admits(first):
+            best = first
+        size = len(owners)
+        for offset in range(1, size):
+            load = loads[owners[(index + offset) % size]]
+            if load in seen:
+                continue
+            seen.add(load)
+            if admits(load):
+                if load.in_flight < room * load.instance.weight:
+                    return load
+                if best is None or load.in_flight * best.instance.weight < best.in_flight * load.instance.weight:
+                    best = load
+            if len(seen) >= HOPS_MAX:
+                break
+        return best
