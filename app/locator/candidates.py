@@ -110,32 +110,27 @@ class Candidates:
         self.mean_weight = sum(weights) / len(weights) if weights else 1.0
         self.cumulative = list(accumulate(weights)) if self.uneven else []
 
-    def draw(self) -> int:
-        """Return the index of a random candidate, by weight. There must be one."""
-        if self.uneven:
-            cumulative = self.cumulative
-            return bisect_right(cumulative, int(self.draw_01() * cumulative[-1]))
-        return int(self.draw_01() * len(self.loads))
-
-    def draw_admitted(self, now_s: float, client: str) -> int:
-        """Return the index of a random candidate that may take a call, by weight; -1 when none was found."""
-        loads = self.loads
+    def draw_admitted(self, now_s: float, client: str) -> Load | None:
+        """Return a random candidate that may take a call, by weight; None when there is none."""
+        loads, draw_01 = self.loads, self.draw_01
         for _ in range(DRAWS_MAX):
-            index = self.draw()
-            load = loads[index]
+            if self.uneven:
+                cumulative = self.cumulative
+                load = loads[bisect_right(cumulative, int(draw_01() * cumulative[-1]))]
+            else:
+                load = loads[int(draw_01() * len(loads))]
             if load.look_until_s <= now_s or self.admits(load, now_s, client):
-                return index
-        return self.search(now_s, client, index)
+                return load
+        return self.search(now_s, client)
 
-    def search(self, now_s: float, client: str, start: int) -> int:
-        """Return the index of the first candidate from `start` on that may take a call; -1 when there is none. O(n)."""
+    def search(self, now_s: float, client: str) -> Load | None:
+        """Return the first candidate, from a random one on, that may take a call; None when there is none. O(n)."""
         loads = self.loads
-        size = len(loads)
-        for offset in range(size):
-            index = (start + offset) % size
+        start = int(self.draw_01() * len(loads))
+        for index in range(start - len(loads), start):
             if self.may_take(loads[index], now_s, client):
-                return index
-        return -1
+                return loads[index]
+        return None
 
     def may_take(self, load: Load, now_s: float, client: str) -> bool:
         """Whether this candidate may be given a call of this client."""

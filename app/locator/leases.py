@@ -8,7 +8,6 @@ last `closed_max` are known as such.
 from __future__ import annotations
 
 import os
-import struct
 from collections import OrderedDict
 from collections.abc import Iterator
 from enum import StrEnum
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from app.locator.candidates import Candidates
     from app.locator.load import Load
 
@@ -25,7 +26,8 @@ LEASE_S: Final = 30.0  # longer than a call should take; what takes longer is re
 OPEN_MAX: Final = 100_000  # leases of a service: 30 MB, 3,300 picks a second of which none is ever reported
 CLOSED_MAX: Final = 50_000  # ids that are remembered to tell a repeated report from one that never was: 10 MB
 REAP_MAX: Final = 1_000  # leases that one call of `reap` takes back: below a millisecond
-_NONCES: Final = 1_024  # random numbers that are drawn from the system at once
+_NUMBERS: Final = tuple(f"{number:03x}" for number in range(4_096))  # of the ids that are made from one draw
+_RANDOM_BYTES: Final = 4  # of an id: a lease that was not lent cannot be guessed
 
 
 class Reported(StrEnum):
@@ -46,44 +48,54 @@ class Lease(msgspec.Struct, gc=False):
     probe: bool = False  # the call that finds out whether an open breaker may close
 
 
-def _nonces() -> Iterator[int]:
-    """Yield random 32-bit numbers: a lease cannot be guessed, and reporting one that was not lent is refused."""
-    while True:
-        yield from struct.unpack(f"{_NONCES}I", os.urandom(4 * _NONCES))
+def _ids(replica: str) -> Iterator[str]:
+    """Yield ids that were never given before: replica, number of the draw, number in the draw, random part."""
+    for draw in count(1):
+        start = f"{replica}-{draw:x}"
+        digits = os.urandom(_RANDOM_BYTES * len(_NUMBERS)).hex()
+        at = 0
+        for number in _NUMBERS:
+            yield start + number + digits[at : at + 2 * _RANDOM_BYTES]
+            at += 2 * _RANDOM_BYTES
 
 
 class Leases:
-    """The leases of one service. A lease's id is text: the replica's name, a number, a random part."""
+    """The leases of one service."""
 
-    __slots__ = ("_closed", "_closed_max", "_expired", "_next", "_nonce", "_open", "_open_max", "_prefix", "lease_s")
+    __slots__ = ("_closed", "_closed_max", "_expired", "_next_id", "_on_expired", "_open", "_open_max", "lease_s")
 
     def __init__(
-        self, replica: str = "", *, lease_s: float = LEASE_S, open_max: int = OPEN_MAX, closed_max: int = CLOSED_MAX
+        self,
+        replica: str,
+        on_expired: Callable[[Lease], None],
+        *,
+        lease_s: float = LEASE_S,
+        open_max: int = OPEN_MAX,
+        closed_max: int = CLOSED_MAX,
     ) -> None:
-        """`replica` begins every id, so that a report that reaches another replica can be handed on."""
+        """`replica` begins every id, so that a report that reaches another replica can be handed on.
+
+        `on_expired` gets every lease that is taken back.
+        """
         self.lease_s = lease_s
-        self._prefix = f"{replica}-"
+        self._on_expired = on_expired
         self._open_max = open_max
         self._closed_max = closed_max
         self._open: OrderedDict[str, Lease] = OrderedDict()
         self._expired: OrderedDict[str, Lease] = OrderedDict()
         self._closed: OrderedDict[str, None] = OrderedDict()
-        self._next = count(1).__next__
-        self._nonce = _nonces().__next__
+        self._next_id = _ids(replica).__next__
 
     def __len__(self) -> int:
         """Return how many are lent out."""
         return len(self._open)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether one more needs the oldest to be taken back first."""
-        return len(self._open) >= self._open_max
-
-    def lend(self, load: Load, candidates: Candidates, now_s: float, *, probe: bool = False) -> str:
+    def lend(self, load: Load, candidates: Candidates, now_s: float, probe: bool) -> str:  # noqa: FBT001 - hot path
         """Lend a call on this instance and return the lease's id."""
-        lease_id = f"{self._prefix}{self._next():x}.{self._nonce():08x}"
+        lease_id = self._next_id()
         self._open[lease_id] = Lease(load, candidates, now_s + self.lease_s, probe)
+        if len(self._open) > self._open_max:
+            self._expire_oldest()
         return lease_id
 
     def close(self, lease_id: str) -> tuple[Reported, Lease | None]:
@@ -100,19 +112,20 @@ class Leases:
             self._closed.popitem(last=False)
         return outcome, lease
 
-    def expire(self, now_s: float) -> Lease | None:
-        """Take back the oldest lease if its time is over, or if the table is full. None when there is none such."""
-        if not self._open:
-            return None
-        lease_id = next(iter(self._open))
-        lease = self._open[lease_id]
-        if now_s < lease.expires_at_s and not self.is_full:
-            return None
-        del self._open[lease_id]
+    def reap(self, now_s: float, limit: int) -> int:
+        """Take back leases whose time is over, at most `limit`; returns how many."""
+        taken = 0
+        while taken < limit and self._open and next(iter(self._open.values())).expires_at_s <= now_s:
+            self._expire_oldest()
+            taken += 1
+        return taken
+
+    def _expire_oldest(self) -> None:
+        lease_id, lease = self._open.popitem(last=False)
         self._expired[lease_id] = lease
         if len(self._expired) > self._closed_max:
             self._expired.popitem(last=False)
-        return lease
+        self._on_expired(lease)
 
 
 def replica_of(lease_id: str) -> str:

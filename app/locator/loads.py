@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from app.breaker import Admission, Breaker, BreakerState, OpenBudget
 from app.locator.candidates import Candidates, Filter
 from app.locator.instance import Instance, Snapshot
+from app.locator.leases import Leases
 from app.locator.least import ChangeLog, LeastQueue
 from app.locator.load import FAILURE_COST, FREE_S, Load
 from app.locator.ring import Ring
@@ -14,7 +16,7 @@ from app.locator.ring import Ring
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from app.locator.leases import Lease, Leases
+    from app.locator.leases import Lease
 
 CANDIDATES_MAX: Final = 64  # compiled filters of a service; the one that was made first goes first
 TYPICAL_FACTOR: Final = 0.05  # of each new latency in the service's typical one
@@ -25,13 +27,15 @@ class Loads:
     """One service: who belongs to it, its candidates by filter, its leases."""
 
     __slots__ = (
-        "_breaker_for", "_candidates", "_draw_01", "_log", "budget", "by_id", "in_flight", "leases",
+        "_breaker_for", "_candidates", "_draw_01", "_log", "budget", "by_id", "every", "in_flight", "leases",
         "snapshot", "typical_ms", "weight",
     )  # fmt: skip
 
-    def __init__(self, leases: Leases, breaker_for: Callable[[Loads, Load], Breaker], draw_01: Callable[[], float]) -> None:
+    def __init__(
+        self, replica: str, lease_s: float, breaker_for: Callable[[Loads, Load], Breaker], draw_01: Callable[[], float]
+    ) -> None:
         """`breaker_for` makes the breaker of a load at its first failure."""
-        self.leases: Final = leases
+        self.leases: Final = Leases(replica, self._take_back, lease_s=lease_s)
         self.budget: Final = OpenBudget()
         self.by_id: dict[str, Load] = {}
         self.snapshot: Snapshot | None = None
@@ -40,7 +44,8 @@ class Loads:
         self.typical_ms = 0.0  # latency of all instances; 0 while nothing was reported
         self._breaker_for = breaker_for
         self._draw_01 = draw_01
-        self._candidates: dict[Filter, Candidates] = {}
+        self.every: Final = Candidates(Filter(), draw_01)
+        self._candidates: dict[Filter, Candidates] = {Filter(): self.every}
         self._log: ChangeLog | None = None  # while least_connections is in use
 
     def adopt(self, snapshot: Snapshot, now_s: float) -> None:
@@ -86,15 +91,13 @@ class Loads:
             self.breaker_of(load).isolate(now_s)
             load.guard()
 
-    def candidates_of(self, filter_: Filter, now_s: float, panic_share: float) -> Candidates:
-        """Return the candidates of a filter, compiled anew when something has changed."""
+    def candidates_of(self, filter_: Filter) -> Candidates:
+        """Return the candidates of a filter."""
         candidates = self._candidates.get(filter_)
         if candidates is None:
-            if len(self._candidates) >= CANDIDATES_MAX:
-                del self._candidates[next(iter(self._candidates))]
+            if len(self._candidates) > CANDIDATES_MAX:
+                del self._candidates[next(islice(self._candidates, 1, None))]  # the first one stands for every instance
             candidates = self._candidates[filter_] = Candidates(filter_, self._draw_01)
-        if now_s >= candidates.fresh_until_s:
-            candidates.compile(self.by_id.values(), now_s, panic_share)
         return candidates
 
     def least(self, candidates: Candidates) -> LeastQueue:
@@ -104,11 +107,11 @@ class Loads:
             log = self._log = ChangeLog(len(self.by_id))
         queue = candidates.least
         if queue is None or queue.log is not log:
-            queue = candidates.least = LeastQueue(candidates.loads, log, self._draw_01)
+            queue = candidates.least = LeastQueue(candidates, log, self._draw_01)
         return queue
 
-    def by_key(self, candidates: Candidates, position: int, now_s: float, client: str) -> Load | None:
-        """Return the load that consistent hashing gives the key at this position of the ring."""
+    def by_position(self, candidates: Candidates, position: int, now_s: float, client: str) -> Load | None:
+        """Return the load that owns this position of the ring, or the next one that has room."""
         ring = candidates.ring
         if ring is None or (candidates.ring_stale and now_s >= candidates.ring_after_s):
             lets = candidates.filter.lets
@@ -118,28 +121,22 @@ class Loads:
         if not ring.loads:
             return None
 
-        def admits(load: Load) -> bool:
-            return load.look_until_s <= now_s or candidates.may_take(load, now_s, client)
-
         # Calls that were picked through other filters count by this one's share of the service.
         in_flight = max(candidates.in_flight, self.in_flight * ring.weight_total / max(self.weight, 1))
-        return ring.take(position, in_flight, admits)
+        return ring.take(position, in_flight, candidates, now_s, client)
 
     def lend(self, load: Load, candidates: Candidates, now_s: float) -> str:
         """Lend a call on the chosen instance; returns the lease's id."""
         probe = False
         if load.look_until_s > now_s and load.breaker is not None:
             probe = not candidates.panic and load.breaker.admit(now_s) is Admission.PROBE
-        leases = self.leases
-        if leases.is_full:
-            self.take_back(now_s)
         load.in_flight += 1
         load.picks += 1
         self.in_flight += 1
         candidates.in_flight += 1
         if self._log is not None:
             self._log.changes.append(load)
-        return leases.lend(load, candidates, now_s, probe=probe)
+        return self.leases.lend(load, candidates, now_s, probe)
 
     def due_probe(self, candidates: Candidates, now_s: float) -> Load | None:
         """Return a load whose breaker waits for a probe, each once; None when there is none left."""
@@ -159,15 +156,10 @@ class Loads:
             if self._log.is_full:
                 self._log = None
 
-    def take_back(self, now_s: float) -> bool:
-        """Take back the oldest lease if its time is over or the table is full; returns whether it was."""
-        lease = self.leases.expire(now_s)
-        if lease is None:
-            return False
+    def _take_back(self, lease: Lease) -> None:
         lease.load.expired += 1
         self.release(lease)
         self.cancel_probe(lease)
-        return True
 
     def cancel_probe(self, lease: Lease) -> None:
         """Let another call probe, if this one was to and has no outcome."""

@@ -16,14 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from app.locator.candidates import Candidates
     from app.locator.load import Load
 
 POINTS: Final = 64  # of an instance of mean weight: shares differ by 1/sqrt(64), and the bound levels them
 POINTS_MAX: Final = 64 * POINTS  # of a heavy one
 LOAD_FACTOR: Final = 1.25  # an instance takes at most so many times its share of the calls in flight
-HOPS_MAX: Final = 64  # owners that are looked at for one key
+POINTS_TRIED: Final = 128  # points that are looked at for one key
 INDEX_BITS: Final = 12  # the first bits of a position lead to its part of the ring
 
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
@@ -34,12 +35,10 @@ _U32: Final = 0xFFFF_FFFF
 def position_of(key: str) -> int:
     """Return where on the ring a key lies: 32 bits, the same in every process.
 
-    CRC-32 spreads any two short keys that differ; the multiplications (murmur3's finalizer) spread its linear structure.
+    CRC-32 gives keys of equal length that differ in a few places different values; the multiplication, by 2^32 over the
+    golden ratio, spreads those over the ring.
     """
-    mixed = zlib.crc32(key.encode())
-    mixed = ((mixed ^ (mixed >> 16)) * 0x85EB_CA6B) & _U32
-    mixed = ((mixed ^ (mixed >> 13)) * 0xC2B2_AE35) & _U32
-    return mixed ^ (mixed >> 16)
+    return (zlib.crc32(key.encode()) * 0x9E37_79B1) & _U32
 
 
 def seed_of(instance_id: str) -> int:
@@ -80,40 +79,25 @@ class Ring:
         self._positions = positions.data
         self._owners = (points & np.uint64(_U32)).astype(np.uint32).data
 
-    def owner(self, position: int) -> int:
-        """Return the index on the ring of the first point at or after the position. There must be a point."""
-        part = position >> (32 - INDEX_BITS)
-        index = bisect_left(self._positions, position, self._first[part], self._first[part + 1])
-        return index if index < len(self._positions) else 0
-
-    def take(self, position: int, in_flight: float, admits: Callable[[Load], bool]) -> Load | None:
-        """Return the load that takes the call: the first owner that is admitted and below its bound.
+    def take(self, position: int, in_flight: float, candidates: Candidates, now_s: float, client: str) -> Load | None:
+        """Return the load that takes the call: the first owner from the position on that may, and is below its bound.
 
         in_flight  calls in flight of all instances on the ring
-        returns    the least busy admitted one of the first HOPS_MAX when all of them are at their bound; None when
-                   none of those is admitted
+        returns    the least busy of the owners of POINTS_TRIED points when all are at their bound; None when none of
+                   them may take a call
         """
-        loads, owners = self.loads, self._owners
-        room = LOAD_FACTOR * (in_flight + 1) / self.weight_total
-        index = self.owner(position)
-        first = load = loads[owners[index]]
-        if load.in_flight < room * load.instance.weight and admits(load):
-            return load
-        best: Load | None = None
-        seen = {first}
-        if admits(first):
-            best = first
+        positions, owners, loads = self._positions, self._owners, self.loads
         size = len(owners)
-        for offset in range(1, size):
-            load = loads[owners[(index + offset) % size]]
-            if load in seen:
+        room = LOAD_FACTOR * (in_flight + 1) / self.weight_total
+        part = position >> (32 - INDEX_BITS)
+        at = bisect_left(positions, position, self._first[part], self._first[part + 1])
+        best: Load | None = None
+        for step in range(at, at + POINTS_TRIED):
+            load = loads[owners[step if step < size else step % size]]
+            if load.look_until_s > now_s and not candidates.may_take(load, now_s, client):
                 continue
-            seen.add(load)
-            if admits(load):
-                if load.in_flight < room * load.instance.weight:
-                    return load
-                if best is None or load.in_flight * best.instance.weight < best.in_flight * load.instance.weight:
-                    best = load
-            if len(seen) >= HOPS_MAX:
-                break
+            if load.in_flight < room * load.instance.weight:
+                return load
+            if best is None or load.in_flight * best.instance.weight < best.in_flight * load.instance.weight:
+                best = load
         return best
