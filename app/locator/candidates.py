@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from app.locator.load import FREE_S, LOCKED_S, Load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection
 
     from app.locator.least import LeastQueue
     from app.locator.ring import Ring
@@ -34,20 +34,17 @@ class Filter(NamedTuple):
     tag: str = ""
 
     def lets(self, load: Load) -> bool:
-        """Whether the instance passes."""
-        instance = load.instance
-        if self.side and (instance.zone == self.zone) is not (self.side == "in"):
-            return False
-        return not self.tag or self.tag in instance.tags
+        """Whether the zone is right. The tag is the index's matter (`Loads.compiled`)."""
+        return not self.side or (load.instance.zone == self.zone) is (self.side == "in")
 
 
 class Candidates:
     """The candidates of one filter of one service. Lives on while the lists in it are replaced."""
 
     __slots__ = (
-        "compiled_at_s", "cumulative", "draw_01", "due", "filter", "fresh_until_s", "health", "in_flight",
-        "least", "loads", "mean_weight", "members", "panic", "rank_max", "ring",
-        "ring_after_s", "ring_stale", "turns", "uneven", "warming",
+        "compile_after_s", "cumulative", "draw_01", "due", "filter", "fresh_until_s", "health", "in_flight",
+        "least", "loads", "mean_weight", "panic", "rank_max", "ring",
+        "ring_after_s", "ring_version", "turns", "uneven", "version", "warming",
     )  # fmt: skip
 
     def __init__(self, filter_: Filter, draw_01: Callable[[], float]) -> None:
@@ -56,8 +53,8 @@ class Candidates:
         self.draw_01: Final = draw_01
         self.in_flight = 0  # open leases that were picked here
         self.fresh_until_s = FREE_S
-        self.compiled_at_s = FREE_S
-        self.members: list[Load] = []  # all that pass the filter and are not out for good
+        self.compile_after_s = FREE_S
+        self.version = -1  # of the service, when it was compiled
         self.loads: list[Load] = []  # those that are offered
         self.due: list[Load] = []  # open breakers that may be probed
         self.cumulative: list[int] = []  # of weights; empty while all are the same
@@ -70,25 +67,23 @@ class Candidates:
         self.turns: Turns | None = None
         self.least: LeastQueue | None = None
         self.ring: Ring | None = None  # of all that may ever be offered: breakers do not move keys
-        self.ring_stale = False
+        self.ring_version = -1
         self.ring_after_s = FREE_S
 
     def __len__(self) -> int:
         """Return how many instances are offered."""
         return len(self.loads)
 
-    def stale(self) -> None:
-        """Have the lists compiled anew soon, at once if they are small."""
-        self.fresh_until_s = min(self.fresh_until_s, self.compiled_at_s + len(self.members) * RECOMPILE_S_PER_INSTANCE)
-
-    def compile(self, loads: Iterable[Load], now_s: float, panic_share: float) -> None:
-        """Choose who is offered at this time. O(n)."""
+    def compile(self, loads: Collection[Load], now_s: float, panic_share: float) -> None:
+        """Choose who of those with the tag is offered at this time. O(n)."""
         lets = self.filter.lets
         members = [load for load in loads if load.rank < 2 and lets(load) and not load.is_isolated()]
-        ready = [load for load in members if not load.rank and (load.breaker is None or load.breaker.retry_at_s == FREE_S)]
         shut = [load for load in members if load.breaker is not None and load.breaker.retry_at_s > FREE_S]
-        self.members = members
-        self.due = [load for load in shut if not load.rank and load.breaker is not None and load.breaker.admits(now_s)]
+        ready = [load for load in members if not load.rank]
+        if shut:
+            away = set(shut)
+            ready = [load for load in ready if load not in away]
+        self.due = [load for load in shut if not load.rank and not load.is_shut(now_s)]
         self.panic = bool(members) and len(ready) < panic_share * len(members)
         self.rank_max = 1 if self.panic else 0
         self.loads = offered = members if self.panic else ready
@@ -98,11 +93,10 @@ class Candidates:
         # Slow start protects the new ones by the others; when most are new there is nobody to take their share.
         warm = [load.warm_at_s for load in offered if load.warm_at_s > now_s]
         self.warming = 0 < len(warm) <= len(offered) // 2
-        self.turns = None
-        self.least = None
-        self.compiled_at_s = now_s
-        due_s = min((load.breaker.retry_at_s for load in shut if load.breaker is not None), default=LOCKED_S)
-        self.fresh_until_s = min([max(due_s, now_s + RECOMPILE_S_PER_INSTANCE * len(members)), *warm[:1], LOCKED_S])
+        self.turns = self.least = None
+        self.compile_after_s = now_s + RECOMPILE_S_PER_INSTANCE * len(loads)
+        due_s = [load.breaker.retry_at_s for load in shut if load.breaker is not None and load.is_shut(now_s)]
+        self.fresh_until_s = max(min([*due_s, *warm], default=LOCKED_S), self.compile_after_s)
 
     def _weigh(self, offered: list[Load]) -> None:
         weights = [load.instance.weight for load in offered]

@@ -8,11 +8,10 @@ last `closed_max` are known as such.
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from enum import StrEnum
-from itertools import count
-from typing import TYPE_CHECKING, Final
+from itertools import count, islice, takewhile
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -26,6 +25,7 @@ LEASE_S: Final = 30.0  # longer than a call should take; what takes longer is re
 OPEN_MAX: Final = 100_000  # leases of a service: 30 MB, 3,300 picks a second of which none is ever reported
 CLOSED_MAX: Final = 50_000  # ids that are remembered to tell a repeated report from one that never was: 10 MB
 REAP_MAX: Final = 1_000  # leases that one call of `reap` takes back: below a millisecond
+TRIM_PART: Final = 64  # a full table is relieved of one part of so many
 _NUMBERS: Final = tuple(f"{number:03x}" for number in range(4_096))  # of the ids that are made from one draw
 _RANDOM_BYTES: Final = 4  # of an id: a lease that was not lent cannot be guessed
 
@@ -44,7 +44,7 @@ class Lease(msgspec.Struct, gc=False):
 
     load: Load
     candidates: Candidates
-    expires_at_s: float
+    lent_s: float
     probe: bool = False  # the call that finds out whether an open breaker may close
 
 
@@ -60,7 +60,7 @@ def _ids(replica: str) -> Iterator[str]:
 
 
 class Leases:
-    """The leases of one service."""
+    """The leases of one service. Dictionaries keep the order of lending, so the oldest stand first."""
 
     __slots__ = ("_closed", "_closed_max", "_expired", "_next_id", "_on_expired", "_open", "_open_max", "lease_s")
 
@@ -77,13 +77,13 @@ class Leases:
 
         `on_expired` gets every lease that is taken back.
         """
-        self.lease_s = lease_s
+        self.lease_s: Final = lease_s
         self._on_expired = on_expired
         self._open_max = open_max
         self._closed_max = closed_max
-        self._open: OrderedDict[str, Lease] = OrderedDict()
-        self._expired: OrderedDict[str, Lease] = OrderedDict()
-        self._closed: OrderedDict[str, None] = OrderedDict()
+        self._open: dict[str, Lease] = {}
+        self._expired: dict[str, Lease] = {}
+        self._closed: dict[str, None] = {}
         self._next_id = _ids(replica).__next__
 
     def __len__(self) -> int:
@@ -93,39 +93,43 @@ class Leases:
     def lend(self, load: Load, candidates: Candidates, now_s: float, probe: bool) -> str:  # noqa: FBT001 - hot path
         """Lend a call on this instance and return the lease's id."""
         lease_id = self._next_id()
-        self._open[lease_id] = Lease(load, candidates, now_s + self.lease_s, probe)
+        self._open[lease_id] = Lease(load, candidates, now_s, probe)
         if len(self._open) > self._open_max:
-            self._expire_oldest()
+            self._expire(list(islice(self._open, 1 + self._open_max // TRIM_PART)))
         return lease_id
 
     def close(self, lease_id: str) -> tuple[Reported, Lease | None]:
         """Close a lease for good. The lease comes with COUNTED and LATE, when its outcome is to be counted."""
-        lease = self._open.pop(lease_id, None)
         outcome = Reported.COUNTED
+        lease = self._open.pop(lease_id, None)
         if lease is None:
-            lease = self._expired.pop(lease_id, None)
             outcome = Reported.LATE
+            lease = self._expired.pop(lease_id, None)
             if lease is None:
                 return (Reported.REPEATED if lease_id in self._closed else Reported.UNKNOWN), None
         self._closed[lease_id] = None
-        if len(self._closed) > self._closed_max:
-            self._closed.popitem(last=False)
+        _trim(self._closed, self._closed_max)
         return outcome, lease
 
     def reap(self, now_s: float, limit: int) -> int:
         """Take back leases whose time is over, at most `limit`; returns how many."""
-        taken = 0
-        while taken < limit and self._open and next(iter(self._open.values())).expires_at_s <= now_s:
-            self._expire_oldest()
-            taken += 1
-        return taken
+        lent_s = now_s - self.lease_s
+        over = list(islice(takewhile(lambda lease_id: self._open[lease_id].lent_s <= lent_s, self._open), limit))
+        self._expire(over)
+        return len(over)
 
-    def _expire_oldest(self) -> None:
-        lease_id, lease = self._open.popitem(last=False)
-        self._expired[lease_id] = lease
-        if len(self._expired) > self._closed_max:
-            self._expired.popitem(last=False)
-        self._on_expired(lease)
+    def _expire(self, lease_ids: list[str]) -> None:
+        for lease_id in lease_ids:
+            lease = self._expired[lease_id] = self._open.pop(lease_id)
+            self._on_expired(lease)
+        _trim(self._expired, self._closed_max)
+
+
+def _trim(table: dict[str, Any], size_max: int) -> None:
+    """Drop the oldest part of a table that is too long. In parts, because finding the oldest passes dropped ones."""
+    if len(table) > size_max:
+        for lease_id in list(islice(table, len(table) - size_max + size_max // TRIM_PART)):
+            del table[lease_id]
 
 
 def replica_of(lease_id: str) -> str:

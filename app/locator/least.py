@@ -21,7 +21,7 @@ LOG_SLACK: Final = 1_024  # changes that a log holds beyond four for each instan
 REFUSALS_MAX: Final = 16  # candidates that are passed over for one pick because they may not take a call
 # An entry is one integer, which compares faster than a tuple: calls in flight per weight, tie-breaker, index.
 _INDEX_BITS: Final = 24
-_TICK_BITS: Final = 32
+_LOW_BITS: Final = _INDEX_BITS + 32
 _WEIGHT_BITS: Final = 24  # so many binary places has the quotient of calls and weight
 _INDEX_MASK: Final = (1 << _INDEX_BITS) - 1
 
@@ -55,7 +55,11 @@ class LeastQueue:
         self._indexes = {load: index for index, load in enumerate(loads)}
         size = len(loads)
         first = int(draw() * size)
-        self._latest = [_entry(_score(load), (index + first) % size, index) for index, load in enumerate(loads)]
+        # The score counts the call to come: of idle instances the heavier goes first.
+        scores = [((load.in_flight + 1) << _WEIGHT_BITS) // load.instance.weight for load in loads]
+        self._latest = [
+            (score << _LOW_BITS) | ((index + first) % size << _INDEX_BITS) | index for index, score in enumerate(scores)
+        ]
         self._entries = self._latest.copy()
         heapify(self._entries)
         self._tick = count(size).__next__
@@ -80,8 +84,8 @@ class LeastQueue:
                 refused.append(heappop(entries))
                 continue
             busier = ((load.in_flight + 2) << _WEIGHT_BITS) // load.instance.weight
-            latest[index] = entry = _entry(busier, self._tick(), index)
-            heapreplace(entries, entry)
+            latest[index] = (busier << _LOW_BITS) | (self._tick() << _INDEX_BITS) | index
+            heapreplace(entries, latest[index])
             found = load
             break
         for entry in refused:
@@ -89,23 +93,14 @@ class LeastQueue:
         return found
 
     def _catch_up(self) -> None:
+        entries, latest, indexes = self._entries, self._latest, self._indexes
         changes = self.log.changes
-        entries, latest, indexes, tick = self._entries, self._latest, self._indexes, self._tick
         for position in range(self._read, len(changes)):
             load = changes[position]
             index = indexes.get(load)
             if index is not None:
-                score = _score(load)
-                if latest[index] >> (_TICK_BITS + _INDEX_BITS) != score:
-                    latest[index] = entry = _entry(score, tick(), index)
-                    heappush(entries, entry)
+                score = ((load.in_flight + 1) << _WEIGHT_BITS) // load.instance.weight
+                if latest[index] >> _LOW_BITS != score:
+                    latest[index] = (score << _LOW_BITS) | (self._tick() << _INDEX_BITS) | index
+                    heappush(entries, latest[index])
         self._read = len(changes)
-
-
-def _score(load: Load) -> int:
-    """Return the calls in flight for its weight, with the next one: of idle instances the heavier goes first."""
-    return ((load.in_flight + 1) << _WEIGHT_BITS) // load.instance.weight
-
-
-def _entry(score: int, tick: int, index: int) -> int:
-    return (((score << _TICK_BITS) | tick) << _INDEX_BITS) | index

@@ -13,7 +13,7 @@ import msgspec
 
 from app.breaker import POLICY, Breaker, BreakerPolicy, BreakerState
 from app.locator.balancing import CHOICES, Strategy
-from app.locator.candidates import PANIC_SHARE, Candidates, Filter
+from app.locator.candidates import PANIC_SHARE, Filter
 from app.locator.instance import Instance, Snapshot
 from app.locator.leases import LEASE_S, REAP_MAX, Reported
 from app.locator.loads import Loads
@@ -22,6 +22,7 @@ from app.locator.ring import position_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from app.locator.candidates import Candidates
     from app.locator.load import Load
 
     # Told of every change of a breaker: the instance, the state before, the state now, monotonic seconds.
@@ -116,20 +117,21 @@ class Balancer:
         if service is None or service.snapshot is not snapshot:
             self.use(snapshot, now_s)
             service = self._services[snapshot.service]
-        candidates = service.every if not tag else service.candidates_of(Filter(tag=tag))
-        if now_s >= candidates.fresh_until_s:
-            candidates.compile(service.by_id.values(), now_s, self._panic_share)
-        if zone and not candidates.panic:
+        candidates: Candidates | None = every = service.every
+        if tag or every.version != service.version or now_s >= every.fresh_until_s:
+            candidates = service.compiled(Filter(tag=tag), now_s, self._panic_share)
+        if candidates is not None and zone and not candidates.panic:
             share = position_of(key) / 2**32 if strategy == "consistent_hash" else self._draw_01()
             candidates = self._zoned(service, candidates, zone, share, now_s)
-        if candidates.due and strategy != "consistent_hash" and (load := service.due_probe(candidates, now_s)):
-            return Pick(load.instance, service.lend(load, candidates, now_s))
-        if not candidates.loads:
+        if candidates is None or not (candidates.loads or candidates.due):
             return None
-        chosen = CHOICES[strategy](service, candidates, now_s, client, key)
-        if chosen is None:
+        load = service.due_probe(candidates, now_s) if candidates.due and strategy != "consistent_hash" else None
+        if load is None and candidates.loads:
+            choose = CHOICES[strategy]
+            load = choose(service, candidates, now_s, client, key) or choose(service, candidates, now_s, "", key)
+        if load is None:
             return None
-        return Pick(chosen.instance, service.lend(chosen, candidates, now_s), candidates.panic)
+        return Pick(load.instance, service.lend(load, candidates, now_s), candidates.panic)
 
     def report(
         self, service: str, lease_id: str, *, ok: bool, now_s: float, latency_ms: float | None = None, reporter: str = ""
@@ -210,14 +212,13 @@ class Balancer:
 
     def _zoned(self, service: Loads, every: Candidates, zone: str, share: float, now_s: float) -> Candidates:
         """Return those of `every` that are in the zone; all others for the part of calls that the zone cannot take."""
-        sides = {}
-        for side in ("in", "out"):
-            candidates = sides[side] = service.candidates_of(Filter(side, zone, every.filter.tag))
-            if now_s >= candidates.fresh_until_s:
-                candidates.compile(service.by_id.values(), now_s, 0.0)
-            if side == "in" and share < candidates.health:
-                return candidates
-        return sides["out"] if sides["out"].loads else sides["in"] if sides["in"].loads else every
+        inside = service.compiled(Filter("in", zone, every.filter.tag), now_s, 0.0)
+        if inside is not None and share < inside.health:
+            return inside
+        outside = service.compiled(Filter("out", zone, every.filter.tag), now_s, 0.0)
+        if outside is not None and outside.loads:
+            return outside
+        return inside if inside is not None and inside.loads else every
 
     def _breaker_of(self, service: Loads, load: Load) -> Breaker:
         def tell(breaker: Breaker, before: BreakerState, now_s: float) -> None:
@@ -225,4 +226,6 @@ class Balancer:
             if self._on_breaker is not None:
                 self._on_breaker(load.instance, before, breaker.state(now_s), now_s)
 
-        return Breaker(load.instance.id, self._policy, budget=service.budget, on_change=tell, draw=self._draw_01)
+        return Breaker(
+            load.instance.id, self._policy, budget=service.budget, heard=service.heard, on_change=tell, draw=self._draw_01
+        )

@@ -88,9 +88,12 @@ class Ring:
         """
         positions, owners, loads = self._positions, self._owners, self.loads
         size = len(owners)
-        room = LOAD_FACTOR * (in_flight + 1) / self.weight_total
         part = position >> (32 - INDEX_BITS)
         at = bisect_left(positions, position, self._first[part], self._first[part + 1])
+        load = loads[owners[at if at < size else 0]]
+        if not load.in_flight and load.look_until_s <= now_s:
+            return load
+        room = LOAD_FACTOR * (in_flight + 1) / self.weight_total
         best: Load | None = None
         for step in range(at, at + POINTS_TRIED):
             load = loads[owners[step if step < size else step % size]]
