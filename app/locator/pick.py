@@ -117,14 +117,15 @@ class Balancer:
         if service is None or service.snapshot is not snapshot:
             self.use(snapshot, now_s)
             service = self._services[snapshot.service]
-        candidates: Candidates | None = every = service.every
-        if tag or every.version != service.version or now_s >= every.fresh_until_s:
-            candidates = service.compiled(Filter(tag=tag), now_s, self._panic_share)
-        if candidates is not None and zone and not candidates.panic:
+        candidates = service.every
+        if tag or candidates.version != service.version or now_s >= candidates.fresh_until_s:
+            tagged = service.compiled(Filter(tag=tag), now_s, self._panic_share)
+            if tagged is None:
+                return None
+            candidates = tagged
+        if zone and not candidates.panic:
             share = position_of(key) / 2**32 if strategy == "consistent_hash" else self._draw_01()
             candidates = self._zoned(service, candidates, zone, share, now_s)
-        if candidates is None or not (candidates.loads or candidates.due):
-            return None
         load = service.due_probe(candidates, now_s) if candidates.due and strategy != "consistent_hash" else None
         if load is None and candidates.loads:
             choose = CHOICES[strategy]
