@@ -104,8 +104,18 @@ def consistent_hash(service: Loads, candidates: Candidates, now_s: float, client
     """Take the key's owner, or the next one on the ring that is not too busy. Raises ValueError without a key."""
     if not key:
         raise ValueError("consistent_hash needs a key")
-    owner = service.by_position(candidates, position_of(key), now_s, client)
-    return owner or candidates.draw_admitted(now_s, client)
+    ring = service.ring_of(candidates, now_s)
+    if not ring.loads:
+        return None
+    point = ring.owner(position_of(key))
+    owner = ring.load_at(point)
+    if not owner.in_flight and owner.look_until_s <= now_s:
+        return owner
+
+    def may_take(load: Load) -> bool:
+        return load.look_until_s <= now_s or candidates.may_take(load, now_s, client)
+
+    return ring.take(point, service.in_flight_of(candidates, ring), may_take) or candidates.draw_admitted(now_s, client)
 
 
 CHOICES: Final[dict[str, Choose]] = {

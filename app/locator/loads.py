@@ -138,8 +138,8 @@ class Loads:
             queue = candidates.least = LeastQueue(candidates, log, self._draw_01)
         return queue
 
-    def by_position(self, candidates: Candidates, position: int, now_s: float, client: str) -> Load | None:
-        """Return the load that owns this position of the ring, or the next one that has room."""
+    def ring_of(self, candidates: Candidates, now_s: float) -> Ring:
+        """Return the ring of all that may ever be offered through this filter: breakers do not move keys."""
         ring = candidates.ring
         if ring is None or (candidates.ring_version != self.ring_version and now_s >= candidates.ring_after_s):
             lets, tag = candidates.filter.lets, candidates.filter.tag
@@ -147,12 +147,11 @@ class Loads:
             ring = candidates.ring = Ring([load for load in loads if load.rank < 2 and lets(load)])
             candidates.ring_version = self.ring_version
             candidates.ring_after_s = now_s + RING_S_PER_INSTANCE * len(ring.loads)
-        if not ring.loads:
-            return None
+        return ring
 
-        # Calls that were picked through other filters count by this one's share of the service.
-        in_flight = max(candidates.in_flight, len(self.leases) * ring.weight_total / max(self.weight, 1))
-        return ring.take(position, in_flight, candidates, now_s, client)
+    def in_flight_of(self, candidates: Candidates, ring: Ring) -> float:
+        """Return the calls in flight on a ring; those picked through other filters by its share of the service."""
+        return max(candidates.in_flight, len(self.leases) * ring.weight_total / max(self.weight, 1))
 
     def lend(self, load: Load, candidates: Candidates, now_s: float) -> str:
         """Lend a call on the chosen instance; returns the lease's id."""

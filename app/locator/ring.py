@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from app.locator.candidates import Candidates
     from app.locator.load import Load
 
 POINTS: Final = 64  # of an instance of mean weight: shares differ by 1/sqrt(64), and the bound levels them
@@ -79,25 +78,30 @@ class Ring:
         self._positions = positions.data
         self._owners = (points & np.uint64(_U32)).astype(np.uint32).data
 
-    def take(self, position: int, in_flight: float, candidates: Candidates, now_s: float, client: str) -> Load | None:
-        """Return the load that takes the call: the first owner from the position on that may, and is below its bound.
+    def owner(self, position: int) -> int:
+        """Return the number of the first point at or after the position."""
+        part = position >> (32 - INDEX_BITS)
+        at = bisect_left(self._positions, position, self._first[part], self._first[part + 1])
+        return at if at < len(self._positions) else 0
+
+    def load_at(self, point: int) -> Load:
+        """Return the load that owns the point."""
+        return self.loads[self._owners[point]]
+
+    def take(self, point: int, in_flight: float, may_take: Callable[[Load], bool]) -> Load | None:
+        """Return the load that takes a call: the first owner from the point on that may, and is below its bound.
 
         in_flight  calls in flight of all instances on the ring
         returns    the least busy of the owners of POINTS_TRIED points when all are at their bound; None when none of
                    them may take a call
         """
-        positions, owners, loads = self._positions, self._owners, self.loads
+        owners, loads = self._owners, self.loads
         size = len(owners)
-        part = position >> (32 - INDEX_BITS)
-        at = bisect_left(positions, position, self._first[part], self._first[part + 1])
-        load = loads[owners[at if at < size else 0]]
-        if not load.in_flight and load.look_until_s <= now_s:
-            return load
         room = LOAD_FACTOR * (in_flight + 1) / self.weight_total
         best: Load | None = None
-        for step in range(at, at + POINTS_TRIED):
-            load = loads[owners[step if step < size else step % size]]
-            if load.look_until_s > now_s and not candidates.may_take(load, now_s, client):
+        for step in range(point, point + POINTS_TRIED):
+            load = loads[owners[step % size]]
+            if not may_take(load):
                 continue
             if load.in_flight < room * load.instance.weight:
                 return load
