@@ -270,6 +270,7 @@ class Breaker:
         quiet = int((now_s - self._closed_since_s) / policy.quiet_s)
         self._level = max(0, self._level - quiet)
         self._open = True
+        self.degraded = False
         self._open_for(now_s, BreakerState.CLOSED)
 
     def _open_for(self, now_s: float, before: BreakerState) -> None:

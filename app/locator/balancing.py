@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Strategy = Literal["p2c", "round_robin", "least_connections", "weighted_random", "response_time", "consistent_hash"]
 STRATEGIES: Final[tuple[Strategy, ...]] = get_args(Strategy)
+SECOND_DRAWS: Final = 4  # for a second candidate, where a heavy one is drawn again and again
 COST_UNKNOWN_MS: Final = 1.0  # any figure does while nothing was reported: all have the same
 
 
@@ -37,20 +38,23 @@ def _two(candidates: Candidates, now_s: float, client: str) -> tuple[Load, Load]
     """Return two candidates that may take a call, by weight: different ones if there are."""
     loads = candidates.loads
     size = len(loads)
+    one: Load | None
+    two: Load | None
     if size > 1 and not candidates.uneven:
         draw = candidates.draw_01
         index, other = int(draw() * size), int(draw() * (size - 1))
         one, two = loads[index], loads[other if other < index else other + 1]
-        if one.look_until_s <= now_s and two.look_until_s <= now_s:
-            return one, two
-    drawn = candidates.draw_admitted(now_s, client)
-    if drawn is None:
-        return None
-    for _ in range(DRAWS_MAX if size > 1 else 0):
-        second = candidates.draw_admitted(now_s, client)
-        if second is not None and second is not drawn:
-            return drawn, second
-    return drawn, drawn
+        if one.look_until_s > now_s and not candidates.admits(one, now_s, client):
+            one = candidates.draw_admitted(now_s, client)
+        if two.look_until_s > now_s and not candidates.admits(two, now_s, client):
+            two = candidates.draw_admitted(now_s, client)
+    else:
+        one = two = candidates.draw_admitted(now_s, client)
+        for _ in range(SECOND_DRAWS if size > 1 else 0):
+            two = candidates.draw_admitted(now_s, client)
+            if two is not one:
+                break
+    return None if one is None or two is None else (one, two)
 
 
 def p2c(_service: Loads, candidates: Candidates, now_s: float, client: str, _key: str) -> Load | None:

@@ -19,11 +19,14 @@ class Turns:
     def __init__(self, loads: Sequence[Load], *, uneven: bool, draw: Callable[[], float]) -> None:
         """`draw` gives [0, 1). An instance of weight w has a deadline every 1/w."""
         self._loads = loads
-        self._next = int(draw() * len(loads))
+        size = len(loads)
+        first = self._next = int(draw() * size)
         self._deadlines: list[tuple[float, int, float]] = []
         if uneven:
             strides = [1.0 / load.instance.weight for load in loads]
-            self._deadlines = [(draw() * stride, index, stride) for index, stride in enumerate(strides)]
+            self._deadlines = [  # the first ones are spread, so that those of equal weight do not come in a row
+                (stride * ((index + first) % size + 1) / size, index, stride) for index, stride in enumerate(strides)
+            ]
             heapify(self._deadlines)
 
     def take(self) -> Load:
