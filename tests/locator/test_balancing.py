@@ -14,7 +14,7 @@ from app.locator.instance import Snapshot
 from app.locator.load import WARM_S
 from tests.locator.fleet import balancer, fleet, instance, picked, tally
 
-PICKS = 12_000
+PICKS = 8_000
 BY_WEIGHT: tuple[Strategy, ...] = ("p2c", "round_robin", "weighted_random", "response_time")
 
 
