@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test lint bench soak clean lock
+.PHONY: run test lint bench bench-locator soak clean lock
 
 run: $(VENV)/.run
 	exec $(BIN)/shieldx serve $(ARGS)
@@ -22,6 +22,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ARGS)
+
+bench-locator: $(VENV)/.dev
+	$(BIN)/python -m bench.locator_pick $(ARGS)
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m bench --soak 600 $(ARGS)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from app.locator.candidates import DRAWS_MAX
-from app.locator.ring import position_of
+from app.locator.ring import ROOM_MIN, position_of
 from app.locator.turns import Turns
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def consistent_hash(service: Loads, candidates: Candidates, now_s: float, client
         return None
     point = ring.owner(position_of(key))
     owner = ring.load_at(point)
-    if not owner.in_flight and owner.look_until_s <= now_s:
+    if owner.in_flight < ROOM_MIN and owner.look_until_s <= now_s:
         return owner
 
     def may_take(load: Load) -> bool:

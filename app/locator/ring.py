@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     from app.locator.load import Load
 
-POINTS: Final = 64  # of an instance of mean weight: shares differ by 1/sqrt(64), and the bound levels them
+POINTS: Final = 40  # of an instance of mean weight: shares differ by 1/sqrt(40), and the bound levels them
 POINTS_MAX: Final = 64 * POINTS  # of a heavy one
 LOAD_FACTOR: Final = 1.25  # an instance takes at most so many times its share of the calls in flight
+ROOM_MIN: Final = 4  # and always so many: below that nothing is overloaded, and moving keys costs their caches
 POINTS_TRIED: Final = 128  # points that are looked at for one key
 INDEX_BITS: Final = 12  # the first bits of a position lead to its part of the ring
 
@@ -74,9 +75,11 @@ class Ring:
         points = _points([seed_of(load.instance.id) for load in self.loads], counts)
         positions = (points >> np.uint64(32)).astype(np.uint32)
         starts = np.arange(1 << INDEX_BITS, dtype=np.uint64) << np.uint64(32 - INDEX_BITS)
-        self._first = [*np.searchsorted(positions, starts.astype(np.uint32)).tolist(), len(positions)]
+        first = np.searchsorted(positions, starts.astype(np.uint32))
+        self._first = np.append(first, len(positions)).astype(np.uint32).data
         self._positions = positions.data
-        self._owners = (points & np.uint64(_U32)).astype(np.uint32).data
+        narrow = len(self.loads) <= np.iinfo(np.uint16).max
+        self._owners = (points & np.uint64(_U32)).astype(np.uint16 if narrow else np.uint32).data
 
     def owner(self, position: int) -> int:
         """Return the number of the first point at or after the position."""
@@ -103,7 +106,7 @@ class Ring:
             load = loads[owners[step % size]]
             if not may_take(load):
                 continue
-            if load.in_flight < room * load.instance.weight:
+            if load.in_flight < ROOM_MIN or load.in_flight < room * load.instance.weight:
                 return load
             if best is None or load.in_flight * best.instance.weight < best.in_flight * load.instance.weight:
                 best = load
