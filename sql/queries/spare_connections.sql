@@ -1,0 +1,5 @@
+-- How many more sessions Postgres would accept from a role that is no superuser. Returns: one int, below 0 when full.
+SELECT current_setting('max_connections')::int
+       - current_setting('superuser_reserved_connections')::int
+       - coalesce(current_setting('reserved_connections', true), '0')::int
+       - (SELECT count(*)::int FROM pg_stat_activity WHERE backend_type = 'client backend')
