@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
 SIZE_MAX: Final = 200  # connections of one process; beyond this Postgres loses more than callers win
-IDLE_S: Final = 60.0  # a connection that nobody has used for so long is closed, but for the last one
+IDLE_S: Final = 60.0  # a connection that nobody has used for so long is closed; pings keep one
 HUNG_S: Final = 1.0  # a statement that its caller gives up after so long is a fault; before, it says nothing
 # A probe harms nobody here, and callers try again for 0.3 s: so open only for moments, and find out often.
 POLICY: Final = BreakerPolicy(open_s=0.1, open_max_s=1.0, probe_lease_s=3.0, quiet_s=10.0)
@@ -80,9 +80,10 @@ class Pool:
         raises when there is none.
         """
         self = cls(size)
+        options: dict[str, Any] = {"target_session_attrs": "read-write", "server_settings": dict(settings)}
         self._connections = await asyncpg.create_pool(
-            database_url, min_size=1, max_size=SIZE_MAX, timeout=timeout_s, server_settings=dict(settings),
-            target_session_attrs="read-write", max_inactive_connection_lifetime=IDLE_S, init=self._prepare, reset=_no_reset,
+            database_url, init_size=1, min_size=0, max_size=SIZE_MAX, max_inactive_connection_lifetime=IDLE_S,
+            timeout=timeout_s, init=self._prepare, reset=_no_reset, **options,
         )  # fmt: skip
         return self
 
@@ -94,17 +95,15 @@ class Pool:
         Raises GateTimeout, PoolAway, or what connecting raises.
         """
         started_s = time.monotonic()
-        admission = self.breaker.admit(started_s)
-        if admission is Admission.REFUSED:
+        if not self.breaker.admits(started_s):
+            raise PoolAway("Postgres is away")
+        await self.gate.enter(timeout_s)
+        held = Held()
+        admission = self.breaker.admit(held.since_s)
+        if admission is Admission.REFUSED:  # it was given up while this caller waited
+            self.gate.leave()
             raise PoolAway("Postgres is away")
         probe = admission is Admission.PROBE
-        try:
-            await self.gate.enter(timeout_s)
-        except BaseException:
-            if probe:
-                self.breaker.cancel_probe()
-            raise
-        held = Held()
         self.held.add(held)
         try:
             async with self._borrowed(timeout_s - (held.since_s - started_s)) as connection:
@@ -113,7 +112,7 @@ class Pool:
             self._learn(error, held.since_s, probe=probe)
             raise
         else:
-            self.breaker.record(True, time.monotonic(), probe=probe)
+            self.breaker.record(time.monotonic(), ok=True, probe=probe)
         finally:
             self.held.discard(held)
             self.gate.leave()
@@ -166,7 +165,7 @@ class Pool:
     async def _borrowed(self, timeout_s: float) -> AsyncIterator[asyncpg.Connection[Any]]:
         assert self._connections is not None
         pool = self._connections
-        connection = await pool.acquire(timeout=max(timeout_s, 0.0))
+        connection: Any = await pool.acquire(timeout=max(timeout_s, 0.0))
         self.acquired += 1
         try:
             yield connection
@@ -186,9 +185,9 @@ class Pool:
         callers_own = isinstance(error, ValueError | GateTimeout | PoolAway)
         if given_up or (isinstance(error, FAULTS) and not callers_own):
             self.demoted = self.demoted or isinstance(error, asyncpg.ReadOnlySQLTransactionError)
-            self.breaker.record(False, now_s, probe=probe)
+            self.breaker.record(now_s, ok=False, probe=probe)
         elif isinstance(error, asyncpg.PostgresError):
-            self.breaker.record(True, now_s, probe=probe)
+            self.breaker.record(now_s, ok=True, probe=probe)
         elif probe:
             self.breaker.cancel_probe()
 

@@ -102,8 +102,10 @@ async def test_no_place_is_lost_or_doubled_among_many_who_come_wait_and_give_up(
         nonlocal most
         await gate.enter(rng.choice((0.0005, 0.01, LONG_S)))
         most = max(most, gate.inside)
-        await asyncio.sleep(rng.random() * 0.002)
-        gate.leave()
+        try:
+            await asyncio.sleep(rng.random() * 0.002)
+        finally:
+            gate.leave()
 
     tasks = [asyncio.create_task(visit()) for _ in range(300)]
     for task in rng.sample(tasks, 60):
