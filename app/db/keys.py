@@ -16,6 +16,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 
 def shard_tag(shard: int) -> str:
     """Return the hash tag that starts every key of the shard, for example `{s00}:`."""
@@ -38,6 +40,9 @@ def checkpoint_key(shard: int) -> str:
     return f"{shard_tag(shard)}checkpoint"
 
 
+LIMITS_TAG: Final = "{limits}:"  # all limits are in one slot, so that one script call checks many
+
+
 def limit_key(policy: str, name: str) -> str:
-    """Return the key of a rate limit's bucket. All are in one slot, so that one script call checks many."""
-    return f"{{limits}}:{policy}:{name}"
+    """Return the key of a rate limit's bucket."""
+    return f"{LIMITS_TAG}{policy}:{name}"
