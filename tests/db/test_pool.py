@@ -101,6 +101,8 @@ async def test_statements_that_postgres_refuses_do_not_open_the_breaker(pool: Po
             await read_rows(pool, WAIT_S, "SELECT 1 / 0", ())
         with pytest.raises(asyncpg.DataError):
             await read_rows(pool, WAIT_S, "SELECT $1::int", ("no number",))
+        with pytest.raises(asyncpg.QueryCanceledError):
+            await read_rows(pool, WAIT_S, "SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(1)", ())
 
     assert pool.state is BreakerState.CLOSED
 
