@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test lint bench bench-shadow soak clean lock
+.PHONY: run test lint bench bench-shadow bench-locator soak clean lock
 
 run: $(VENV)/.run
 	exec $(BIN)/shieldx serve $(ARGS)
@@ -26,6 +26,10 @@ bench: $(VENV)/.dev
 bench-shadow: $(VENV)/.dev
 	$(BIN)/python -m bench.shadow $(ARGS)
 	$(BIN)/python -m bench --scenario assign,outcomes $(ARGS)
+
+bench-locator: $(VENV)/.dev
+	$(BIN)/python -m bench.locator_pick
+	$(BIN)/python -m bench.postgres_pool
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m bench --soak 600 $(ARGS)

@@ -162,7 +162,8 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
                 log.warning("private data is under a key of this process's data directory: give all replicas the same one")
             signing = Signing(checkpoint_seeds(settings), named_witnesses(settings), client.post)
             credits_ = Credits(
-                Stores(redis_topology(redis_url), database_url, owner, settings.postgres_pool_size, settings.ledger_shards,
+                Stores(redis_topology(redis_url), database_url, owner, settings.postgres_pool_size,
+                       settings.postgres_pool_max, settings.ledger_shards,
                        audit_key(settings, key), settings.replica_name, settings.verify_interval_seconds),
                 signing, controls, metrics, on_crash,
             )  # fmt: skip

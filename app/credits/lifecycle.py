@@ -20,6 +20,8 @@ from app.db.postgres import open_transaction
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from app.db.pool import Pool
+
 log = logging.getLogger(__name__)
 
 SUMMARY_INTERVAL_S: Final = 300  # how old the summary of balances may be
@@ -37,7 +39,7 @@ class Lifecycle:
 
     def __init__(
         self,
-        pool: asyncpg.Pool[Any],
+        pool: Pool,
         shards: Sequence[int],
         clock_ms: Callable[[], int],
         archive_after_days: int | None = None,

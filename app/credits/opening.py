@@ -8,8 +8,6 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import asyncpg
-
 from app.audit.entry import RowSeal, genesis_hash
 from app.audit.keeper import Keeper
 from app.audit.log import Log, log_origin
@@ -36,6 +34,8 @@ from app.credits.upkeep import Upkeep
 from app.credits.verification import LOOK_INTERVAL_S, DailyVerification, Subject
 from app.db.keys import LIMITS_TAG, applied_channel, shard_tag
 from app.db.migrate import LedgerRow, found_ledger, migrate
+from app.db.pool_series import PoolSeries
+from app.db.pool_upkeep import PoolUpkeep
 from app.db.postgres import open_owner, open_pool, open_reader, open_session
 from app.db.redis import RedisLink, ping, subscribe
 from app.db.retry import TRANSIENT, delay_ms
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from app.access.opening import Access
     from app.audit.note import Signer
+    from app.db.pool import Pool
     from app.db.topology import Topology
     from app.metrics import Metrics
     from app.privacy.opening import Privacy
@@ -63,6 +64,7 @@ class Stores(NamedTuple):
     database_url: str
     owner_database_url: str
     pool_size: int
+    pool_max: int
     shard_count: int
     audit_key: bytes
     replica_name: str
@@ -127,7 +129,8 @@ class Credits:
         self._metrics = metrics
         self._on_crash = on_crash
         self._task: asyncio.Task[None] | None = None
-        self._pool: asyncpg.Pool[Any] | None = None
+        self._pool: Pool | None = None
+        self._pool_upkeep: PoolUpkeep | None = None
         self._parts: list[_Parts] = []
         self._upkeep: Upkeep | None = None
         self._rounds: Rounds | None = None
@@ -187,6 +190,8 @@ class Credits:
         await asyncio.gather(*(feed.stop() for parts in self._parts for feed in parts.feeds))
         await asyncio.gather(*(parts.keeper.stop() for parts in self._parts))
         await self.stores.topology.close()
+        if self._pool_upkeep is not None:
+            await self._pool_upkeep.stop()
         if self._pool is not None:
             self._pool.terminate()
 
@@ -209,6 +214,9 @@ class Credits:
             except Exception as error:  # noqa: BLE001 - a refused migration or a wrong URL: a person has to act
                 self._on_crash(error)
                 return
+        self._pool_upkeep = PoolUpkeep(self._pool, size_max=self.stores.pool_max)
+        self._pool_upkeep.start()
+        self._metrics.registry.register(PoolSeries(self._pool, self._pool_upkeep))
         self._start_parts(row, self._pool)
 
     async def _prepare_schema(self) -> LedgerRow:
@@ -221,7 +229,7 @@ class Credits:
         finally:
             connection.terminate()
 
-    def _start_parts(self, row: LedgerRow, pool: asyncpg.Pool[Any]) -> None:
+    def _start_parts(self, row: LedgerRow, pool: Pool) -> None:
         topology = self.stores.topology
         origins = {number: log_origin(row.origin, number) for number in range(row.shard_count)}
         keys = {number: signers_of(self._signing.seeds, origin) for number, origin in origins.items()}

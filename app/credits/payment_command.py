@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from app.privacy.envelope import MasterKeys
     from app.privacy.store import Disclosed
 
+WAIT_S: Final = 5.0  # for a connection
 PURPOSE_MAX: Final = 200  # characters; a case number and a few words
 EXIT_DONE: Final = 0
 EXIT_REFUSED: Final = 2
@@ -38,10 +39,11 @@ async def disclose(database_url: str, masters: MasterKeys, transaction_id: str, 
 
     async def record(kind: str, details: dict[str, Any]) -> None:
         text = orjson.dumps(details).decode()
-        await pool.execute("INSERT INTO pending_entries (kind, details) VALUES ($1, $2::text::json)", kind, text)
+        await pool.rows(WAIT_S, "INSERT INTO pending_entries (kind, details) VALUES ($1, $2::text::json)", (kind, text))
 
     try:
-        position = position_of(transaction_id, IdMask.of((await pool.fetchval("SELECT ledger_id FROM ledger")).bytes))
+        ((ledger_id,),) = await pool.rows(WAIT_S, "SELECT ledger_id FROM ledger", ())
+        position = position_of(transaction_id, IdMask.of(ledger_id.bytes))
         events = [] if position is None else await Records(pool).events(*position)
         if not events or events[0].transaction_id != transaction_id or not events[0].idempotency:
             raise NoRecord(f"there is no transaction {transaction_id}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
+from app.db.pool import Pool
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
@@ -25,10 +27,6 @@ _SERVER_SETTINGS: Final = {
 }
 # The writer's statements join a few hundred keys with a large table: always by its index.
 _WRITER_SETTINGS: Final = {"enable_hashjoin": "off", "enable_mergejoin": "off", "enable_seqscan": "off", "jit": "off"}
-
-
-async def _no_reset(_connection: asyncpg.Connection[Any]) -> None:
-    """Leave a connection as it is: reads change nothing of a session, and a reset costs a round trip each."""
 
 
 @contextmanager
@@ -57,39 +55,24 @@ def cut_off(connection: asyncpg.Connection[Any], seconds: float) -> Iterator[Non
         timer.cancel()
 
 
-async def open_pool(database_url: str, size: int) -> asyncpg.Pool[Any]:
-    """Return a pool for reads. Raises what asyncpg raises when Postgres is away."""
-    return await asyncpg.create_pool(
-        database_url, min_size=1, max_size=size, timeout=CONNECT_TIMEOUT_S, server_settings=_SERVER_SETTINGS, reset=_no_reset
-    )
+async def open_pool(database_url: str, size: int) -> Pool:
+    """Return a pool for reads and short changes. Raises what asyncpg raises when Postgres is away."""
+    return await Pool.open(database_url, size, timeout_s=CONNECT_TIMEOUT_S, settings=_SERVER_SETTINGS)
 
 
-async def read_rows(pool: asyncpg.Pool[Any], timeout_s: float, sql: str, values: Sequence[Any]) -> list[asyncpg.Record]:
-    """Return all rows of one statement over a connection of the pool, which is waited for at most `timeout_s`.
-
-    When the caller is cancelled or the connection fails, the connection is dropped and not reused.
-    """
-    connection = await pool.acquire(timeout=timeout_s)
-    try:
-        return await connection.fetch(sql, *values)
-    except BaseException as error:
-        if not isinstance(error, asyncpg.PostgresError):
-            # Cancelled or cut off: giving it back would wait for the server, which may be what does not answer.
-            connection.terminate()
-        raise
-    finally:
-        await pool.release(connection, timeout=timeout_s)
+async def read_rows(pool: Pool, timeout_s: float, sql: str, values: Sequence[Any]) -> list[asyncpg.Record]:
+    """Return all rows of one statement over a connection of the pool, which is waited for at most `timeout_s`."""
+    return await pool.rows(timeout_s, sql, values)
 
 
 @asynccontextmanager
-async def open_transaction(pool: asyncpg.Pool[Any], wait_s: float, work_s: float) -> AsyncIterator[asyncpg.Connection[Any]]:
+async def open_transaction(pool: Pool, wait_s: float, work_s: float) -> AsyncIterator[asyncpg.Connection[Any]]:
     """A transaction over a connection of the pool, committed at the end, rolled back when the work raises.
 
     The connection is dropped when the work takes longer than `work_s` or is cancelled: no answer of a server that is away
     is waited for. Waits at most `wait_s` for a connection.
     """
-    connection: Any = await pool.acquire(timeout=wait_s)
-    try:
+    async with pool.connection(wait_s) as connection:
         with cut_off(connection, work_s):
             transaction = connection.transaction()
             await transaction.start()
@@ -102,11 +85,6 @@ async def open_transaction(pool: asyncpg.Pool[Any], wait_s: float, work_s: float
                 connection.terminate()
                 raise
             await transaction.commit()
-    except asyncio.CancelledError:
-        connection.terminate()
-        raise
-    finally:
-        await pool.release(connection, timeout=wait_s)
 
 
 async def open_session(database_url: str) -> asyncpg.Connection[Any]:

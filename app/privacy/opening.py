@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from app.clock import now_ms
 from app.privacy.payment import CLASS
@@ -12,8 +12,7 @@ from app.privacy.tombstones import enter_tombstones
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import asyncpg
-
+    from app.db.pool import Pool
     from app.privacy.envelope import MasterKeys
     from app.privacy.store import RecordFact
 
@@ -47,7 +46,7 @@ class Privacy:
         """Take the master keys to begin with."""
         self._masters = masters
 
-    def open(self, pool: asyncpg.Pool[Any]) -> None:
+    def open(self, pool: Pool) -> None:
         """Begin to keep private data, over a pool of the server's role; after `load`."""
         if self._masters is None:
             raise AssertionError("the master keys have not been read")

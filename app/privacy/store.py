@@ -29,6 +29,7 @@ from app.privacy.payment import CLASS, Payment, commitment, make_salt
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from app.db.pool import Pool
     from app.privacy.envelope import DataKey
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class PrivateStore:
 
     def __init__(
         self,
-        pool: asyncpg.Pool[Any],
+        pool: Pool,
         masters: MasterKeys,
         record: RecordFact,
         clock_ms: Callable[[], int],

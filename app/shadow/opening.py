@@ -33,12 +33,14 @@ from app.shadow.watch import ExperimentWatch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from app.db.pool import Pool
     from app.metrics import Metrics
     from app.shadow.assignment import Assignment
     from app.web.fields import Metadata
 
 log = logging.getLogger(__name__)
 
+LOAD_WAIT_S: Final = 2.0  # for a connection, at the start
 POOL_SIZE: Final = 3  # connections to Postgres of shadow's own, so that it never takes one from the ledger
 OPEN_POLL_S: Final = 0.01
 RESTORE_SLICE: Final = 100  # experiments whose journals are read together
@@ -55,7 +57,7 @@ class Places(NamedTuple):
 class _Parts(NamedTuple):
     """What is open."""
 
-    pool: asyncpg.Pool[Any]
+    pool: Pool
     counters: Counters
     catalog: Catalog
     steward: Steward
@@ -167,10 +169,10 @@ class Shadow:
         self.calls = ExperimentCalls(catalog, steward, clock)
 
 
-async def _load(pool: asyncpg.Pool[Any], catalog: Catalog, counters: Counters) -> dict[str, Any]:
+async def _load(pool: Pool, catalog: Catalog, counters: Counters) -> dict[str, Any]:
     """Take over all experiments from Postgres, and lay into Redis what it forgot; return what was found."""
     started_s = time.monotonic()
-    rows = [row_of(row) for row in await pool.fetch(query("load_experiments"), 0, None)]
+    rows = [row_of(row) for row in await pool.rows(LOAD_WAIT_S, query("load_experiments"), (0, None))]
     for row in rows:
         catalog.take(row)
     catalog.revision = max((row.revision for row in rows), default=0)

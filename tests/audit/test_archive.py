@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import asyncpg
 import pytest
@@ -14,6 +13,7 @@ from app.audit.entry import Event
 from app.clock import time_of
 from app.credits.lifecycle import PARTITIONS_INTERVAL_S, Lifecycle
 from app.credits.records import Records
+from app.db.pool import Pool
 from app.db.postgres import open_pool
 from app.db.resources import resource_dir
 from tests.audit.chain import Book, make_chain
@@ -66,7 +66,7 @@ def clock(events: list[Event]) -> Clock:
 
 
 @pytest.fixture
-async def pool(database: LedgerDatabase, events: list[Event]) -> AsyncIterator[asyncpg.Pool[Any]]:
+async def pool(database: LedgerDatabase, events: list[Event]) -> AsyncIterator[Pool]:
     await make_chain(database.session, events, shard_count=2)
     pool = await open_pool(database.url, 4)
     yield pool
@@ -74,7 +74,7 @@ async def pool(database: LedgerDatabase, events: list[Event]) -> AsyncIterator[a
 
 
 @pytest.fixture
-def lifecycle(pool: asyncpg.Pool[Any], clock: Clock) -> Lifecycle:
+def lifecycle(pool: Pool, clock: Clock) -> Lifecycle:
     return Lifecycle(pool, (0, 1), clock, archive_after_days=DAYS)
 
 
@@ -193,15 +193,15 @@ async def test_the_quarter_of_a_head_and_of_an_open_hold_stays(
 
 
 @pytest.mark.parametrize("days", [None, -1, 0, 1, 36_601])
-async def test_days_out_of_range_are_refused(pool: asyncpg.Pool[Any], days: int | None) -> None:
+async def test_days_out_of_range_are_refused(pool: Pool, days: int | None) -> None:
     with pytest.raises(asyncpg.RaiseError, match="expected 2 to 36600 days"):
-        await pool.execute("SELECT cleanup_old_transactions($1)", days)
+        await pool.rows(5.0, "SELECT cleanup_old_transactions($1)", (days,))
 
 
 async def test_archiving_gives_way_to_those_who_use_the_table(
-    database: LedgerDatabase, lifecycle: Lifecycle, pool: asyncpg.Pool[Any]
+    database: LedgerDatabase, lifecycle: Lifecycle, pool: Pool
 ) -> None:
-    async with pool.acquire() as reader, reader.transaction():
+    async with pool.connection(5.0) as reader, reader.transaction():
         await reader.fetchval("SELECT count(*) FROM audit_entries")
 
         archived_now = await lifecycle.archive(DAYS)
@@ -217,11 +217,11 @@ async def test_archiving_gives_way_to_those_who_use_the_table(
      "DELETE FROM ledger_archive.audit_entries_2025q4", "UPDATE audit_chain SET amount = 1", "DELETE FROM archived_partitions",
      "CREATE TABLE ledger_archive.mine (x int)", "SELECT make_audit_chain()"],
 )  # fmt: skip
-async def test_the_server_cannot_change_the_archive(lifecycle: Lifecycle, pool: asyncpg.Pool[Any], statement: str) -> None:
+async def test_the_server_cannot_change_the_archive(lifecycle: Lifecycle, pool: Pool, statement: str) -> None:
     await lifecycle.archive(DAYS)
 
     with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.ObjectNotInPrerequisiteStateError)):
-        await pool.execute(statement)
+        await pool.rows(5.0, statement, ())
 
 
 async def test_taking_the_migration_back_puts_archived_quarters_back(database: LedgerDatabase, lifecycle: Lifecycle) -> None:
@@ -242,7 +242,7 @@ SUMS = (
 
 
 async def test_rollups_hold_every_entry_once_however_often_and_whoever_rolls(
-    database: LedgerDatabase, lifecycle: Lifecycle, pool: asyncpg.Pool[Any], clock: Clock, events: list[Event]
+    database: LedgerDatabase, lifecycle: Lifecycle, pool: Pool, clock: Clock, events: list[Event]
 ) -> None:
     other = Lifecycle(pool, (0, 1), clock)
 
@@ -267,12 +267,12 @@ async def test_rollups_go_on_over_archived_quarters(
 
 @pytest.mark.parametrize("granularity", ["hour", "day"])
 async def test_usage_is_the_same_before_between_and_after_the_rollups(
-    lifecycle: Lifecycle, pool: asyncpg.Pool[Any], granularity: str
+    lifecycle: Lifecycle, pool: Pool, granularity: str
 ) -> None:
     since, until = datetime(2026, 5, 1, tzinfo=UTC), datetime(2026, 9, 1, tzinfo=UTC)
 
     before = await Records(pool).usage("a0", since, until, granularity)
-    await pool.fetchval("SELECT roll_usage(0::smallint, 50)")
+    await pool.rows(5.0, "SELECT roll_usage(0::smallint, 50)", ())
     between = await Records(pool).usage("a0", since, until, granularity)
     await lifecycle.roll_usage()
     after = await Records(pool).usage("a0", since, until, granularity)
@@ -283,7 +283,7 @@ async def test_usage_is_the_same_before_between_and_after_the_rollups(
 
 
 async def test_the_summary_is_refreshed_by_one_replica_every_five_minutes(
-    database: LedgerDatabase, lifecycle: Lifecycle, pool: asyncpg.Pool[Any], clock: Clock
+    database: LedgerDatabase, lifecycle: Lifecycle, pool: Pool, clock: Clock
 ) -> None:
     other = Lifecycle(pool, (0, 1), clock)
     await lifecycle.roll_usage()
@@ -295,8 +295,8 @@ async def test_the_summary_is_refreshed_by_one_replica_every_five_minutes(
     due = await asyncio.gather(lifecycle.refresh_summary(), other.refresh_summary())
 
     assert (sorted(first), sorted(early), sorted(due)) == ([False, True], [False, False], [False, True])
-    rows = await pool.fetch("SELECT * FROM credit_balances_summary ORDER BY tenant_id")
-    accounts = await pool.fetch("SELECT tenant_id, balance, reserved FROM credit_accounts ORDER BY tenant_id")
+    rows = await pool.rows(5.0, "SELECT * FROM credit_balances_summary ORDER BY tenant_id", ())
+    accounts = await pool.rows(5.0, "SELECT tenant_id, balance, reserved FROM credit_accounts ORDER BY tenant_id", ())
     assert [(row["tenant_id"], row["balance"], row["reserved"]) for row in rows] == [tuple(row) for row in accounts]
     assert all(row["available"] == row["balance"] - row["reserved"] for row in rows)
     # Transfers are no usage; they cancel out between the two tenants of a shard.

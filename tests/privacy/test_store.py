@@ -282,4 +282,4 @@ async def test_the_command_rotates_and_says_what_is_left(
 )  # fmt: skip
 async def test_the_server_can_destroy_private_data_but_not_change_it(pool: asyncpg.Pool[Any], statement: str) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await pool.execute(statement)
+        await pool.rows(5.0, statement, ())

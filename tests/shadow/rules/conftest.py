@@ -12,6 +12,7 @@ import pytest
 
 from app.db.keys import RULES_TAG
 from app.db.migrate import migrate
+from app.db.pool import Pool
 from app.db.postgres import open_pool
 from app.db.redis import RedisLink
 from app.db.statements import Statements
@@ -71,7 +72,7 @@ async def compared(calls: RuleCalls, name: str, count: int) -> Report:
 class Replica:
     """One process's worth of rules."""
 
-    def __init__(self, pool: asyncpg.Pool[Any], redis_url: str) -> None:
+    def __init__(self, pool: Pool, redis_url: str) -> None:
         self.pool = pool
         self.faults: list[BaseException] = []
         self.rules = Rules(Metrics())

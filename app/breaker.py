@@ -1,0 +1,301 @@
+"""A circuit breaker: stops calls to what keeps failing, and finds out with one call at a time whether it is back.
+
+    closed ──3 failures in a row, or half of 10 calls in 10 s──> open ──30 s──> half open ──one success──> closed
+                                                                   ^               │
+                                                                   └──one failure──┘ 60, 120, 240, 300 s, +-20 %
+
+Nothing here waits, locks or reads a clock: callers pass a monotonic time in seconds, and use one breaker from one
+thread. A breaker counts what it is told; callers tell it faults only (no connection, timeout, 5xx), never a refusal of
+the request itself, and never a call that was given up by its own caller.
+
+Sources: "Release It!" (Nygard) for the states; gRPC proposal A50 and Envoy's outlier detection for backing off and for
+the share that may be open.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from enum import Enum, StrEnum
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    OnChange = Callable[["Breaker", "BreakerState", float], None]  # told of every change: state before, time
+
+_NEVER_S: Final = float("-inf")
+
+
+class BreakerState(StrEnum):
+    """Whether calls pass."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"  # the open time is over: one call may find out
+
+
+class Admission(Enum):
+    """The answer to "may this call be made?". A PROBE must end in `record(probe=True)` or `cancel_probe`."""
+
+    CALL = "call"
+    PROBE = "probe"
+    REFUSED = "refused"
+
+
+class BreakerPolicy(msgspec.Struct, frozen=True, gc=False):
+    """When a breaker opens and how it comes back. Times in seconds."""
+
+    failures_in_row: int = 3
+    window_s: int = 10  # in buckets of a second
+    window_calls_min: int = 10  # below this a rate means nothing
+    window_failure_share: float = 0.5
+    open_s: float = 30.0
+    open_max_s: float = 300.0
+    jitter: float = 0.2  # of every open time but the first, either way, so that replicas do not probe in step
+    probe_lease_s: float = 30.0  # a probe that is never reported blocks the next one for so long
+    quiet_s: float = 60.0  # closed for so long without opening again takes back one step of backing off
+    reporter_memory_s: float = 60.0  # a reporter that was heard of within this could have confirmed the failure
+
+
+POLICY: Final = BreakerPolicy()
+
+
+class OpenBudget:
+    """How many of a group of breakers may be open at once: the rest keep serving, marked as degraded."""
+
+    __slots__ = ("limit", "taken")
+
+    def __init__(self, limit: int = 0) -> None:
+        """`limit` may be changed at any time; what is open beyond a lowered limit stays open."""
+        self.limit = limit
+        self.taken = 0
+
+    def take(self) -> bool:
+        """Return whether one more may open, and count it."""
+        if self.taken >= self.limit:
+            return False
+        self.taken += 1
+        return True
+
+    def give(self) -> None:
+        """Count one less."""
+        self.taken -= 1
+
+
+class Reporters:
+    """When the last reporter was heard of, and when any other one was."""
+
+    __slots__ = ("last", "last_s", "other_s")
+
+    def __init__(self) -> None:
+        """Nobody was heard of yet."""
+        self.last = ""
+        self.last_s = self.other_s = _NEVER_S
+
+    def hear(self, reporter: str, now_s: float) -> None:
+        """Note that this one reports."""
+        if reporter != self.last:
+            self.last, self.other_s = reporter, self.last_s
+        self.last_s = now_s
+
+
+class _Window:
+    """Calls and failures of the last `seconds`, in buckets of a second. O(1)."""
+
+    __slots__ = ("_calls", "_failures", "_second", "calls", "failures")
+
+    def __init__(self, seconds: int) -> None:
+        self._calls = array("I", bytes(4 * seconds))
+        self._failures = array("I", bytes(4 * seconds))
+        self._second = 0
+        self.calls = self.failures = 0
+
+    def count(self, failed: bool, now_s: float) -> None:  # noqa: FBT001 - one bit of one call
+        size = len(self._calls)
+        second = int(now_s)
+        if second > self._second:  # a time that went back counts as now
+            for gone in range(max(self._second + 1, second - size + 1), second + 1):
+                index = gone % size
+                self.calls -= self._calls[index]
+                self.failures -= self._failures[index]
+                self._calls[index] = self._failures[index] = 0
+            self._second = second
+        index = self._second % size
+        self._calls[index] += 1
+        self.calls += 1
+        if failed:
+            self._failures[index] += 1
+            self.failures += 1
+
+
+class Breaker:
+    """One breaker. `name` says what it guards, `opened` counts how often it has opened.
+
+    `isolated` means that a person has opened it: only `reset` closes it. `degraded` means that it would be open, but
+    too many of its group are.
+    """
+
+    __slots__ = (
+        "_budget", "_closed_since_s", "_draw", "_failing", "_heard", "_level", "_on_change", "_open", "_open_until_s",
+        "_policy", "_probe_until_s", "_row", "_row_since_s", "_window", "degraded", "isolated", "name", "opened",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        policy: BreakerPolicy = POLICY,
+        *,
+        budget: OpenBudget | None = None,
+        heard: Reporters | None = None,
+        on_change: OnChange | None = None,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        """`budget` and `heard`, who reports at all, are shared by the breakers of a group; `draw` gives [0, 1)."""
+        self.name = name
+        self.isolated = self.degraded = False
+        self.opened = 0
+        self._policy = policy
+        self._budget = budget
+        self._on_change = on_change
+        self._draw = draw
+        self._open = False
+        self._open_until_s = 0.0
+        self._probe_until_s = _NEVER_S
+        self._level = 0  # how often it has opened again without a quiet time in between
+        self._closed_since_s = 0.0
+        self._row = 0  # failures since the last success
+        self._row_since_s = 0.0
+        self._window = _Window(policy.window_s)
+        self._heard = heard or Reporters()
+        self._failing = Reporters()
+
+    def state(self, now_s: float) -> BreakerState:
+        """Return the state; half open begins by itself when the open time is over."""
+        if self.isolated:
+            return BreakerState.OPEN
+        if not self._open:
+            return BreakerState.CLOSED
+        return BreakerState.OPEN if now_s < self._open_until_s else BreakerState.HALF_OPEN
+
+    @property
+    def retry_at_s(self) -> float:
+        """When a probe may be made: in the past while closed, never while isolated."""
+        if self.isolated:
+            return float("inf")
+        return max(self._open_until_s, self._probe_until_s) if self._open else _NEVER_S
+
+    def admits(self, now_s: float) -> bool:
+        """Whether `admit` would let a call pass. Changes nothing."""
+        return now_s >= self.retry_at_s
+
+    def admit(self, now_s: float) -> Admission:
+        """Decide about a call that is about to be made. A probe is lent to its caller for `probe_lease_s`."""
+        if now_s < self.retry_at_s:
+            return Admission.REFUSED
+        if not self._open:
+            return Admission.CALL
+        self._probe_until_s = now_s + self._policy.probe_lease_s
+        return Admission.PROBE
+
+    def record(self, now_s: float, *, ok: bool, reporter: str = "", probe: bool = False) -> None:
+        """Count the outcome of a call, as told by `reporter`.
+
+        While it is open only the probe's outcome matters: the others were sent before it opened, or in spite of it.
+        """
+        self._heard.hear(reporter, now_s)
+        if self._open or self.isolated:
+            if probe and self._open and not self.isolated:
+                self._probe_until_s = _NEVER_S
+                if ok:
+                    self._close(now_s)
+                else:
+                    self._level += 1
+                    self._open_for(now_s, BreakerState.HALF_OPEN)
+            return
+        self._window.count(not ok, now_s)
+        if ok:
+            self._row = 0
+            self.degraded = False
+            return
+        self._failing.hear(reporter, now_s)
+        if self._row == 0:
+            self._row_since_s = now_s
+        self._row += 1
+        if self._is_tripped(now_s):
+            self._trip(now_s)
+
+    def cancel_probe(self) -> None:
+        """Take back the probe that was lent: it has no outcome. The next call may be one."""
+        self._probe_until_s = _NEVER_S
+
+    def isolate(self, now_s: float) -> None:
+        """Open it until `reset`, whatever the budget says: a person knows why."""
+        if not self.isolated:
+            before = self.state(now_s)
+            self.isolated = True
+            self._tell(before, now_s)
+
+    def reset(self, now_s: float) -> None:
+        """Close it and forget what it has counted."""
+        before = self.state(now_s)
+        self.isolated = False
+        self._level = 0
+        self._clear(now_s)
+        self._tell(before, now_s)
+
+    def retire(self) -> None:
+        """Give back its part of the budget: what it guarded is gone."""
+        if self._open and self._budget is not None:
+            self._budget.give()
+        self._open = False
+
+    def _is_tripped(self, now_s: float) -> bool:
+        """Whether the counts say open, and no reporter says so alone while others could have confirmed it."""
+        policy, window = self._policy, self._window
+        alone = self._heard.other_s < now_s - policy.reporter_memory_s
+        if self._row >= policy.failures_in_row and (alone or self._failing.other_s >= self._row_since_s):
+            return True
+        if window.calls < policy.window_calls_min or window.failures < policy.window_failure_share * window.calls:
+            return False
+        return alone or self._failing.other_s >= now_s - policy.window_s
+
+    def _trip(self, now_s: float) -> None:
+        if self._budget is not None and not self._budget.take():
+            self.degraded = True
+            return
+        policy = self._policy
+        quiet = int((now_s - self._closed_since_s) / policy.quiet_s)
+        self._level = max(0, self._level - quiet)
+        self._open = True
+        self.degraded = False
+        self._open_for(now_s, BreakerState.CLOSED)
+
+    def _open_for(self, now_s: float, before: BreakerState) -> None:
+        policy = self._policy
+        seconds = min(policy.open_s * 2.0**self._level, policy.open_max_s)
+        if self._level:
+            seconds = min(seconds * (1 + policy.jitter * (2 * self._draw() - 1)), policy.open_max_s)
+        self._open_until_s = now_s + seconds
+        self.opened += 1
+        self._tell(before, now_s)
+
+    def _close(self, now_s: float) -> None:
+        self._level += 1  # opening again soon lasts longer; quiet times take this back
+        self._clear(now_s)
+        self._tell(BreakerState.HALF_OPEN, now_s)
+
+    def _clear(self, now_s: float) -> None:
+        self.retire()
+        self.degraded = False
+        self._row = 0
+        self._window = _Window(self._policy.window_s)
+        self._failing = Reporters()
+        self._probe_until_s = _NEVER_S
+        self._closed_since_s = now_s
+
+    def _tell(self, before: BreakerState, now_s: float) -> None:
+        if self._on_change is not None and before is not self.state(now_s):
+            self._on_change(self, before, now_s)
