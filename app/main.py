@@ -7,6 +7,7 @@ import gc
 import hmac
 import logging
 import signal
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,9 @@ from app.credits.opening import Controls, Credits, Signing, Stores
 from app.credits.routes import ROUTES as CREDIT_ROUTES
 from app.db.migrate import MigrationRefused
 from app.embedded import EmbeddedServers, checkpoint_keys, root_key
+from app.locator.api import LOCATOR
+from app.locator.opening import Locator
+from app.locator.routes import LOCATOR_ROUTES
 from app.metrics import Metrics
 from app.operations import METRICS, OPERATION_ROUTES
 from app.settings import SettingRefused, Settings
@@ -32,7 +36,7 @@ from app.web.connections import ConnectionLimits, EdgeRunner
 from app.web.docs import reference_routes
 from app.web.edge import set_up
 from app.web.outgoing import Outgoing
-from app.web.routes import add_routes
+from app.web.routes import Route, add_routes
 from app.webhooks.api import WEBHOOK_ROUTES, WEBHOOKS
 from app.webhooks.opening import Webhooks
 from app.webhooks.signature import signing_keys
@@ -84,6 +88,25 @@ def named_witnesses(settings: Settings) -> tuple[Witness, ...]:
         raise SettingRefused(f"SHIELDX_WITNESSES: {error}") from None
 
 
+def _service_routes(settings: Settings) -> tuple[Route, ...]:
+    """The routes of the services that this process runs."""
+    by_service = {"credits": CREDIT_ROUTES, "locator": LOCATOR_ROUTES}
+    return tuple(route for name in settings.services for route in by_service[name])
+
+
+def _open_locator(app: web.Application, settings: Settings, metrics: Metrics) -> Locator | None:
+    """Put the locator into the application, if this process runs it; `start` opens it once Redis is known."""
+    if "locator" not in settings.services:
+        return None
+    locator = app[LOCATOR] = Locator([ip_network(text) for text in settings.check_networks], metrics)
+
+    async def end_watches(_app: web.Application) -> None:
+        locator.watches.close()
+
+    app.on_shutdown.append(end_watches)
+    return locator
+
+
 def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> web.Application:
     """Return the application: its parts start left to right and stop right to left."""
     app = web.Application()
@@ -97,7 +120,8 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
     controls = Controls(Access(key, record), Webhooks(signing_keys(settings, key), rules_of(settings)))
     app[ACCESS], app[WEBHOOKS] = controls.access, controls.webhooks
     set_up(app, controls.access.gate.entrance, metrics.record, outage)
-    routes = (*CREDIT_ROUTES, *AUDIT_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES, *OPERATION_ROUTES)
+    routes = (*_service_routes(settings), *AUDIT_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES, *OPERATION_ROUTES)
+    locator = _open_locator(app, settings, metrics)
     add_routes(app, (*routes, *reference_routes(routes, title="shieldx", version=__version__)))
 
     async def stores(app: web.Application) -> AsyncIterator[None]:
@@ -125,7 +149,11 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
             )  # fmt: skip
             app[CREDITS] = credits_
             credits_.start()
+            if locator is not None:
+                locator.start(redis_url, on_crash)
             yield
+            if locator is not None:
+                await locator.stop()
             await credits_.stop()
 
     app.cleanup_ctx.append(stores)

@@ -10,6 +10,7 @@ import orjson
 from aiohttp import web
 
 from app.credits.api import CREDITS
+from app.locator.api import LOCATOR
 from app.metrics import Metrics
 from app.web.routes import Answer, Handled, Route
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from app.credits.opening import Credits
+    from app.locator.opening import Locator
     from app.web.request import Request
 
 METRICS: Final = web.AppKey("metrics", Metrics)
@@ -57,6 +59,8 @@ async def ready(request: Request) -> Handled:
             _check(credits_.ping), _check(postgres), _check(book.records.check_heads)
         )
         checks = {"redis": redis_check, "postgres": postgres_check, "shard": _shards(credits_), "chain": chain_check}
+    if LOCATOR in request.app:
+        checks["locator"] = _locator(request.app[LOCATOR])
     waiting = [name for name, check in checks.items() if check["state"] != "ok"]
     status = 503 if waiting or book is None else 200
     body = {"status": "ready" if status == 200 else "waiting", "waiting_for": waiting, "checks": checks}
@@ -74,6 +78,12 @@ def _shards(credits_: Credits) -> dict[str, Any]:
     ]  # fmt: skip
     state = "ok" if all(shard["state"] == "open" for shard in shards) else "waiting"
     return {"state": state, "ms": _ms(started), "shards": shards}
+
+
+def _locator(locator: Locator) -> dict[str, Any]:
+    """The registry answers from memory once it has been read, so it is ready while Redis is away, too."""
+    state = "ok" if locator.warm else "waiting"
+    return {"state": state, "ms": 0.0, "following": locator.following, "instances": locator.directory.instances}
 
 
 async def metrics(request: Request) -> Handled:

@@ -1,4 +1,4 @@
-"""Every Redis key of the ledger. All keys of one shard carry its hash tag, so they share a cluster slot.
+"""Every Redis key. All keys of one ledger shard, and all of the locator, carry one hash tag, so they share a cluster slot.
 
 {s00}:shard              hash    generation, seq, at, durable
 {s00}:outbox             stream  events that are not yet known to be durable; id <generation>-<last seq of the item>,
@@ -12,9 +12,18 @@
 {s00}:checkpoint         hash    size, root: the largest tree that was signed; kept when the shard is rebuilt
 {s00}:applied            channel the seq that a replica which does not write the chain has just reached
 {limits}:<policy>:<id>   string  units in a rate limit's bucket and the Unix microsecond they were counted at; until full
+{locator}:head           hash    incarnation, revision: which data this is, and how many changes it has seen
+{locator}:instances      hash    <service>/<id>: what is registered
+{locator}:beats          hash    <service>/<id>: Unix ms of the last heartbeat
+{locator}:tombstones     zset    <service>/<id>/<generation> that has ended, by the Unix ms until which it is known
+{locator}:evicted        string  instances removed for silence in the current minute
+{locator}:replicas       zset    replica name by the Unix ms of its last call
+{locator}:changes        stream  changes and heartbeats for the other replicas, about the last 1,000 batches
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 
 def shard_tag(shard: int) -> str:
@@ -41,3 +50,17 @@ def checkpoint_key(shard: int) -> str:
 def limit_key(policy: str, name: str) -> str:
     """Return the key of a rate limit's bucket. All are in one slot, so that one script call checks many."""
     return f"{{limits}}:{policy}:{name}"
+
+
+LOCATOR_HEAD: Final = "{locator}:head"
+LOCATOR_INSTANCES: Final = "{locator}:instances"
+LOCATOR_BEATS: Final = "{locator}:beats"
+LOCATOR_CHANGES: Final = "{locator}:changes"
+
+
+def locator_keys() -> tuple[str, ...]:
+    """Return the keys that the registry's script names, in its order."""
+    return (
+        LOCATOR_HEAD, LOCATOR_INSTANCES, LOCATOR_BEATS, "{locator}:tombstones", "{locator}:evicted",
+        "{locator}:replicas", LOCATOR_CHANGES,
+    )  # fmt: skip

@@ -190,13 +190,17 @@ def _admission(app: web.Application, route: "Route") -> Callable[[Request], Prob
     template = route.path
     enter = None if route.open else app[ENTRANCES](route.method, template)
     shaped = bool(route.path_fields)
+    key_field = route.key_field
 
     def admit(request: Request) -> Problem | None:
         if request.header_bytes > HEADERS_MAX_BYTES:
             return Problem(431, "headers_too_large", "The header section is too large.", close=True)
         request.template = template
         if enter is not None:
-            principal = enter(request.headers.get("authorization"), request.address)
+            given = request.headers.get("authorization")
+            if given is None and key_field and key_field in request.headers:
+                given = f"Bearer {request.headers[key_field]}"
+            principal = enter(given, request.address)
             if isinstance(principal, Problem):
                 return principal
             if roles is not None and principal.role not in roles:

@@ -18,6 +18,12 @@ JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "Jso
 TITLES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "account_exists": "The account exists already",
+        "ambiguous_id": "The id names several instances",
+        "stale_generation": "The start of the instance is not the registered one",
+        "too_many_instances": "There are as many instances as there may be",
+        "too_many_watchers": "There are as many watchers as there may be",
+        "unknown_lease": "The lease is not known",
+        "warming_up": "The registry has not been read yet",
         "key_expired": "The key has expired",
         "key_revoked": "The key has been revoked",
         "key_rotated": "The key has been rotated",
