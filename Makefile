@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test lint bench soak clean lock
+.PHONY: run test lint bench bench-locator soak clean lock
 
 run: $(VENV)/.run
 	exec $(BIN)/shieldx serve $(ARGS)
 
 test: $(VENV)/.dev
+	$(BIN)/python tests/debian.py
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev
@@ -22,6 +23,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ARGS)
+
+bench-locator: $(VENV)/.dev
+	$(BIN)/python -m bench.locator_http $(ARGS)
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m bench --soak 600 $(ARGS)

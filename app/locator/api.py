@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import msgspec
 from aiohttp import web
 
 from app.access.api import key_of
-from app.locator.balancing import STRATEGIES
+from app.locator.balancing import STRATEGIES, Strategy
 from app.locator.directory import Service
 from app.locator.instance import State
 from app.locator.opening import Locator
@@ -39,7 +39,6 @@ from app.web.routes import Answer, Handled, cursor, json_answer, limit, query
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from app.locator.balancing import Strategy
     from app.web.edge import Done
     from app.web.request import Request
 
@@ -227,20 +226,44 @@ def matching(request: Request, service: Service) -> Iterable[Record]:
 # --- lookups --------------------------------------------------------------------------------------------------------
 
 
+class Choice(NamedTuple):
+    """What a lookup asks for."""
+
+    strategy: Strategy = STRATEGIES[0]
+    key: str = ""
+    zone: str = ""
+    tag: str = ""
+
+
+_PLAIN: Final = Choice()
+_choices: Final[dict[str, Choice]] = {}
+_CHOICES_MAX: Final = 4_096  # query texts that are remembered: callers repeat a few, or have a key for each of their users
+
+
+def _choice_of(request: Request) -> Choice:
+    """Return what the query asks for, read once for each text. Raises Problem 422."""
+    text = request.query_text
+    if not text:
+        return _PLAIN
+    known = _choices.get(text)
+    if known is None:
+        strategy = query(request, "strategy", StrategyName, STRATEGIES[0])
+        key, zone, tag = (query(request, name, kind, "") for name, kind in (("key", HashKey), ("zone", Zone), ("tag", Tag)))
+        if strategy == "consistent_hash" and not key:
+            raise invalid("?key", "Expected a key for consistent_hash")
+        if len(_choices) >= _CHOICES_MAX:
+            _choices.clear()
+        known = _choices[text] = Choice(strategy, key, zone, tag)
+    return known
+
+
 def look_up(request: Request) -> Handled:
     """GET /v1/services/{service}/lookup: memory only."""
     locator = request.app[LOCATOR]
     service = locator.directory.get(request.match_info["service"])
     if service is None:
         service = locator.service(request.match_info["service"])
-    strategy: Strategy = STRATEGIES[0]
-    key = zone = tag = ""
-    if request.query_text:
-        strategy = cast("Strategy", query(request, "strategy", StrategyName, strategy))
-        key = cast("str", query(request, "key", HashKey, ""))
-        zone, tag = cast("str", query(request, "zone", Zone, "")), cast("str", query(request, "tag", Tag, ""))
-        if strategy == "consistent_hash" and not key:
-            raise invalid("?key", "Expected a key for consistent_hash")
+    strategy, key, zone, tag = _choice_of(request)
     principal = request.principal
     picked = locator.balancer.pick(
         service.snapshot, strategy, now_s=locator.clock_s(), key=key, zone=zone, tag=tag,

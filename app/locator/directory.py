@@ -162,7 +162,7 @@ class Directory:
         self._count(record)
         if kind in {"put", "up"}:
             record.heard(now_s)
-        elif kind == "suspect" and now_s - record.renewed_s < record.suspect_s:
+        elif kind == "suspect" and now_s - record.beaten_s < record.suspect_s:
             self.renewed[field] = record.generation  # heard here in the meantime: the next tick says so
         elif kind not in {"set", "suspect", "restore"}:
             self._on_word(service, id_, kind)
@@ -219,6 +219,7 @@ class Directory:
 
     def beat(self, service: Service, id_: str, record: Record, now_s: float) -> None:
         """Note a heartbeat that came to this replica."""
+        record.beaten_s = now_s
         if record.heard(now_s):
             self.restate(service, (id_,), now_s)
         if record.lease == "suspect" or now_s - record.published_s >= record.suspect_s * RENEWAL_SHARE:

@@ -18,6 +18,7 @@ from app.actor import ActorStopped, InboxFull
 from app.db.keys import LOCATOR_CHANGES, LOCATOR_HEAD, LOCATOR_INSTANCES
 from app.db.retry import TRANSIENT
 from app.locator.record import Fact, parse_fact
+from app.locator.registry import fresh_incarnation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,6 +102,7 @@ class Feed:
     async def _load(self) -> None:
         """Read the registry as a whole; the stream is then followed from where it stood before."""
         command = self._link.command
+        await command("HSETNX", LOCATOR_HEAD, "incarnation", fresh_incarnation())
         newest = await command("XREVRANGE", LOCATOR_CHANGES, "+", "-", "COUNT", 1)
         incarnation, revision = await command("HMGET", LOCATOR_HEAD, "incarnation", "revision")
         self._last_id = newest[0][0].decode() if newest else "0-0"
@@ -112,7 +114,7 @@ class Feed:
                 facts[field.decode()] = parse_fact(text)
             if int(cursor) == 0:
                 break
-        known = incarnation.decode() if incarnation is not None else ""
+        known = incarnation.decode()
         same = known == self._registry.incarnation
         self._seen = int(revision or 0)
         now_s = self._clock_s()

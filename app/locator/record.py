@@ -66,19 +66,21 @@ class Record:
     """One instance of a service.
 
     renewed_s    when it was last heard, or the time from which its silence counts
+    beaten_s     when a heartbeat last came to this replica itself
     published_s  when other replicas were last told that it was heard
     verified     whether it has been heard since this replica restored it
     overdue      this replica alone takes it for suspect, because Redis cannot be asked
     """
 
     __slots__ = (
-        "api", "check", "generation", "instance", "lease", "mode", "overdue", "owner", "published_s", "renewed_s",
+        "api", "beaten_s", "check", "generation", "instance", "lease", "mode", "overdue", "owner", "published_s", "renewed_s",
         "revision", "suspect_s", "verified",
     )  # fmt: skip
 
     def __init__(self, service: str, id_: str, fact: Fact, now_s: float, *, verified: bool) -> None:
         """Take an instance over from Redis; its silence counts from now."""
         self.renewed_s = now_s
+        self.beaten_s = float("-inf")
         self.published_s = now_s
         self.verified = verified
         self.overdue = False

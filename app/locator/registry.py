@@ -83,7 +83,6 @@ class Registry(Actor[Change]):
         self._link = link
         self._clock_s = clock_s
         self._on_forgotten = on_forgotten
-        self._candidate = secrets.token_hex(8)  # the incarnation of a Redis that is empty
         self._pending: dict[str, int] = {}
 
     async def stop(self) -> None:
@@ -132,7 +131,9 @@ class Registry(Actor[Change]):
         allowed = max(EVICTED_ALWAYS, math.ceil(directory.leased * EVICTED_SHARE_MAX))
         self.calls += 1
         incarnation, _, _, replicas, changes, answers = await self._link.evaluate(
-            load_script("registry_merge"), locator_keys(), [self.replica, self._candidate, directory.index, allowed, *words]
+            load_script("registry_merge"),
+            locator_keys(),
+            [self.replica, fresh_incarnation(), directory.index, allowed, *words],
         )
         self.replicas = tuple(name.decode() for name in replicas)
         made = orjson.loads(changes)
@@ -186,6 +187,11 @@ class Registry(Actor[Change]):
         body = encode(record.registered()).decode()
         words = ["restore", field, record.generation, record.lease, record.mode, record.check, int(silent_s * 1000), body]
         return Change(split_field(field)[0], words)
+
+
+def fresh_incarnation() -> str:
+    """Return a name for the data of a Redis that is empty: another one each time, so that losing all of it is noticed."""
+    return secrets.token_hex(8)
 
 
 def _answer(text: bytes) -> Answer:
