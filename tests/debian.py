@@ -20,7 +20,7 @@ PATHS: Final = "/usr/bin:/usr/local/bin:/usr/sbin"
 
 
 class Wanted(NamedTuple):
-    """A program: its Debian package, and the least major version, 0 for any."""
+    """A program: its Debian package, and the least major version; 0 for any, also for one that does not tell its own."""
 
     package: str
     major: int = 0
@@ -29,14 +29,16 @@ class Wanted(NamedTuple):
 PROGRAMS: Final[dict[str, Wanted]] = {
     "redis-server": Wanted("redis-server", 7),
     "prometheus": Wanted("prometheus", 2),
+    # Debian builds its Prometheus without consul_sd; this one has it.
+    "victoria-metrics": Wanted("victoria-metrics"),
 }
 
 
 def find(name: str) -> Path | None:
     """Return the program if it is there and new enough."""
     found = shutil.which(name, path=f"{PATHS}:{os.environ.get('PATH', '')}")
-    if found is None:
-        return None
+    if found is None or not PROGRAMS[name].major:
+        return None if found is None else Path(found)
     run = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=30, check=False)
     version = re.search(r"(?:\bv=|version )(\d+)", run.stdout + run.stderr)
     return Path(found) if version is not None and int(version[1]) >= PROGRAMS[name].major else None
