@@ -25,6 +25,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ARGS)
 
 bench-locator: $(VENV)/.dev
+	$(BIN)/python -m bench.locator_pick $(ARGS)
 	$(BIN)/python -m bench.locator_http $(ARGS)
 
 soak: $(VENV)/.dev

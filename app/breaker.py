@@ -85,16 +85,18 @@ class OpenBudget:
         self.taken -= 1
 
 
-class _Reporters:
+class Reporters:
     """When the last reporter was heard of, and when any other one was."""
 
     __slots__ = ("last", "last_s", "other_s")
 
     def __init__(self) -> None:
+        """Nobody was heard of yet."""
         self.last = ""
         self.last_s = self.other_s = _NEVER_S
 
     def hear(self, reporter: str, now_s: float) -> None:
+        """Note that this one reports."""
         if reporter != self.last:
             self.last, self.other_s = reporter, self.last_s
         self.last_s = now_s
@@ -147,10 +149,11 @@ class Breaker:
         policy: BreakerPolicy = POLICY,
         *,
         budget: OpenBudget | None = None,
+        heard: Reporters | None = None,
         on_change: OnChange | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        """`budget` is shared by the breakers of one group; `draw` gives [0, 1) for the jitter."""
+        """`budget` and `heard`, who reports at all, are shared by the breakers of a group; `draw` gives [0, 1)."""
         self.name = name
         self.isolated = self.degraded = False
         self.opened = 0
@@ -166,7 +169,8 @@ class Breaker:
         self._row = 0  # failures since the last success
         self._row_since_s = 0.0
         self._window = _Window(policy.window_s)
-        self._heard, self._failing = _Reporters(), _Reporters()
+        self._heard = heard or Reporters()
+        self._failing = Reporters()
 
     def state(self, now_s: float) -> BreakerState:
         """Return the state; half open begins by itself when the open time is over."""
@@ -266,6 +270,7 @@ class Breaker:
         quiet = int((now_s - self._closed_since_s) / policy.quiet_s)
         self._level = max(0, self._level - quiet)
         self._open = True
+        self.degraded = False
         self._open_for(now_s, BreakerState.CLOSED)
 
     def _open_for(self, now_s: float, before: BreakerState) -> None:
@@ -287,7 +292,7 @@ class Breaker:
         self.degraded = False
         self._row = 0
         self._window = _Window(self._policy.window_s)
-        self._failing = _Reporters()
+        self._failing = Reporters()
         self._probe_until_s = _NEVER_S
         self._closed_since_s = now_s
 

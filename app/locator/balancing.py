@@ -1,4 +1,4 @@
-"""The strategies: which of the candidates takes the call. Each returns an index, or -1 when none may.
+"""The strategies: which of the candidates takes the call. Each returns its load, or None when none may.
 
 p2c                  two at random by weight, the one with fewer calls in flight for its weight
 round_robin          in turn, by weight
@@ -13,99 +13,121 @@ running to the same instance (Mitzenmacher 2001); taking the fastest of all woul
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from app.locator.candidates import DRAWS_MAX
+from app.locator.ring import ROOM_MIN, position_of
 from app.locator.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from app.locator.candidates import Candidates
-    from app.locator.least import LeastQueue
     from app.locator.load import Load
+    from app.locator.loads import Loads
+
+    # Given the service, its candidates (at least one), monotonic seconds, who asks, and the key.
+    Choose = Callable[[Loads, Candidates, float, str, str], Load | None]
 
 Strategy = Literal["p2c", "round_robin", "least_connections", "weighted_random", "response_time", "consistent_hash"]
 STRATEGIES: Final[tuple[Strategy, ...]] = get_args(Strategy)
+SECOND_DRAWS: Final = 4  # for a second candidate, where a heavy one is drawn again and again
+COST_UNKNOWN_MS: Final = 1.0  # any figure does while nothing was reported: all have the same
 
 
-def _two(candidates: Candidates, now_s: float, client: str) -> tuple[int, int]:
-    """Return two candidates that may take a call: different ones if there are; (-1, -1) when there is none."""
+def _two(candidates: Candidates, now_s: float, client: str) -> tuple[Load, Load] | None:
+    """Return two candidates that may take a call, by weight: different ones if there are."""
     loads = candidates.loads
     size = len(loads)
-    if not candidates.uneven and size > 1:
+    one: Load | None
+    two: Load | None
+    if size > 1 and not candidates.uneven:
         draw = candidates.draw_01
-        one, other = int(draw() * size), int(draw() * (size - 1))
-        if other >= one:
-            other += 1
-        if loads[one].look_until_s <= now_s and loads[other].look_until_s <= now_s:
-            return one, other
-    one = other = candidates.draw_admitted(now_s, client)
-    for _ in range(DRAWS_MAX if size > 1 else 0):
-        other = candidates.draw_admitted(now_s, client)
-        if other != one:
-            break
-    return one, other
-
-
-def p2c(candidates: Candidates, now_s: float, client: str) -> int:
-    """Take two by weight; of those the one with fewer calls in flight for its weight, or else the first."""
-    one, other = _two(candidates, now_s, client)
-    loads = candidates.loads
-    first, second = loads[one], loads[other]
-    if candidates.uneven:
-        fewer = second.in_flight * first.instance.weight < first.in_flight * second.instance.weight
+        index, other = int(draw() * size), int(draw() * (size - 1))
+        one, two = loads[index], loads[other if other < index else other + 1]
+        if one.look_until_s > now_s and not candidates.admits(one, now_s, client):
+            one = candidates.draw_admitted(now_s, client)
+        if two.look_until_s > now_s and not candidates.admits(two, now_s, client):
+            two = candidates.draw_admitted(now_s, client)
     else:
-        fewer = second.in_flight < first.in_flight
-    return other if fewer else one
+        one = two = candidates.draw_admitted(now_s, client)
+        for _ in range(SECOND_DRAWS if size > 1 else 0):
+            two = candidates.draw_admitted(now_s, client)
+            if two is not one:
+                break
+    return None if one is None or two is None else (one, two)
 
 
-def response_time(candidates: Candidates, now_s: float, client: str, typical_ms: float) -> int:
+def p2c(_service: Loads, candidates: Candidates, now_s: float, client: str, _key: str) -> Load | None:
+    """Take two by weight; of those the one with fewer calls in flight for its weight, or else the first."""
+    pair = _two(candidates, now_s, client)
+    if pair is None:
+        return None
+    one, two = pair
+    if two.in_flight * one.instance.weight < one.in_flight * two.instance.weight:
+        return two
+    return one
+
+
+def response_time(service: Loads, candidates: Candidates, now_s: float, client: str, _key: str) -> Load | None:
     """Take two by weight; of those the one where the call is expected to be answered sooner.
 
-    typical_ms  stands for the latency of an instance that has none yet, so that it neither repels nor attracts
+    An instance without a latency of its own is taken for a typical one, so that it neither attracts nor repels.
     """
-    one, other = _two(candidates, now_s, client)
-    loads = candidates.loads
-    first, second = loads[one], loads[other]
-    mean = candidates.mean_weight
-    wait = first.cost(now_s, typical_ms) * (first.in_flight * mean / first.instance.weight + 1)
-    other_wait = second.cost(now_s, typical_ms) * (second.in_flight * mean / second.instance.weight + 1)
-    return other if other_wait < wait else one
+    pair = _two(candidates, now_s, client)
+    if pair is None:
+        return None
+    one, two = pair
+    typical_ms, mean = service.typical_ms or COST_UNKNOWN_MS, candidates.mean_weight
+    wait_ms = one.cost(now_s, typical_ms) * (one.in_flight * mean / one.instance.weight + 1)
+    return two if two.cost(now_s, typical_ms) * (two.in_flight * mean / two.instance.weight + 1) < wait_ms else one
 
 
-def weighted_random(candidates: Candidates, now_s: float, client: str) -> int:
+def weighted_random(_service: Loads, candidates: Candidates, now_s: float, client: str, _key: str) -> Load | None:
     """Take one at random, by weight."""
     return candidates.draw_admitted(now_s, client)
 
 
-def round_robin(candidates: Candidates, now_s: float, client: str) -> int:
+def round_robin(_service: Loads, candidates: Candidates, now_s: float, client: str, _key: str) -> Load | None:
     """Take the one whose turn it is; one that may not take a call loses its turn."""
     turns = candidates.turns
     if turns is None:
         turns = candidates.turns = Turns(candidates.loads, uneven=candidates.uneven, draw=candidates.draw_01)
-    loads = candidates.loads
     for _ in range(DRAWS_MAX):
-        index = turns.take()
-        load = loads[index]
+        load = turns.take()
         if load.look_until_s <= now_s or candidates.admits(load, now_s, client):
-            return index
-    return candidates.search(now_s, client, index)
+            return load
+    return candidates.search(now_s, client)
 
 
-def least_connections(candidates: Candidates, now_s: float, client: str, queue: LeastQueue) -> int:
+def least_connections(service: Loads, candidates: Candidates, now_s: float, client: str, _key: str) -> Load | None:
     """Take the one with the fewest calls in flight for its weight, of those that may take a call."""
-
-    def refuses(load: Load) -> bool:
-        return load.look_until_s > now_s and not candidates.admits(load, now_s, client)
-
-    index = queue.take(refuses, DRAWS_MAX)
-    return index if index >= 0 else candidates.draw_admitted(now_s, client)
+    return service.least(candidates).take(candidates, now_s, client) or candidates.draw_admitted(now_s, client)
 
 
-# What needs nothing but the candidates.
-PLAIN: Final[dict[str, Callable[[Candidates, float, str], int]]] = {
+def consistent_hash(service: Loads, candidates: Candidates, now_s: float, client: str, key: str) -> Load | None:
+    """Take the key's owner, or the next one on the ring that is not too busy. Raises ValueError without a key."""
+    if not key:
+        raise ValueError("consistent_hash needs a key")
+    ring = service.ring_of(candidates, now_s)
+    if not ring.loads:
+        return None
+    point = ring.owner(position_of(key))
+    owner = ring.load_at(point)
+    if owner.in_flight < ROOM_MIN and owner.look_until_s <= now_s:
+        return owner
+
+    def may_take(load: Load) -> bool:
+        return load.look_until_s <= now_s or candidates.may_take(load, now_s, client)
+
+    return ring.take(point, service.in_flight_of(candidates, ring), may_take) or candidates.draw_admitted(now_s, client)
+
+
+CHOICES: Final[dict[str, Choose]] = {
     "p2c": p2c,
     "round_robin": round_robin,
+    "least_connections": least_connections,
     "weighted_random": weighted_random,
+    "response_time": response_time,
+    "consistent_hash": consistent_hash,
 }
+assert tuple(CHOICES) == STRATEGIES

@@ -29,6 +29,11 @@ FREE_S: Final = float("-inf")
 LOCKED_S: Final = float("inf")
 
 
+def counted_ms(latency_ms: float) -> float:
+    """Return a reported latency within the limits; what is no number, or below 0, counts as the least."""
+    return min(latency_ms, LATENCY_MAX_MS) if latency_ms > LATENCY_MIN_MS else LATENCY_MIN_MS
+
+
 class _Grudge:
     """The failures in a row that one client had with one instance, and until when it gets no more of it."""
 
@@ -85,11 +90,13 @@ class Load:
 
     def guard(self) -> None:
         """Work out anew from when on no look is needed."""
-        breaker = self.breaker
-        if self.rank or self.grudges or (breaker is not None and (breaker.isolated or breaker.retry_at_s > FREE_S)):
+        if self.rank or (self.breaker is not None and self.breaker.retry_at_s > FREE_S):
             self.look_until_s = LOCKED_S
         else:
-            self.look_until_s = self.warm_at_s
+            barred_s = (
+                max((grudge.barred_until_s for grudge in self.grudges.values()), default=FREE_S) if self.grudges else FREE_S
+            )
+            self.look_until_s = max(self.warm_at_s, barred_s)
 
     def warmth(self, now_s: float) -> float:
         """Return the share of its weight that the instance may take, from WARM_SHARE_MIN to 1."""
@@ -119,8 +126,7 @@ class Load:
         return typical_ms
 
     def observe(self, latency_ms: float, now_s: float) -> None:
-        """Take a latency into the peak EWMA: a rise counts at once, a fall by the time since the last one."""
-        latency_ms = min(max(latency_ms, LATENCY_MIN_MS), LATENCY_MAX_MS)
+        """Take a latency above 0 into the peak EWMA: a rise counts at once, a fall by the time since the last one."""
         if latency_ms < self.cost_ms:
             kept = math.exp(min(0.0, self.cost_at_s - now_s) / DECAY_S)
             latency_ms = self.cost_ms * kept + latency_ms * (1.0 - kept)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from app.breaker import Admission, Breaker, BreakerState, OpenBudget
+from app.breaker import Admission, Breaker, BreakerState, OpenBudget, Reporters
 from app.locator.candidates import Candidates, Filter
 from app.locator.instance import Instance, Snapshot
+from app.locator.leases import Leases
 from app.locator.least import ChangeLog, LeastQueue
-from app.locator.load import FAILURE_COST, FREE_S, Load
+from app.locator.load import FAILURE_COST, FREE_S, Load, counted_ms
 from app.locator.ring import Ring
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
-    from app.locator.leases import Lease, Leases
+    from app.locator.leases import Lease
 
-CANDIDATES_MAX: Final = 64  # compiled filters of a service; the one that was made first goes first
+CANDIDATES_MAX: Final = 256  # compiled filters of a service; the one that was made first goes first
 TYPICAL_FACTOR: Final = 0.05  # of each new latency in the service's typical one
 RING_S_PER_INSTANCE: Final = 100e-6  # building a ring takes about 2 us an instance: 2 % of a core at most
 
@@ -25,22 +27,28 @@ class Loads:
     """One service: who belongs to it, its candidates by filter, its leases."""
 
     __slots__ = (
-        "_breaker_for", "_candidates", "_draw_01", "_log", "budget", "by_id", "in_flight", "leases",
-        "snapshot", "typical_ms", "weight",
+        "_breaker_for", "_candidates", "_draw_01", "_log", "_tagged", "budget", "by_id", "every", "heard", "leases",
+        "ring_version", "snapshot", "typical_ms", "version", "weight",
     )  # fmt: skip
 
-    def __init__(self, leases: Leases, breaker_for: Callable[[Loads, Load], Breaker], draw_01: Callable[[], float]) -> None:
+    def __init__(
+        self, replica: str, lease_s: float, breaker_for: Callable[[Loads, Load], Breaker], draw_01: Callable[[], float]
+    ) -> None:
         """`breaker_for` makes the breaker of a load at its first failure."""
-        self.leases: Final = leases
+        self.leases: Final = Leases(replica, self._take_back, lease_s=lease_s)
         self.budget: Final = OpenBudget()
         self.by_id: dict[str, Load] = {}
         self.snapshot: Snapshot | None = None
-        self.in_flight = 0
+        self.heard: Final = Reporters()  # who reports on this service at all
+        self.version = 0  # rises with whatever changes who is offered
+        self.ring_version = 0  # rises with whatever moves keys
         self.weight = 0  # of all that may be on a ring
         self.typical_ms = 0.0  # latency of all instances; 0 while nothing was reported
         self._breaker_for = breaker_for
         self._draw_01 = draw_01
-        self._candidates: dict[Filter, Candidates] = {}
+        self.every: Final = Candidates(Filter(), draw_01)
+        self._candidates: dict[Filter, Candidates] = {Filter(): self.every}
+        self._tagged: dict[str, dict[Load, None]] | None = None  # once a tag was asked for
         self._log: ChangeLog | None = None  # while least_connections is in use
 
     def adopt(self, snapshot: Snapshot, now_s: float) -> None:
@@ -51,16 +59,14 @@ class Loads:
         ids = snapshot.changed
         if last is None or snapshot.before != last.revision:
             ids = frozenset(snapshot.by_id).union(self.by_id)
-        moved = False
         for id_ in ids:
             before = _place(self.by_id.get(id_))
             self._adopt(id_, snapshot.by_id.get(id_), now_s, first=last is None)
             after = _place(self.by_id.get(id_))
-            self.weight += after[0] - before[0]
-            moved = moved or before != after
-        for candidates in self._candidates.values() if ids else ():
-            candidates.stale()
-            candidates.ring_stale = candidates.ring_stale or moved
+            if before != after:
+                self.weight += after[0] - before[0]
+                self.ring_version += 1
+        self.version += bool(ids)
 
     def _adopt(self, id_: str, instance: Instance | None, now_s: float, *, first: bool) -> None:
         load = self.by_id.get(id_)
@@ -69,16 +75,19 @@ class Loads:
         isolated = load is not None and load.is_isolated()
         if load is not None and (instance is None or instance.generation != load.instance.generation):
             load.retire()
+            self._index(load, None)
             del self.by_id[id_]
             load = None
         if instance is None:
             return
         if load is None:
             load = self.by_id[id_] = Load(instance)
+            self._index(load, instance)
             if not first:
                 load.warm_up(now_s)
         else:
             rank = load.rank
+            self._index(load, instance)
             load.renew(instance)
             if rank == 2 and not load.rank:
                 load.warm_up(now_s)
@@ -86,15 +95,37 @@ class Loads:
             self.breaker_of(load).isolate(now_s)
             load.guard()
 
-    def candidates_of(self, filter_: Filter, now_s: float, panic_share: float) -> Candidates:
-        """Return the candidates of a filter, compiled anew when something has changed."""
+    def _index(self, load: Load, instance: Instance | None) -> None:
+        """Bring the index by tag in line with the load's new record; None when it leaves."""
+        if self._tagged is None:
+            return
+        for tag in load.instance.tags:
+            tagged = self._tagged.get(tag)
+            if tagged is not None and tagged.pop(load, self) is None and not tagged:
+                del self._tagged[tag]
+        for tag in instance.tags if instance else ():
+            self._tagged.setdefault(tag, {})[load] = None
+
+    def compiled(self, filter_: Filter, now_s: float, panic_share: float) -> Candidates | None:
+        """Return the candidates of a filter, compiled anew when something has changed; None when no instance has the tag."""
+        loads: Collection[Load] = self.by_id.values()
+        if filter_.tag:
+            if self._tagged is None:
+                self._tagged = {}
+                for load in loads:
+                    self._index(load, load.instance)
+            tagged = self._tagged.get(filter_.tag)
+            if tagged is None:
+                return None
+            loads = tagged.keys()
         candidates = self._candidates.get(filter_)
         if candidates is None:
-            if len(self._candidates) >= CANDIDATES_MAX:
-                del self._candidates[next(iter(self._candidates))]
+            if len(self._candidates) > CANDIDATES_MAX:
+                del self._candidates[next(islice(self._candidates, 1, None))]  # the first one stands for every instance
             candidates = self._candidates[filter_] = Candidates(filter_, self._draw_01)
-        if now_s >= candidates.fresh_until_s:
-            candidates.compile(self.by_id.values(), now_s, panic_share)
+        if now_s >= candidates.fresh_until_s or (candidates.version != self.version and now_s >= candidates.compile_after_s):
+            candidates.version = self.version
+            candidates.compile(loads, now_s, panic_share)
         return candidates
 
     def least(self, candidates: Candidates) -> LeastQueue:
@@ -104,42 +135,35 @@ class Loads:
             log = self._log = ChangeLog(len(self.by_id))
         queue = candidates.least
         if queue is None or queue.log is not log:
-            queue = candidates.least = LeastQueue(candidates.loads, log, self._draw_01)
+            queue = candidates.least = LeastQueue(candidates, log, self._draw_01)
         return queue
 
-    def by_key(self, candidates: Candidates, position: int, now_s: float, client: str) -> Load | None:
-        """Return the load that consistent hashing gives the key at this position of the ring."""
+    def ring_of(self, candidates: Candidates, now_s: float) -> Ring:
+        """Return the ring of all that may ever be offered through this filter: breakers do not move keys."""
         ring = candidates.ring
-        if ring is None or (candidates.ring_stale and now_s >= candidates.ring_after_s):
-            lets = candidates.filter.lets
-            ring = candidates.ring = Ring([load for load in self.by_id.values() if load.rank < 2 and lets(load)])
-            candidates.ring_stale = False
+        if ring is None or (candidates.ring_version != self.ring_version and now_s >= candidates.ring_after_s):
+            lets, tag = candidates.filter.lets, candidates.filter.tag
+            loads = self._tagged.get(tag, {}) if tag and self._tagged is not None else self.by_id.values()
+            ring = candidates.ring = Ring([load for load in loads if load.rank < 2 and lets(load)])
+            candidates.ring_version = self.ring_version
             candidates.ring_after_s = now_s + RING_S_PER_INSTANCE * len(ring.loads)
-        if not ring.loads:
-            return None
+        return ring
 
-        def admits(load: Load) -> bool:
-            return load.look_until_s <= now_s or candidates.may_take(load, now_s, client)
-
-        # Calls that were picked through other filters count by this one's share of the service.
-        in_flight = max(candidates.in_flight, self.in_flight * ring.weight_total / max(self.weight, 1))
-        return ring.take(position, in_flight, admits)
+    def in_flight_of(self, candidates: Candidates, ring: Ring) -> float:
+        """Return the calls in flight on a ring; those picked through other filters by its share of the service."""
+        return max(candidates.in_flight, len(self.leases) * ring.weight_total / max(self.weight, 1))
 
     def lend(self, load: Load, candidates: Candidates, now_s: float) -> str:
         """Lend a call on the chosen instance; returns the lease's id."""
         probe = False
         if load.look_until_s > now_s and load.breaker is not None:
-            probe = not candidates.panic and load.breaker.admit(now_s) is Admission.PROBE
-        leases = self.leases
-        if leases.is_full:
-            self.take_back(now_s)
+            probe = load.breaker.admit(now_s) is Admission.PROBE
         load.in_flight += 1
         load.picks += 1
-        self.in_flight += 1
         candidates.in_flight += 1
         if self._log is not None:
             self._log.changes.append(load)
-        return leases.lend(load, candidates, now_s, probe=probe)
+        return self.leases.lend(load, candidates, now_s, probe)
 
     def due_probe(self, candidates: Candidates, now_s: float) -> Load | None:
         """Return a load whose breaker waits for a probe, each once; None when there is none left."""
@@ -153,47 +177,41 @@ class Loads:
         """Count one call less in flight."""
         lease.load.in_flight -= 1
         lease.candidates.in_flight -= 1
-        self.in_flight -= 1
         if self._log is not None:
             self._log.changes.append(lease.load)
             if self._log.is_full:
                 self._log = None
 
-    def take_back(self, now_s: float) -> bool:
-        """Take back the oldest lease if its time is over or the table is full; returns whether it was."""
-        lease = self.leases.expire(now_s)
-        if lease is None:
-            return False
+    def _take_back(self, lease: Lease) -> None:
         lease.load.expired += 1
         self.release(lease)
         self.cancel_probe(lease)
-        return True
 
     def cancel_probe(self, lease: Lease) -> None:
         """Let another call probe, if this one was to and has no outcome."""
         if lease.probe and lease.load.breaker is not None:
             lease.load.breaker.cancel_probe()
-            self._stale()
+            self.version += 1
 
     def learn(self, lease: Lease, *, ok: bool, now_s: float, latency_ms: float | None, reporter: str) -> None:
         """Feed the outcome of a call to latency, breaker and the client's own memory of failures."""
         load = lease.load
         load.reports += 1
+        self.heard.hear(reporter, now_s)
         if ok:
             if latency_ms is not None:
-                load.observe(latency_ms, now_s)
-                typical = self.typical_ms
-                self.typical_ms = typical + (latency_ms - typical) * TYPICAL_FACTOR if typical else latency_ms
+                taken_ms = counted_ms(latency_ms)
+                load.observe(taken_ms, now_s)
+                typical_ms = self.typical_ms
+                self.typical_ms = typical_ms + (taken_ms - typical_ms) * TYPICAL_FACTOR if typical_ms else taken_ms
             if load.grudges is not None:
                 load.forgive(reporter)
         else:
             load.failures += 1
-            load.observe(max(latency_ms or 0.0, FAILURE_COST * self.typical_ms), now_s)
-            if load.rank < 2 or load.breaker is not None:
-                self.breaker_of(load)
-        breaker = load.breaker
-        if breaker is None:
+            load.observe(max(counted_ms(latency_ms or 0.0), FAILURE_COST * self.typical_ms), now_s)
+        if (ok and load.breaker is None) or self.by_id.get(load.instance.id) is not load:
             return
+        breaker = self.breaker_of(load)
         breaker.record(ok, now_s, reporter=reporter, probe=lease.probe)
         if not ok and breaker.state(now_s) is BreakerState.CLOSED and not breaker.degraded:
             load.resent(reporter, now_s)
@@ -209,11 +227,7 @@ class Loads:
         if load.breaker_state(now_s) is BreakerState.CLOSED:
             load.warm_up(now_s)
         load.guard()
-        self._stale()
-
-    def _stale(self) -> None:
-        for candidates in self._candidates.values():
-            candidates.stale()
+        self.version += 1
 
 
 def _place(load: Load | None) -> tuple[int, str, tuple[str, ...], str]:

@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from app.breaker import POLICY, Breaker, BreakerPolicy, BreakerState
-from app.locator.balancing import PLAIN, Strategy, least_connections, response_time
-from app.locator.candidates import PANIC_SHARE, Candidates, Filter
+from app.locator.balancing import CHOICES, Strategy
+from app.locator.candidates import PANIC_SHARE, Filter
 from app.locator.instance import Instance, Snapshot
-from app.locator.leases import LEASE_S, REAP_MAX, Leases, Reported
+from app.locator.leases import LEASE_S, REAP_MAX, Reported
 from app.locator.loads import Loads
 from app.locator.ring import position_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from app.locator.candidates import Candidates
     from app.locator.load import Load
 
     # Told of every change of a breaker: the instance, the state before, the state now, monotonic seconds.
     OnBreaker = Callable[[Instance, BreakerState, BreakerState, float], None]
 
 OPEN_SHARE: Final = 0.5  # of a service's breakers that may be open at once; those beyond serve on, marked as degraded
-_EVERY: Final = Filter()
 
 
 class Pick(msgspec.Struct, frozen=True, gc=False):
@@ -85,8 +85,8 @@ class Balancer:
         """
         service = self._services.get(snapshot.service)
         if service is None:
-            leases = Leases(self._replica, lease_s=self._lease_s)
-            service = self._services[snapshot.service] = Loads(leases, self._breaker_of, self._draw_01)
+            service = Loads(self._replica, self._lease_s, self._breaker_of, self._draw_01)
+            self._services[snapshot.service] = service
         service.adopt(snapshot, now_s)
         service.budget.limit = int(self._open_share * len(service.by_id))
 
@@ -117,19 +117,19 @@ class Balancer:
         if service is None or service.snapshot is not snapshot:
             self.use(snapshot, now_s)
             service = self._services[snapshot.service]
-        candidates = service.candidates_of(_EVERY if not tag else Filter(tag=tag), now_s, self._panic_share)
-        hashed = strategy == "consistent_hash"
-        position = position_of(_needed(key)) if hashed else 0
+        candidates = service.every
+        if tag or candidates.version != service.version or now_s >= candidates.fresh_until_s:
+            tagged = service.compiled(Filter(tag=tag), now_s, self._panic_share)
+            if tagged is None:
+                return None
+            candidates = tagged
         if zone and not candidates.panic:
-            candidates = self._zoned(service, zone, tag, position / 2**32 if hashed else self._draw_01(), now_s)
-        if hashed:
-            load = service.by_key(candidates, position, now_s, client)
-        elif candidates.due and (probed := service.due_probe(candidates, now_s)):
-            load = probed
-        elif candidates.loads:
-            load = self._choose(service, candidates, strategy, now_s, client)
-        else:
-            load = None
+            share = position_of(key) / 2**32 if strategy == "consistent_hash" else self._draw_01()
+            candidates = self._zoned(service, candidates, zone, share, now_s)
+        load = service.due_probe(candidates, now_s) if candidates.due and strategy != "consistent_hash" else None
+        if load is None and candidates.loads:
+            choose = CHOICES[strategy]
+            load = choose(service, candidates, now_s, client, key) or choose(service, candidates, now_s, "", key)
         if load is None:
             return None
         return Pick(load.instance, service.lend(load, candidates, now_s), candidates.panic)
@@ -169,8 +169,7 @@ class Balancer:
         """Take back leases whose time is over, at most `limit`; returns how many. Call it a few times a second."""
         taken = 0
         for service in self._services.values():
-            while taken < limit and service.take_back(now_s):
-                taken += 1
+            taken += service.leases.reap(now_s, limit - taken)
         return taken
 
     def isolate(self, service: str, instance_id: str, now_s: float) -> bool:
@@ -212,23 +211,15 @@ class Balancer:
         loads = self._services.get(service)
         return len(loads.leases) if loads else 0
 
-    def _zoned(self, service: Loads, zone: str, tag: str, draw: float, now_s: float) -> Candidates:
-        """Return the candidates of the zone, or those of all others for the part that the zone cannot take."""
-        inside = service.candidates_of(Filter("in", zone, tag), now_s, 0.0)
-        if draw < inside.health:
+    def _zoned(self, service: Loads, every: Candidates, zone: str, share: float, now_s: float) -> Candidates:
+        """Return those of `every` that are in the zone; all others for the part of calls that the zone cannot take."""
+        inside = service.compiled(Filter("in", zone, every.filter.tag), now_s, 0.0)
+        if inside is not None and share < inside.health:
             return inside
-        outside = service.candidates_of(Filter("out", zone, tag), now_s, 0.0)
-        return outside if outside.loads or not inside.loads else inside
-
-    def _choose(self, service: Loads, candidates: Candidates, strategy: Strategy, now_s: float, client: str) -> Load | None:
-        plain = PLAIN.get(strategy)
-        if plain is not None:
-            index = plain(candidates, now_s, client)
-        elif strategy == "response_time":
-            index = response_time(candidates, now_s, client, service.typical_ms or 1.0)
-        else:
-            index = least_connections(candidates, now_s, client, service.least(candidates))
-        return candidates.loads[index] if index >= 0 else None
+        outside = service.compiled(Filter("out", zone, every.filter.tag), now_s, 0.0)
+        if outside is not None and outside.loads:
+            return outside
+        return inside if inside is not None and inside.loads else every
 
     def _breaker_of(self, service: Loads, load: Load) -> Breaker:
         def tell(breaker: Breaker, before: BreakerState, now_s: float) -> None:
@@ -236,10 +227,6 @@ class Balancer:
             if self._on_breaker is not None:
                 self._on_breaker(load.instance, before, breaker.state(now_s), now_s)
 
-        return Breaker(load.instance.id, self._policy, budget=service.budget, on_change=tell, draw=self._draw_01)
-
-
-def _needed(key: str) -> str:
-    if not key:
-        raise ValueError("consistent_hash needs a key")
-    return key
+        return Breaker(
+            load.instance.id, self._policy, budget=service.budget, heard=service.heard, on_change=tell, draw=self._draw_01
+        )

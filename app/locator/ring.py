@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
     from app.locator.load import Load
 
-POINTS: Final = 64  # of an instance of mean weight: shares differ by 1/sqrt(64), and the bound levels them
+POINTS: Final = 40  # of an instance of mean weight: shares differ by 1/sqrt(40), and the bound levels them
 POINTS_MAX: Final = 64 * POINTS  # of a heavy one
 LOAD_FACTOR: Final = 1.25  # an instance takes at most so many times its share of the calls in flight
-HOPS_MAX: Final = 64  # owners that are looked at for one key
+ROOM_MIN: Final = 4  # and always so many: below that nothing is overloaded, and moving keys costs their caches
+POINTS_TRIED: Final = 128  # points that are looked at for one key
 INDEX_BITS: Final = 12  # the first bits of a position lead to its part of the ring
 
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
@@ -34,12 +35,10 @@ _U32: Final = 0xFFFF_FFFF
 def position_of(key: str) -> int:
     """Return where on the ring a key lies: 32 bits, the same in every process.
 
-    CRC-32 spreads any two short keys that differ; the multiplications (murmur3's finalizer) spread its linear structure.
+    CRC-32 gives keys of equal length that differ in a few places different values; the multiplication, by 2^32 over the
+    golden ratio, spreads those over the ring.
     """
-    mixed = zlib.crc32(key.encode())
-    mixed = ((mixed ^ (mixed >> 16)) * 0x85EB_CA6B) & _U32
-    mixed = ((mixed ^ (mixed >> 13)) * 0xC2B2_AE35) & _U32
-    return mixed ^ (mixed >> 16)
+    return (zlib.crc32(key.encode()) * 0x9E37_79B1) & _U32
 
 
 def seed_of(instance_id: str) -> int:
@@ -76,44 +75,39 @@ class Ring:
         points = _points([seed_of(load.instance.id) for load in self.loads], counts)
         positions = (points >> np.uint64(32)).astype(np.uint32)
         starts = np.arange(1 << INDEX_BITS, dtype=np.uint64) << np.uint64(32 - INDEX_BITS)
-        self._first = [*np.searchsorted(positions, starts.astype(np.uint32)).tolist(), len(positions)]
+        first = np.searchsorted(positions, starts.astype(np.uint32))
+        self._first = np.append(first, len(positions)).astype(np.uint32).data
         self._positions = positions.data
-        self._owners = (points & np.uint64(_U32)).astype(np.uint32).data
+        narrow = len(self.loads) <= np.iinfo(np.uint16).max
+        self._owners = (points & np.uint64(_U32)).astype(np.uint16 if narrow else np.uint32).data
 
     def owner(self, position: int) -> int:
-        """Return the index on the ring of the first point at or after the position. There must be a point."""
+        """Return the number of the first point at or after the position."""
         part = position >> (32 - INDEX_BITS)
-        index = bisect_left(self._positions, position, self._first[part], self._first[part + 1])
-        return index if index < len(self._positions) else 0
+        at = bisect_left(self._positions, position, self._first[part], self._first[part + 1])
+        return at if at < len(self._positions) else 0
 
-    def take(self, position: int, in_flight: float, admits: Callable[[Load], bool]) -> Load | None:
-        """Return the load that takes the call: the first owner that is admitted and below its bound.
+    def load_at(self, point: int) -> Load:
+        """Return the load that owns the point."""
+        return self.loads[self._owners[point]]
+
+    def take(self, point: int, in_flight: float, may_take: Callable[[Load], bool]) -> Load | None:
+        """Return the load that takes a call: the first owner from the point on that may, and is below its bound.
 
         in_flight  calls in flight of all instances on the ring
-        returns    the least busy admitted one of the first HOPS_MAX when all of them are at their bound; None when
-                   none of those is admitted
+        returns    the least busy of the owners of POINTS_TRIED points when all are at their bound; None when none of
+                   them may take a call
         """
-        loads, owners = self.loads, self._owners
-        room = LOAD_FACTOR * (in_flight + 1) / self.weight_total
-        index = self.owner(position)
-        first = load = loads[owners[index]]
-        if load.in_flight < room * load.instance.weight and admits(load):
-            return load
-        best: Load | None = None
-        seen = {first}
-        if admits(first):
-            best = first
+        owners, loads = self._owners, self.loads
         size = len(owners)
-        for offset in range(1, size):
-            load = loads[owners[(index + offset) % size]]
-            if load in seen:
+        room = LOAD_FACTOR * (in_flight + 1) / self.weight_total
+        best: Load | None = None
+        for step in range(point, point + POINTS_TRIED):
+            load = loads[owners[step % size]]
+            if not may_take(load):
                 continue
-            seen.add(load)
-            if admits(load):
-                if load.in_flight < room * load.instance.weight:
-                    return load
-                if best is None or load.in_flight * best.instance.weight < best.in_flight * load.instance.weight:
-                    best = load
-            if len(seen) >= HOPS_MAX:
-                break
+            if load.in_flight < ROOM_MIN or load.in_flight < room * load.instance.weight:
+                return load
+            if best is None or load.in_flight * best.instance.weight < best.in_flight * load.instance.weight:
+                best = load
         return best

@@ -75,7 +75,11 @@ def test_py_consul_reads_the_catalogue(agent: consul.Consul) -> None:
     _, checks = agent.health.state("passing")
 
     assert services[service] == ["blue"]
-    assert (entries[0]["ServiceAddress"], entries[0]["ServicePort"], entries[0]["ServiceMeta"]) == ("10.0.0.1", 8080, {"k": "v"})
+    assert (entries[0]["ServiceAddress"], entries[0]["ServicePort"], entries[0]["ServiceMeta"]) == (
+        "10.0.0.1",
+        8080,
+        {"k": "v"},
+    )
     assert nodes[0]["Node"] == "shieldx"
     assert f"service:{service}" in [check["CheckID"] for check in checks]
     agent.http.session.headers["X-Consul-Token"] = ROOT_KEY  # py-consul sends none with the next two

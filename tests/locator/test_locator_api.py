@@ -73,9 +73,7 @@ async def test_lists_are_filtered_and_paged(client: Client) -> None:
     assert await ids("healthy=false") == ["i1"]
     page = (await client.get(f"/v1/services/{service}?limit=3")).body
     assert await ids(f"limit=3&cursor={page['next_cursor']}") == ["i3", "i4"]
-    summary = next(
-        one for one in (await client.get("/v1/services?limit=1000")).body["data"] if one["service"] == service
-    )
+    summary = next(one for one in (await client.get("/v1/services?limit=1000")).body["data"] if one["service"] == service)
     assert (summary["instances"], summary["up"], summary["tags"]) == (5, 4, ["odd"])
 
 
