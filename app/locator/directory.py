@@ -283,10 +283,13 @@ class Directory:
 
     # --- restoring --------------------------------------------------------------------------------------------------
 
-    def reconcile(self, facts: Mapping[str, Fact], revision: int, now_s: float, *, same: bool) -> list[tuple[str, Record]]:
+    def reconcile(
+        self, facts: Mapping[str, Fact], revision: int, now_s: float, *, same: bool, silent_s: Mapping[str, float]
+    ) -> list[tuple[str, Record]]:
         """Take over all that Redis holds, read after `revision` was; return what it has forgotten.
 
-        same  whether it is the data that this process has seen before: then what is missing and older has ended
+        same      whether it is the data that this process has seen before: then what is missing and older has ended
+        silent_s  for how long instances have been silent by Redis' clock; what is not named counts as unverified
         """
         touched: dict[str, set[str]] = {}
         for field, fact in facts.items():
@@ -302,7 +305,7 @@ class Directory:
             else:
                 if record is not None:
                     self._forget(record)
-                self._add(service, id_, Record(name, id_, fact, now_s, verified=False))
+                self._add(service, id_, _restored(name, id_, fact, now_s, silent_s.get(field)))
             touched.setdefault(name, set()).add(id_)
         forgotten = []
         for service, id_, record in list(self.records()):
@@ -319,3 +322,11 @@ class Directory:
             service = self.services[name]
             self._publish(service, ids, max((r.revision for i in ids if (r := service.records.get(i))), default=0), now_s)
         return forgotten
+
+
+def _restored(service: str, id_: str, fact: Fact, now_s: float, silent_s: float | None) -> Record:
+    """Return the record of an instance that this replica did not know: verified if another one has just heard it."""
+    record = Record(service, id_, fact, now_s, verified=False)
+    if silent_s is not None and silent_s < record.suspect_s:
+        record.heard(now_s - silent_s)
+    return record

@@ -15,13 +15,13 @@ import orjson
 import redis.exceptions
 
 from app.actor import ActorStopped, InboxFull
-from app.db.keys import LOCATOR_CHANGES, LOCATOR_HEAD, LOCATOR_INSTANCES
+from app.db.keys import LOCATOR_BEATS, LOCATOR_CHANGES, LOCATOR_HEAD, LOCATOR_INSTANCES
 from app.db.retry import TRANSIENT
-from app.locator.record import Fact, parse_fact
+from app.locator.record import Fact, parse_fact, split_field
 from app.locator.registry import fresh_incarnation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from app.db.redis import RedisLink
     from app.locator.registry import Answer, Registry
@@ -118,7 +118,8 @@ class Feed:
         same = known == self._registry.incarnation
         self._seen = int(revision or 0)
         now_s = self._clock_s()
-        forgotten = self._directory.reconcile(facts, self._seen, now_s, same=same)
+        silent_s = await self._silence(facts) if self.loaded and same else {}
+        forgotten = self._directory.reconcile(facts, self._seen, now_s, same=same, silent_s=silent_s)
         self._registry.incarnation = known
         self.loaded = True
         self.reloads += 1
@@ -126,6 +127,20 @@ class Feed:
             log.warning("redis has forgotten registered instances; they are laid again", extra={"count": len(forgotten)})
         for field, record in forgotten:
             self._submit(self._registry.restore(field, record, max(0.0, now_s - record.renewed_s)))
+
+    async def _silence(self, facts: Mapping[str, Fact]) -> dict[str, float]:
+        """Return for how long instances that are new here have been silent, by what the other replicas have heard.
+
+        Not at the start of a process: all of them may have started just now, and then nobody has heard anything.
+        """
+        known = self._directory.find
+        fields = [field for field in facts if known(*split_field(field)) is None]
+        if not fields:
+            return {}
+        seconds, micros = await self._link.command("TIME")
+        now_s = int(seconds) + int(micros) / 1_000_000
+        beats = await self._link.command("HMGET", LOCATOR_BEATS, *fields)
+        return {field: now_s - int(at) / 1000 for field, at in zip(fields, beats, strict=True) if at is not None}
 
     def _submit(self, change: Any) -> None:
         """Have a change made whose failure the next connection repairs."""
