@@ -57,7 +57,9 @@ class Registrations(Calls):
         """Prepare the template; it has the number of the instance."""
         path = f"/v1/services/{spec.service}/instances/INSTANCE"
         head = request_head("PUT", path, host=origin.host, token=origin.token, idempotent=False, body=True)
-        body = f'{{"host":"10.1.2.3","port":8080,"zone":"z1","tags":{TAGS},"metadata":{METADATA}}}'.encode()
+        # An hour: none of them falls silent in a run.
+        place = '"host":"10.1.2.3","port":8080,"zone":"z1","ttl_seconds":3600'
+        body = f'{{{place},"tags":{TAGS},"metadata":{METADATA}}}'.encode()
         template = head % len(body) + body
         super().__init__("register", template.replace(b"INSTANCE", INSTANCE), iter(range(spec.count)))
 

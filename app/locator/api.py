@@ -35,6 +35,7 @@ from app.locator.wire import (
 from app.web.body import Body
 from app.web.problems import Problem, invalid
 from app.web.routes import Answer, Handled, cursor, json_answer, limit, query
+from app.web.typed import typed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -209,8 +210,8 @@ async def list_instances(request: Request) -> Handled:
 
 
 def matching(request: Request, service: Service) -> Iterable[Record]:
-    """Return the records that `?tag=&zone=&healthy=&meta.<key>=` let through; several tags must all be there."""
-    tags = set(request.query.getall("tag", ()))
+    """Return the records that `?tag=&zone=&healthy=` let through; several tags must all be there."""
+    tags = {typed(text, Tag, "?tag") for text in request.query.getall("tag", ())}
     zone = cast("str | None", query(request, "zone", Zone, None))
     healthy = cast("bool | None", query(request, "healthy", bool, None))
     for record in service.records.values():

@@ -5,14 +5,11 @@ Times are this process's monotonic seconds: nothing a client says about time cou
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
 from app.locator.instance import TTL_DEFAULT_S, WEIGHT_DEFAULT, Check, Instance, State
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 SUSPECT_SHARE: Final = 1 / 3  # of the time to live: 20 s of 60 s, two heartbeats of three missed
 HEARTBEAT_SHARE: Final = 1 / 6  # of the time to live: the interval that clients are told
@@ -73,8 +70,8 @@ class Record:
     """
 
     __slots__ = (
-        "api", "beaten_s", "check", "generation", "instance", "lease", "mode", "overdue", "owner", "published_s", "renewed_s",
-        "revision", "suspect_s", "verified",
+        "api", "beaten_s", "check", "generation", "instance", "lease", "mode", "overdue", "owner", "published_s",
+        "renewed_s", "revision", "suspect_s", "verified",
     )  # fmt: skip
 
     def __init__(self, service: str, id_: str, fact: Fact, now_s: float, *, verified: bool) -> None:
@@ -155,8 +152,3 @@ def parse_fact(text: bytes) -> Fact:
     """Return what an entry of the instances' hash says."""
     revision, lease, mode, check, generation, body = text.decode().split(" ", 5)
     return Fact(int(revision), lease, mode, check, generation, body)
-
-
-def count_owned(records: Mapping[str, Record], owner: str) -> int:
-    """Return how many of these records a key has registered."""
-    return sum(record.owner == owner for record in records.values())

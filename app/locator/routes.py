@@ -140,7 +140,7 @@ _CONSUL: Final = (
             dict[str, consul.AgentService]),
     _consul("GET", "/v1/agent/checks", consul_api.agent_checks, "Checks of those instances",
             dict[str, consul.HealthCheck]),
-    _consul("GET", "/v1/agent/service/{id}", consul_api.agent_service, "One instance", consul.AgentService,
+    _consul("GET", "/v1/agent/service/{id:(?!register$)[^/]+}", consul_api.agent_service, "One instance", consul.AgentService,
             path_fields={"id": Name}, problems=(_UNKNOWN, (409, "ambiguous_id"))),
     _consul("PUT", "/v1/agent/service/register", consul_api.agent_register, "Register an instance", None,
             problems=((400, "malformed_json"), (413, "payload_too_large"), (408, "request_timeout"),

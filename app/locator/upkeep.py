@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TICK_S: Final = 1.0
-LATE_S: Final = 0.5  # a tick that is later than this was held up, and so was everything that instances sent
+# A tick that is later than this judges nobody: heartbeats that have arrived may not have been read yet.
+DELAYED_S: Final = 0.25
+# Later than this, the process did not run, and everybody gets the time that was lost. Below, it is in the margin between
+# the interval of heartbeats and suspicion; a busy machine, whose ticks are always a little late, still finds the dead.
+LATE_S: Final = 2.0
 BEATS_MAX: Final = 500  # of one change: about 2 ms of Redis
 MOTIONS_MAX: Final = 1_000  # of one tick; the rest follow at the next
 PURGE_TICKS: Final = 60
@@ -54,6 +58,7 @@ class Upkeep:
         self._task: asyncio.Task[None] | None = None
         self._due_s = clock_s()
         self._ticks = 0
+        self._passed = False  # the last tick, without a judgement
         self._proposed: set[str] = set()  # motions under way
         self.extended_s = 0.0  # given to all instances since the start
         self.kept = 0  # removals that were put off because too many were silent at once
@@ -85,10 +90,12 @@ class Upkeep:
         self._due_s = now_s + TICK_S
         if late_s > LATE_S:
             self._extend(late_s)
+        self._passed = late_s > DELAYED_S and not self._passed
         self._ticks += 1
         if self._feed.loaded:
             self._tell_beats()
-            self._judge(now_s)
+            if not self._passed:
+                self._judge(now_s)
         if self._ticks % PURGE_TICKS == 0:
             self._directory.purge(now_s)
         self._also(now_s)
