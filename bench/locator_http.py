@@ -33,6 +33,7 @@ from bench.workloads import Beat, LookUp, Origin, Register, WorkloadSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
 
 SIZES: Final = (10, 1_000, 10_000)
 SECONDS: Final = 5.0
@@ -185,13 +186,13 @@ async def fail_over(bench: Bench, *, reported: bool) -> float:
     stopping = asyncio.Event()
     async with bench.session() as session:
         for port in ports:
-            await session.put(f"/v1/services/{service}/instances/i{port}", json={"host": HOST, "port": port})
+            await _done(session.put(f"/v1/services/{service}/instances/i{port}", json={"host": HOST, "port": port}))
 
         async def beat() -> None:
             while not stopping.is_set():
                 for port in ports:
                     if port != dead or not killed_s:
-                        await session.post(f"/v1/services/{service}/instances/i{port}/heartbeat")
+                        await _done(session.post(f"/v1/services/{service}/instances/i{port}/heartbeat"))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stopping.wait(), 10.0)
 
@@ -205,7 +206,7 @@ async def fail_over(bench: Bench, *, reported: bool) -> float:
                     last_s = time.monotonic()
                 good = await _reaches(port)
                 report = {"lease_id": found["lease_id"], "ok": good or not reported}
-                await session.post(f"/v1/services/{service}/report", json=report)
+                await _done(session.post(f"/v1/services/{service}/report", json=report))
                 await asyncio.sleep(POLL_S / 4)
 
         killed_s = 0.0
@@ -219,6 +220,13 @@ async def fail_over(bench: Bench, *, reported: bool) -> float:
         await asyncio.gather(*tasks)
     await targets.stop()
     return max(0.0, last_s - killed_s)
+
+
+async def _done(call: AbstractAsyncContextManager[aiohttp.ClientResponse]) -> None:
+    """Make a call that must succeed. Raises ServerError."""
+    async with call as answer:
+        if answer.status >= 400:
+            raise ServerError(f"{answer.method} {answer.url.path} was answered with {answer.status}")
 
 
 async def _reaches(port: int) -> bool:
