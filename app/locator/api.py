@@ -9,7 +9,7 @@ from aiohttp import web
 
 from app.access.api import key_of
 from app.locator.balancing import STRATEGIES, Strategy
-from app.locator.directory import Service
+from app.locator.directory import Roster
 from app.locator.instance import State
 from app.locator.opening import Locator
 from app.locator.record import Record
@@ -20,10 +20,10 @@ from app.locator.wire import (
     InstancePage,
     Registration,
     Report,
-    ServicePage,
     Start,
     StrategyName,
     Summary,
+    SummaryPage,
     Tag,
     Zone,
     facts_of,
@@ -77,7 +77,7 @@ def names_of(request: Request) -> tuple[str, str]:
     return request.match_info["service"], request.match_info["id"]
 
 
-def record_of(request: Request) -> tuple[Service, Record]:
+def record_of(request: Request) -> tuple[Roster, Record]:
     """Return service and record of the path. Raises Problem 404 `unknown_instance`, 503 `warming_up`."""
     locator = locator_of(request)
     name, id_ = names_of(request)
@@ -186,10 +186,10 @@ async def list_services(request: Request) -> Handled:
     count, after = limit(request), cursor(request) or ""
     names = sorted(name for name, service in locator.directory.services.items() if service.records and name > after)
     page = [_summary(locator.directory.services[name]) for name in names[:count]]
-    return json_answer(_encode(ServicePage(page, page[-1].service if len(names) > count else None)))
+    return json_answer(_encode(SummaryPage(page, page[-1].service if len(names) > count else None)))
 
 
-def _summary(service: Service) -> Summary:
+def _summary(service: Roster) -> Summary:
     instances = service.snapshot.by_id.values()
     tags = sorted({tag for one in instances for tag in one.tags})
     return Summary(
@@ -209,7 +209,7 @@ async def list_instances(request: Request) -> Handled:
     return json_answer(_encode(InstancePage(service.name, service.snapshot.revision, page, following)))
 
 
-def matching(request: Request, service: Service) -> Iterable[Record]:
+def matching(request: Request, service: Roster) -> Iterable[Record]:
     """Return the records that `?tag=&zone=&healthy=` let through; several tags must all be there."""
     tags = {typed(text, Tag, "?tag") for text in request.query.getall("tag", ())}
     zone = cast("str | None", query(request, "zone", Zone, None))

@@ -67,7 +67,7 @@ class Node(Struct, frozen=True, rename="pascal"):
     modify_index: int
 
 
-class AgentService(Struct, frozen=True, rename="pascal"):
+class AgentEntry(Struct, frozen=True, rename="pascal"):
     """An instance in health and agent answers."""
 
     id: str = msgspec.field(name="ID")
@@ -106,7 +106,7 @@ class HealthEntry(Struct, frozen=True, rename="pascal"):
     """An element of /v1/health/service."""
 
     node: Node
-    service: AgentService
+    service: AgentEntry
     checks: list[HealthCheck]
 
 
@@ -141,10 +141,10 @@ def node_of(record: Record) -> Node:
     return Node("", NODE, record.instance.host, DATACENTER, {}, {}, 1, 1)
 
 
-def agent_service(record: Record) -> AgentService:
+def agent_service(record: Record) -> AgentEntry:
     """Return an instance as an agent knows it."""
     one = record.instance
-    return AgentService(
+    return AgentEntry(
         one.id, one.service, list(one.tags), one.metadata, one.port, one.host, {}, Weights(one.weight, one.weight),
         record.revision, record.revision, DATACENTER,
     )  # fmt: skip

@@ -25,7 +25,7 @@ from app.web.routes import Answer, Handled, json_answer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from app.locator.directory import Service
+    from app.locator.directory import Roster
     from app.locator.opening import Locator
     from app.locator.record import Record
     from app.web.request import Request
@@ -235,14 +235,14 @@ async def _find(locator: Locator, record: Record, found: str) -> None:
     await locator.change(lambda registry: registry.found(one.service, one.id, record.generation, found))
 
 
-def _holders(locator: Locator, id_: str) -> list[Service]:
+def _holders(locator: Locator, id_: str) -> list[Roster]:
     locator.check_warm()
     return locator.directory.holders(id_)
 
 
 def _record(request: Request, id_: str) -> Record:
     """Return the one instance of an id. Raises Problem 404 `unknown_instance`, 409 `ambiguous_id`."""
-    holders: Iterable[Service] = _holders(locator_of(request), id_)
+    holders: Iterable[Roster] = _holders(locator_of(request), id_)
     records = [service.records[id_] for service in holders]
     own = [record for record in records if record.api == "consul"] or records
     if not own:

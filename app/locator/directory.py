@@ -22,8 +22,8 @@ EMPTY_S: Final = 600.0  # a service without instances is forgotten after this
 RENEWAL_SHARE: Final = 0.25  # of the time to suspicion: how often heartbeats of an instance are told to other replicas
 
 
-class Service:
-    """One service. `history` holds (revision before, revision, ids that changed) of the last changes."""
+class Roster:
+    """The instances of one service. `history` holds (revision before, revision, ids that changed) of the last changes."""
 
     __slots__ = ("_encoded", "empty_since_s", "history", "name", "records", "snapshot")
 
@@ -90,8 +90,8 @@ class Directory:
     def __init__(
         self,
         *,
-        on_change: Callable[[Service], None] = lambda _: None,
-        on_word: Callable[[Service, str, str], None] = lambda _service, _id, _word: None,
+        on_change: Callable[[Roster], None] = lambda _: None,
+        on_word: Callable[[Roster, str, str], None] = lambda _service, _id, _word: None,
         on_purge: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Begin with nothing.
@@ -100,7 +100,7 @@ class Directory:
         on_word    gets what was told about an instance, such as "reset"
         on_purge   gets the names of services that are forgotten
         """
-        self.services: dict[str, Service] = {}
+        self.services: dict[str, Roster] = {}
         self.index = 1  # Consul's indexes begin above 0
         self.catalogue = 1
         self.instances = 0
@@ -112,7 +112,7 @@ class Directory:
         self._on_word = on_word
         self._on_purge = on_purge
 
-    def get(self, name: str) -> Service | None:
+    def get(self, name: str) -> Roster | None:
         """Return a service that has instances, or had some in the last minutes."""
         return self.services.get(name)
 
@@ -121,11 +121,11 @@ class Directory:
         found = self.services.get(service)
         return None if found is None else found.records.get(id_)
 
-    def holders(self, id_: str) -> list[Service]:
+    def holders(self, id_: str) -> list[Roster]:
         """Return the services that have an instance of this id. O(services)."""
         return [service for service in self.services.values() if id_ in service.records]
 
-    def records(self) -> Iterable[tuple[Service, str, Record]]:
+    def records(self) -> Iterable[tuple[Roster, str, Record]]:
         """Yield every record, with its service and id."""
         for service in self.services.values():
             for id_, record in service.records.items():
@@ -168,13 +168,13 @@ class Directory:
             self._on_word(service, id_, kind)
         return True
 
-    def _service(self, name: str, now_s: float) -> Service:
+    def _service(self, name: str, now_s: float) -> Roster:
         service = self.services.get(name)
         if service is None:
-            service = self.services[name] = Service(name, self.index, now_s)
+            service = self.services[name] = Roster(name, self.index, now_s)
         return service
 
-    def _add(self, service: Service, id_: str, record: Record) -> None:
+    def _add(self, service: Roster, id_: str, record: Record) -> None:
         service.records[id_] = record
         self._gone.pop(f"{service.name}/{id_}", None)
         self._count(record)
@@ -191,7 +191,7 @@ class Directory:
         if not self.owned[record.owner]:
             del self.owned[record.owner]
 
-    def _remove(self, service: Service, id_: str, revision: int) -> None:
+    def _remove(self, service: Roster, id_: str, revision: int) -> None:
         field = f"{service.name}/{id_}"
         self._gone[field] = revision
         self._gone.move_to_end(field)
@@ -202,7 +202,7 @@ class Directory:
         if record is not None:
             self._forget(record)
 
-    def _publish(self, service: Service, ids: Iterable[str], revision: int, now_s: float) -> None:
+    def _publish(self, service: Roster, ids: Iterable[str], revision: int, now_s: float) -> None:
         anew = service.publish(ids, revision)
         self.index = max(self.index, service.snapshot.revision)
         if anew:
@@ -211,13 +211,13 @@ class Directory:
             service.empty_since_s = now_s
         self._on_change(service)
 
-    def restate(self, service: Service, ids: Iterable[str], now_s: float) -> None:
+    def restate(self, service: Roster, ids: Iterable[str], now_s: float) -> None:
         """Publish instances whose state this replica has judged by itself. No replica is told."""
         self._publish(service, ids, self.index + 1, now_s)
 
     # --- heartbeats -------------------------------------------------------------------------------------------------
 
-    def beat(self, service: Service, id_: str, record: Record, now_s: float) -> None:
+    def beat(self, service: Roster, id_: str, record: Record, now_s: float) -> None:
         """Note a heartbeat that came to this replica."""
         record.beaten_s = now_s
         if record.heard(now_s):

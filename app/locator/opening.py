@@ -15,7 +15,7 @@ from app.actor import ActorStopped, AskTimeout, InboxFull
 from app.db.redis import RedisLink, make_pool
 from app.db.retry import TRANSIENT
 from app.locator.checks import Checks
-from app.locator.directory import Directory, Service
+from app.locator.directory import Directory, Roster
 from app.locator.feed import Feed
 from app.locator.leases import Reported, replica_of
 from app.locator.pick import Balancer
@@ -120,7 +120,7 @@ class Locator:
 
     # --- calls ------------------------------------------------------------------------------------------------------
 
-    def service(self, name: str) -> Service:
+    def service(self, name: str) -> Roster:
         """Return a service. Raises Problem 404 `no_service`, 503 `warming_up`."""
         service = self.directory.get(name)
         if service is None:
@@ -227,7 +227,7 @@ class Locator:
 
     # --- what happens -----------------------------------------------------------------------------------------------
 
-    def _changed(self, service: Service) -> None:
+    def _changed(self, service: Roster) -> None:
         now_s = self.clock_s()
         snapshot = service.snapshot
         self.balancer.use(snapshot, now_s)
@@ -248,7 +248,7 @@ class Locator:
         else:
             self.balancer.isolate(one.service, one.id, now_s)
 
-    def _told(self, service: Service, id_: str, word: str) -> None:
+    def _told(self, service: Roster, id_: str, word: str) -> None:
         if word == "reset":
             self.balancer.reset(service.name, id_, self.clock_s())
 

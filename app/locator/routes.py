@@ -19,9 +19,9 @@ from app.locator.wire import (
     RegisteredView,
     Registration,
     Report,
-    ServicePage,
     Start,
     StrategyName,
+    SummaryPage,
     Tag,
     Wait,
     Watched,
@@ -103,7 +103,7 @@ _REGISTRATION: Final = (
 
 _READS: Final = (
     _route("GET", "/v1/services", api.list_services, summary="List services", query={"limit": Limit, "cursor": Cursor},
-           answers={200: ServicePage}, problems=(_WARM,)),
+           answers={200: SummaryPage}, problems=(_WARM,)),
     _route(
         "GET", "/v1/services/{service}", api.list_instances, summary="List instances of a service, with state and load",
         path_fields=_SERVICE, query={**_FILTERS, "limit": Limit, "cursor": Cursor}, answers={200: InstancePage},
@@ -137,11 +137,11 @@ _CONSUL: Final = (
             path_fields={"state": consul.CheckState}, problems=(_CROWD,)),
     _consul("GET", "/v1/agent/self", consul_api.agent_self, "What answers here", _OBJECT),
     _consul("GET", "/v1/agent/services", consul_api.agent_services, "Instances that were registered by this API",
-            dict[str, consul.AgentService]),
+            dict[str, consul.AgentEntry]),
     _consul("GET", "/v1/agent/checks", consul_api.agent_checks, "Checks of those instances",
             dict[str, consul.HealthCheck]),
     _consul("GET", "/v1/agent/service/{id:(?!register$)[^/]+}", consul_api.agent_service, "One instance",
-            consul.AgentService, path_fields={"id": Name}, problems=(_UNKNOWN, (409, "ambiguous_id"))),
+            consul.AgentEntry, path_fields={"id": Name}, problems=(_UNKNOWN, (409, "ambiguous_id"))),
     _consul("PUT", "/v1/agent/service/register", consul_api.agent_register, "Register an instance", None,
             problems=((400, "malformed_json"), (413, "payload_too_large"), (408, "request_timeout"),
                       (409, "too_many_instances"), *_CHANGED)),

@@ -16,7 +16,7 @@ from app.web.problems import Problem
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from app.locator.directory import Service
+    from app.locator.directory import Roster
 
 MERGE_S: Final = 0.02  # below what a person or a proxy notices, above the gap between changes of one deployment
 WATCHERS_MAX: Final = 2_000  # of the process: half of the connections that it takes by default
@@ -64,7 +64,7 @@ class Watches:
             waiter = self._waiters[name] = asyncio.get_running_loop().create_future()
         await asyncio.wait({waiter}, timeout=timeout_s)
 
-    def changed(self, service: Service) -> None:
+    def changed(self, service: Roster) -> None:
         """Wake who watches this service, or all of them, soon."""
         for name in (service.name, ALL):
             if name in self._waiters and name not in self._due:

@@ -18,7 +18,7 @@ from app.web.problems import invalid
 from app.web.routes import Answer, Handled, query
 
 if TYPE_CHECKING:
-    from app.locator.directory import Service
+    from app.locator.directory import Roster
     from app.locator.opening import Locator
     from app.web.request import Request
 
@@ -48,7 +48,7 @@ async def watch(request: Request) -> Handled:
     return Answer(await _whole(locator, service))
 
 
-async def _whole(locator: Locator, service: Service) -> bytes:
+async def _whole(locator: Locator, service: Roster) -> bytes:
     """Return all of a service as JSON."""
     snapshot = service.snapshot
     found = await locator.views.list_of(
@@ -94,7 +94,7 @@ def _drop(source: web.Request) -> None:
     raise ConnectionResetError("the client reads nothing")
 
 
-async def event_since(locator: Locator, service: Service, revision: int) -> tuple[bytes, int]:
+async def event_since(locator: Locator, service: Roster, revision: int) -> tuple[bytes, int]:
     """Return the event that leads from a revision to now, and the revision it leads to.
 
     A `change` names the instances that were put and removed; a `snapshot` names all, when the revision is not one that

@@ -161,7 +161,7 @@ class Summary(Struct, frozen=True):
     index: int
 
 
-class ServicePage(Struct, frozen=True):
+class SummaryPage(Struct, frozen=True):
     """Services, by name."""
 
     data: list[Summary]

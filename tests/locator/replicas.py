@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from typing import Any, Final
 
-from app.locator.directory import Service
+from app.locator.directory import Roster
 from app.locator.instance import Instance, State
 from app.locator.opening import Locator
 from app.locator.record import Registered
@@ -53,7 +53,7 @@ class Replica(Locator):
 
     def states(self, service: str) -> dict[str, str]:
         """Return all instances of a service with their states."""
-        found: Service | None = self.directory.get(service)
+        found: Roster | None = self.directory.get(service)
         return {} if found is None else {id_: one.state.value for id_, one in sorted(found.snapshot.by_id.items())}
 
     def beat(self, service: str, id_: str) -> None:

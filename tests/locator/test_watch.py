@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from app.locator import watch
-from app.locator.directory import Directory, Service
+from app.locator.directory import Directory, Roster
 from app.locator.record import encode
 from app.locator.watch import ALL, Watches
 from app.web.problems import Problem
@@ -54,7 +54,7 @@ def test_a_watcher_gets_what_it_missed_or_hears_that_it_must_read_all() -> None:
     for revision, id_ in ((2, "a"), (3, "b"), (4, "a")):
         directory.apply([change(revision, id_)], 0.0)
     directory.apply([change(5, "b", kind="drop")], 0.0)
-    web: Service = directory.services["web"]
+    web: Roster = directory.services["web"]
 
     assert web.changed_since(5) == frozenset()
     assert web.changed_since(4) == {"b"}
