@@ -200,7 +200,7 @@ class Breaker:
         self._probe_until_s = now_s + self._policy.probe_lease_s
         return Admission.PROBE
 
-    def record(self, ok: bool, now_s: float, *, reporter: str = "", probe: bool = False) -> None:  # noqa: FBT001
+    def record(self, now_s: float, *, ok: bool, reporter: str = "", probe: bool = False) -> None:
         """Count the outcome of a call, as told by `reporter`.
 
         While it is open only the probe's outcome matters: the others were sent before it opened, or in spite of it.

@@ -143,7 +143,8 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
         async with Outgoing() as client:
             signing = Signing(checkpoint_seeds(settings), named_witnesses(settings), client.post)
             credits_ = Credits(
-                Stores(redis_url, database_url, owner, settings.postgres_pool_size, settings.ledger_shards,
+                Stores(redis_url, database_url, owner, settings.postgres_pool_size, settings.postgres_pool_max,
+                       settings.ledger_shards,
                        audit_key(settings, key), settings.replica_name),
                 signing, controls, metrics, on_crash,
             )  # fmt: skip

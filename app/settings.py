@@ -47,6 +47,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     check_networks: tuple[str, ...] = ()
     ledger_shards: Annotated[int, Meta(ge=1, le=256)] = 1
     postgres_pool_size: Annotated[int, Meta(ge=2, le=50)] = 6
+    postgres_pool_max: Annotated[int, Meta(ge=2, le=200)] = 200
     shutdown_grace_seconds: Annotated[int, Meta(ge=1, le=600)] = 20
     header_timeout_seconds: Annotated[int, Meta(ge=1, le=300)] = 10
     connections_max: Annotated[int, Meta(ge=1, le=100_000)] = 4096
@@ -79,7 +80,8 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "webhook_ports": "the only ports that webhooks may go to; 0 for any",
     "check_networks": "networks that active checks of instances may reach although they are special, such as 127.0.0.0/8",
     "ledger_shards": "number of ledger shards; fixed when the ledger is created",
-    "postgres_pool_size": "Postgres connections for reads; each shard takes one more",
+    "postgres_pool_size": "Postgres connections for reads at first; each shard takes one more",
+    "postgres_pool_max": "how far that may grow while callers wait and Postgres has connections to spare",
     "shutdown_grace_seconds": "seconds that SIGTERM gives open requests",
     "header_timeout_seconds": "seconds within which a connection must send its first request header",
     "connections_max": "connections at once; more are closed",

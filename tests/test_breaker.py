@@ -16,7 +16,7 @@ def opened(at_s: float = 0.0, **keywords: object) -> Breaker:
     """Return a breaker that three failures have opened at this time."""
     breaker = Breaker("x", **keywords)  # type: ignore[arg-type]
     for _ in range(3):
-        breaker.record(False, at_s)
+        breaker.record(at_s, ok=False)
     assert breaker.state(at_s) is OPEN
     return breaker
 
@@ -24,7 +24,7 @@ def opened(at_s: float = 0.0, **keywords: object) -> Breaker:
 def failed_probe(breaker: Breaker, at_s: float) -> float:
     """Let a probe fail at this time; return for how long the breaker is open then."""
     assert breaker.admit(at_s) is Admission.PROBE
-    breaker.record(False, at_s, probe=True)
+    breaker.record(at_s, ok=False, probe=True)
     return breaker.retry_at_s - at_s
 
 
@@ -32,9 +32,9 @@ def test_three_failures_in_a_row_open_it_and_a_success_between_does_not_count() 
     breaker = Breaker("x")
 
     for ok in (False, False, True, False, False):
-        breaker.record(ok, 0.0)
+        breaker.record(0.0, ok=ok)
     before = breaker.state(0.0)
-    breaker.record(False, 0.0)
+    breaker.record(0.0, ok=False)
 
     assert before is CLOSED
     assert breaker.state(0.0) is OPEN
@@ -46,7 +46,7 @@ def test_half_of_ten_calls_within_the_window_open_it() -> None:
     states = []
 
     for number in range(10):
-        breaker.record(number % 2 == 0, number * 0.5)
+        breaker.record(number * 0.5, ok=number % 2 == 0)
         states.append(breaker.state(number * 0.5))
 
     assert states == [CLOSED] * 9 + [OPEN]
@@ -56,8 +56,8 @@ def test_calls_that_left_the_window_count_no_more() -> None:
     breaker = Breaker("x")
 
     for number in range(9):
-        breaker.record(number % 2 == 0, 0.0)
-    breaker.record(False, 10.0)
+        breaker.record(0.0, ok=number % 2 == 0)
+    breaker.record(10.0, ok=False)
 
     assert breaker.state(10.0) is CLOSED
 
@@ -65,10 +65,10 @@ def test_calls_that_left_the_window_count_no_more() -> None:
 def test_a_time_that_goes_back_or_leaps_far_ahead_is_survived() -> None:
     breaker = Breaker("x")
 
-    breaker.record(False, 1e6)
-    breaker.record(True, 5.0)
-    breaker.record(False, 1e12)
-    breaker.record(True, 1e12)
+    breaker.record(1e6, ok=False)
+    breaker.record(5.0, ok=True)
+    breaker.record(1e12, ok=False)
+    breaker.record(1e12, ok=True)
 
     assert breaker.state(1e12) is CLOSED
 
@@ -103,10 +103,10 @@ def test_one_success_of_the_probe_closes_it_and_other_outcomes_do_not_matter() -
     breaker = opened()
     breaker.admit(30.0)
 
-    breaker.record(True, 31.0)
-    breaker.record(False, 31.0)
+    breaker.record(31.0, ok=True)
+    breaker.record(31.0, ok=False)
     while_open = breaker.state(31.0)
-    breaker.record(True, 31.0, probe=True)
+    breaker.record(31.0, ok=True, probe=True)
 
     assert while_open is HALF_OPEN
     assert breaker.state(31.0) is CLOSED
@@ -132,9 +132,9 @@ def test_opening_soon_after_closing_lasts_longer_and_quiet_minutes_take_that_bac
     for quiet_s in (1.0, 61.0):
         breaker = opened(draw=lambda: 0.5)
         breaker.admit(30.0)
-        breaker.record(True, 30.0, probe=True)
+        breaker.record(30.0, ok=True, probe=True)
         for _ in range(3):
-            breaker.record(False, 30.0 + quiet_s)
+            breaker.record(30.0 + quiet_s, ok=False)
         spans.append(breaker.retry_at_s - 30.0 - quiet_s)
 
     assert spans == [60.0, 30.0]
@@ -146,7 +146,7 @@ def test_a_budget_keeps_breakers_beyond_it_closed_and_marks_them() -> None:
 
     for breaker in (first, second):
         for _ in range(3):
-            breaker.record(False, 0.0)
+            breaker.record(0.0, ok=False)
 
     assert (first.state(0.0), second.state(0.0)) == (OPEN, CLOSED)
     assert (first.degraded, second.degraded) == (False, True)
@@ -157,10 +157,10 @@ def test_a_breaker_over_budget_opens_at_its_next_failure_once_there_is_room() ->
     first, second = Breaker("a", budget=budget), Breaker("b", budget=budget)
     for breaker in (first, second):
         for _ in range(3):
-            breaker.record(False, 0.0)
+            breaker.record(0.0, ok=False)
 
     first.retire()
-    second.record(False, 1.0)
+    second.record(1.0, ok=False)
 
     assert second.state(1.0) is OPEN
     assert not second.degraded
@@ -172,19 +172,19 @@ def test_one_reporter_alone_cannot_open_it_while_others_report() -> None:
     heard.hear("good", 0.0)
 
     for number in range(100):
-        breaker.record(False, number * 0.1, reporter="bad")
+        breaker.record(number * 0.1, ok=False, reporter="bad")
 
     assert breaker.state(10.0) is CLOSED
 
 
 def test_a_second_reporter_that_fails_too_opens_it() -> None:
     breaker = Breaker("x")
-    breaker.record(True, 0.0, reporter="b")
+    breaker.record(0.0, ok=True, reporter="b")
     for _ in range(5):
-        breaker.record(False, 1.0, reporter="a")
+        breaker.record(1.0, ok=False, reporter="a")
     alone = breaker.state(1.0)
 
-    breaker.record(False, 1.5, reporter="b")
+    breaker.record(1.5, ok=False, reporter="b")
 
     assert alone is CLOSED
     assert breaker.state(1.5) is OPEN
@@ -192,10 +192,10 @@ def test_a_second_reporter_that_fails_too_opens_it() -> None:
 
 def test_the_only_reporter_opens_it_once_the_others_are_silent_for_a_minute() -> None:
     breaker = Breaker("x")
-    breaker.record(True, 0.0, reporter="b")
+    breaker.record(0.0, ok=True, reporter="b")
 
     for _ in range(3):
-        breaker.record(False, 61.0, reporter="a")
+        breaker.record(61.0, ok=False, reporter="a")
 
     assert breaker.state(61.0) is OPEN
 
@@ -219,7 +219,7 @@ def test_every_change_is_told_with_the_state_before_and_the_state_now() -> None:
 
     failed_probe(breaker, 30.0)
     breaker.admit(breaker.retry_at_s)
-    breaker.record(True, 200.0, probe=True)
+    breaker.record(200.0, ok=True, probe=True)
     breaker.isolate(200.0)
     breaker.reset(201.0)
     breaker.reset(201.0)
@@ -243,7 +243,7 @@ def test_the_budget_counts_what_is_open_whatever_happens(steps: list[tuple[int, 
         match step:
             case "f" | "s":
                 probe = breaker.admit(now_s) is Admission.PROBE
-                breaker.record(step == "s", now_s, probe=probe)
+                breaker.record(now_s, ok=step == "s", probe=probe)
             case "o":
                 breaker.admit(now_s)
             case "i":

@@ -57,6 +57,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("shadow_port", ["x", "65536"]),
     ("ledger_shards", ["0", "257", "two", "true"]),
     ("postgres_pool_size", ["1", "51"]),
+    ("postgres_pool_max", ["1", "201"]),
     ("shutdown_grace_seconds", ["0", "601", "soon"]),
     ("header_timeout_seconds", ["0", "301"]),
     ("connections_max", ["0", "100001"]),

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     import asyncpg
 
+    from app.db.pool import Pool
+
 READ_TIMEOUT_S: Final = 1.2  # callers hear of an outage within 2 s
 WRITE_TIMEOUT_S: Final = 5.0  # a commit takes about 3 ms; beyond this the connection is taken for dead
 _RUNS: Final = "SELECT run FROM tree_runs($1, $2, $3, $4) AS run"
@@ -79,7 +81,7 @@ class Log:
 
     def __init__(
         self,
-        pool: asyncpg.Pool[Any],
+        pool: Pool,
         ledger_origin: str,
         keys: Mapping[int, Sequence[Verifier]] | None = None,
         *,

@@ -8,7 +8,6 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import asyncpg
 from redis.asyncio import Redis
 
 from app.audit.entry import RowSeal, genesis_hash
@@ -30,6 +29,8 @@ from app.credits.recovery import LedgerRecovery
 from app.credits.request import Fingerprints
 from app.credits.upkeep import Upkeep
 from app.db.migrate import LedgerRow, found_ledger, migrate
+from app.db.pool_series import PoolSeries
+from app.db.pool_upkeep import PoolUpkeep
 from app.db.postgres import open_owner, open_pool, open_reader, open_session
 from app.db.redis import RedisLink, make_pool
 from app.db.retry import TRANSIENT, delay_ms
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from app.access.opening import Access
+    from app.db.pool import Pool
     from app.metrics import Metrics
     from app.webhooks.opening import Webhooks
 
@@ -54,6 +56,7 @@ class Stores(NamedTuple):
     database_url: str
     owner_database_url: str
     pool_size: int
+    pool_max: int
     shard_count: int
     audit_key: bytes
     replica_name: str
@@ -108,7 +111,8 @@ class Credits:
         self._metrics = metrics
         self._on_crash = on_crash
         self._task: asyncio.Task[None] | None = None
-        self._pool: asyncpg.Pool[Any] | None = None
+        self._pool: Pool | None = None
+        self._pool_upkeep: PoolUpkeep | None = None
         self._redis: Redis | None = None
         self._parts: list[_Parts] = []
         self._upkeep: Upkeep | None = None
@@ -163,6 +167,8 @@ class Credits:
         await asyncio.gather(*(parts.keeper.stop() for parts in self._parts))
         if self._redis is not None:
             await self._redis.aclose()
+        if self._pool_upkeep is not None:
+            await self._pool_upkeep.stop()
         if self._pool is not None:
             self._pool.terminate()
 
@@ -187,6 +193,9 @@ class Credits:
             except Exception as error:  # noqa: BLE001 - a refused migration or a wrong URL: a person has to act
                 self._on_crash(error)
                 return
+        self._pool_upkeep = PoolUpkeep(self._pool, size_max=self.stores.pool_max)
+        self._pool_upkeep.start()
+        self._metrics.registry.register(PoolSeries(self._pool, self._pool_upkeep))
         self._start_parts(row, self._pool)
 
     async def _prepare_schema(self) -> LedgerRow:
@@ -199,7 +208,7 @@ class Credits:
         finally:
             connection.terminate()
 
-    def _start_parts(self, row: LedgerRow, pool: asyncpg.Pool[Any]) -> None:
+    def _start_parts(self, row: LedgerRow, pool: Pool) -> None:
         links = make_pool(self.stores.redis_url)
         self._redis = Redis(connection_pool=links)
         origins = {number: log_origin(row.origin, number) for number in range(row.shard_count)}

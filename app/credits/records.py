@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from app.audit.entry import Event
+    from app.db.pool import Pool
 
 READ_TIMEOUT_S: Final = 1.2  # callers hear of an outage within 2 s, with the wait for a free connection included
 
@@ -69,7 +70,7 @@ def raw16(text: str) -> bytes:
 class Records:
     """Reads, over a pool of connections of the server's role."""
 
-    def __init__(self, pool: asyncpg.Pool[Any]) -> None:
+    def __init__(self, pool: Pool) -> None:
         """The pool is opened and closed by its owner."""
         self._pool = pool
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
+from app.db.pool import Pool
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -27,10 +29,6 @@ _SERVER_SETTINGS: Final = {
 _WRITER_SETTINGS: Final = {"enable_hashjoin": "off", "enable_mergejoin": "off", "enable_seqscan": "off", "jit": "off"}
 
 
-async def _no_reset(_connection: asyncpg.Connection[Any]) -> None:
-    """Leave a connection as it is: reads change nothing of a session, and a reset costs a round trip each."""
-
-
 @contextmanager
 def cut_off(connection: asyncpg.Connection[Any], seconds: float) -> Iterator[None]:
     """Kill the connection when the work inside takes longer: whatever waits on it then raises a transient error.
@@ -45,28 +43,15 @@ def cut_off(connection: asyncpg.Connection[Any], seconds: float) -> Iterator[Non
         timer.cancel()
 
 
-async def open_pool(database_url: str, size: int) -> asyncpg.Pool[Any]:
-    """Return a pool for reads. Raises what asyncpg raises when Postgres is away."""
-    return await asyncpg.create_pool(
-        database_url, min_size=1, max_size=size, timeout=CONNECT_TIMEOUT_S, server_settings=_SERVER_SETTINGS, reset=_no_reset
-    )
+async def open_pool(database_url: str, size: int) -> Pool:
+    """Return a pool for reads and short changes. Raises what asyncpg raises when Postgres is away."""
+    return await Pool.open(database_url, size, timeout_s=CONNECT_TIMEOUT_S, settings=_SERVER_SETTINGS)
 
 
-async def read_rows(pool: asyncpg.Pool[Any], timeout_s: float, sql: str, values: Sequence[Any]) -> list[asyncpg.Record]:
-    """Return all rows of one statement over a connection of the pool, which is waited for at most `timeout_s`.
-
-    When the caller is cancelled or the connection fails, the connection is dropped and not reused.
-    """
-    connection = await pool.acquire(timeout=timeout_s)
-    try:
+async def read_rows(pool: Pool, timeout_s: float, sql: str, values: Sequence[Any]) -> list[asyncpg.Record]:
+    """Return all rows of one statement over a connection of the pool, which is waited for at most `timeout_s`."""
+    async with pool.connection(timeout_s) as connection:
         return await connection.fetch(sql, *values)
-    except BaseException as error:
-        if not isinstance(error, asyncpg.PostgresError):
-            # Cancelled or cut off: giving it back would wait for the server, which may be what does not answer.
-            connection.terminate()
-        raise
-    finally:
-        await pool.release(connection, timeout=timeout_s)
 
 
 async def open_session(database_url: str) -> asyncpg.Connection[Any]:

@@ -10,13 +10,15 @@ from app.db.postgres import read_rows
 if TYPE_CHECKING:
     import asyncpg
 
+    from app.db.pool import Pool
+
 STATEMENT_WAIT_S: Final = 1.5  # callers hear of an outage within 2 s, the wait for a free connection included
 
 
 class Statements:
     """Runs statements that stand alone. Nothing is tried again: a statement whose answer was lost may have worked."""
 
-    def __init__(self, pool: asyncpg.Pool[Any]) -> None:
+    def __init__(self, pool: Pool) -> None:
         """The pool is opened and closed by its owner."""
         self._pool = pool
 

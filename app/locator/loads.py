@@ -212,7 +212,7 @@ class Loads:
         if (ok and load.breaker is None) or self.by_id.get(load.instance.id) is not load:
             return
         breaker = self.breaker_of(load)
-        breaker.record(ok, now_s, reporter=reporter, probe=lease.probe)
+        breaker.record(now_s, ok=ok, reporter=reporter, probe=lease.probe)
         if not ok and breaker.state(now_s) is BreakerState.CLOSED and not breaker.degraded:
             load.resent(reporter, now_s)
 

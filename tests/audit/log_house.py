@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import asyncpg
 from redis.asyncio import ConnectionPool, Redis
 
 from app.audit.checkpoint import Opened, open_checkpoint
@@ -16,6 +15,7 @@ from app.audit.log import Log
 from app.audit.note import Signer, Verifier
 from app.audit.shard import Shard
 from app.audit.signer import ShardSigner
+from app.db.pool import Pool
 from app.db.postgres import open_pool
 from app.db.redis import RedisLink, make_pool
 from tests.audit.chain import ORIGIN, make_chain
@@ -35,7 +35,7 @@ class LogHouse:
     """Shard 0 of a ledger whose chain is in Postgres; `shard.durable` says how much of it counts."""
 
     database: LedgerDatabase
-    pool: asyncpg.Pool[Any]
+    pool: Pool
     redis: Redis
     links: ConnectionPool
     log: Log
