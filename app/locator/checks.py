@@ -35,14 +35,13 @@ JITTER: Final = 0.1  # of the interval, either way
 class _Course:
     """How the checks of one instance go."""
 
-    __slots__ = ("due_s", "generation", "row", "running", "seen_tick")
+    __slots__ = ("due_s", "generation", "row", "running")
 
     def __init__(self, generation: str, due_s: float) -> None:
         self.generation = generation
         self.due_s = due_s
         self.row = 0  # results in a row: above 0 good ones, below 0 bad ones
         self.running = False
-        self.seen_tick = 0
 
 
 class Checks:
@@ -64,7 +63,8 @@ class Checks:
         self._check = check
         self._courses: dict[str, _Course] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._ticks = 0
+        self._owners: dict[str, str] = {}  # while the replicas are these
+        self._replicas: tuple[str, ...] = ()
         self.made = 0
         self.failed = 0
 
@@ -76,22 +76,34 @@ class Checks:
 
     def tick(self, now_s: float) -> None:
         """Start the checks that are due, and forget instances that are gone or another replica's."""
-        self._ticks += 1
         replicas = self._registry.replicas
-        for service, id_, record in self._directory.records():
-            check = record.instance.check
-            field = f"{service.name}/{id_}"
-            if check is None or owner_of(field, replicas) != self._registry.replica:
-                continue
-            course = self._courses.get(field)
-            if course is None or course.generation != record.generation:
-                first_s = now_s + random.random() * min(check.interval_s, 1.0)  # noqa: S311 - spread, not secret
-                course = self._courses[field] = _Course(record.generation, first_s)
-            course.seen_tick = self._ticks
-            if now_s >= course.due_s and not course.running and len(self._tasks) < RUNNING_MAX:
-                self._begin(field, record, check, course, now_s)
-        for field in [field for field, course in self._courses.items() if course.seen_tick != self._ticks]:
-            del self._courses[field]
+        if replicas != self._replicas:
+            self._replicas = replicas
+            self._owners.clear()
+        checked = self._directory.checked
+        for field in checked:
+            owner = self._owners.get(field)
+            if owner is None:
+                owner = self._owners[field] = owner_of(field, replicas)
+            if owner == self._registry.replica:
+                self._look(field, now_s)
+            else:
+                self._courses.pop(field, None)
+        for field in self._owners.keys() - checked:
+            del self._owners[field]
+            self._courses.pop(field, None)
+
+    def _look(self, field: str, now_s: float) -> None:
+        record = self._directory.find(*split_field(field))
+        check = None if record is None else record.instance.check
+        if record is None or check is None:
+            return
+        course = self._courses.get(field)
+        if course is None or course.generation != record.generation:
+            first_s = now_s + random.random() * min(check.interval_s, 1.0)  # noqa: S311 - spread, not secret
+            course = self._courses[field] = _Course(record.generation, first_s)
+        if now_s >= course.due_s and not course.running and len(self._tasks) < RUNNING_MAX:
+            self._begin(field, record, check, course, now_s)
 
     def _begin(self, field: str, record: Record, check: Check, course: _Course, now_s: float) -> None:
         course.running = True

@@ -63,6 +63,7 @@ class Record:
     """One instance of a service.
 
     renewed_s    when it was last heard, or the time from which its silence counts
+    late_s       when it has been silent for too long, unless it is heard: what the sweep looks at
     beaten_s     when a heartbeat last came to this replica itself
     published_s  when other replicas were last told that it was heard
     verified     whether it has been heard since this replica restored it
@@ -70,7 +71,7 @@ class Record:
     """
 
     __slots__ = (
-        "api", "beaten_s", "check", "generation", "instance", "lease", "mode", "overdue", "owner", "published_s",
+        "api", "beaten_s", "check", "generation", "instance", "late_s", "lease", "mode", "overdue", "owner", "published_s",
         "renewed_s", "revision", "suspect_s", "verified",
     )  # fmt: skip
 
@@ -100,7 +101,13 @@ class Record:
             weight=registered.weight, zone=registered.zone, tags=registered.tags, metadata=registered.metadata,
             ttl_s=registered.ttl_s, check=registered.check, registered_at_ms=registered.registered_at_ms,
         )  # fmt: skip
+        self.renew(self.renewed_s)
         self.judge()
+
+    def renew(self, heard_s: float) -> None:
+        """Let the silence count from this time."""
+        self.renewed_s = heard_s
+        self.late_s = heard_s + self.suspect_s if self.leased else float("inf")
 
     @property
     def leased(self) -> bool:
@@ -126,7 +133,7 @@ class Record:
 
     def heard(self, now_s: float) -> bool:
         """Note a heartbeat; returns whether its state changed."""
-        self.renewed_s = now_s
+        self.renew(now_s)
         if self.verified and not self.overdue:
             return False
         self.verified = True

@@ -33,6 +33,7 @@ DELAYED_S: Final = 0.25
 LATE_S: Final = 2.0
 BEATS_MAX: Final = 500  # of one change: about 2 ms of Redis
 MOTIONS_MAX: Final = 1_000  # of one tick; the rest follow at the next
+KEPT_PAUSE_S: Final = 5.0  # before the next removal is tried, once there were enough of them for this minute
 PURGE_TICKS: Final = 60
 
 
@@ -59,6 +60,7 @@ class Upkeep:
         self._due_s = clock_s()
         self._ticks = 0
         self._passed = False  # the last tick, without a judgement
+        self._evict_after_s = 0.0
         self._proposed: set[str] = set()  # motions under way
         self.extended_s = 0.0  # given to all instances since the start
         self.kept = 0  # removals that were put off because too many were silent at once
@@ -123,7 +125,10 @@ class Upkeep:
             else:
                 self._directory.doubt(now_s)
             return
-        motions = [one for one in self._directory.silent(now_s) if one[0] not in self._proposed]
+        motions = [
+            one for one in self._directory.silent(now_s)
+            if one[0] not in self._proposed and (one[2] == "suspect" or now_s >= self._evict_after_s)
+        ]  # fmt: skip
         self._shuffle(motions)
         for field, record, kind in motions[:MOTIONS_MAX]:
             self._propose(field, record, kind)
@@ -140,8 +145,9 @@ class Upkeep:
     def _decided(self, field: str, record: Record, answer: Answer) -> None:
         if answer.word == "kept":
             self.kept += 1
+            self._evict_after_s = self._clock_s() + KEPT_PAUSE_S
         elif answer.word == "fresh":
-            record.renewed_s = max(record.renewed_s, self._clock_s() - answer.number / 1000)
+            record.renew(max(record.renewed_s, self._clock_s() - answer.number / 1000))
             record.overdue = False
             if record.judge():
                 name, id_ = split_field(field)
