@@ -27,6 +27,7 @@ bench: $(VENV)/.dev
 bench-locator: $(VENV)/.dev
 	$(BIN)/python -m bench.locator_pick $(ARGS)
 	$(BIN)/python -m bench.locator_http $(ARGS)
+	$(BIN)/python -m bench.postgres_pool
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m bench --soak 600 $(ARGS)

@@ -25,6 +25,7 @@ from app.credits.audit_api import AUDIT_ROUTES
 from app.credits.opening import Controls, Credits, Signing, Stores
 from app.credits.routes import ROUTES as CREDIT_ROUTES
 from app.db.migrate import MigrationRefused
+from app.db.topology import Topology, make_topology
 from app.embedded import EmbeddedServers, checkpoint_keys, root_key
 from app.locator.api import LOCATOR
 from app.locator.opening import Locator
@@ -56,6 +57,14 @@ def audit_key(settings: Settings, root: str) -> bytes:
     if settings.audit_key:
         return settings.audit_key.encode()
     return hmac.digest(root.encode(), b"shieldx row seal v1", "sha256")
+
+
+def redis_topology(redis_url: str) -> Topology:
+    """Return what REDIS_URL names. Raises SettingRefused."""
+    try:
+        return make_topology(redis_url)
+    except ValueError as error:
+        raise SettingRefused(f"REDIS_URL: {error}") from None
 
 
 def checkpoint_seeds(settings: Settings) -> tuple[bytes, ...]:
@@ -143,15 +152,15 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
         async with Outgoing() as client:
             signing = Signing(checkpoint_seeds(settings), named_witnesses(settings), client.post)
             credits_ = Credits(
-                Stores(redis_url, database_url, owner, settings.postgres_pool_size, settings.postgres_pool_max,
-                       settings.ledger_shards,
+                Stores(redis_topology(redis_url), database_url, owner, settings.postgres_pool_size,
+                       settings.postgres_pool_max, settings.ledger_shards,
                        audit_key(settings, key), settings.replica_name),
                 signing, controls, metrics, on_crash,
             )  # fmt: skip
             app[CREDITS] = credits_
             credits_.start()
             if locator is not None:
-                locator.start(redis_url, on_crash)
+                locator.start(credits_.stores.topology, on_crash)
             yield
             if locator is not None:
                 await locator.stop()

@@ -65,7 +65,8 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "shadow_port": "second TCP port of the same calls; 0 takes a free one",
     "data_dir": "directory of the embedded servers, the root key and their logs",
     "services": "comma-separated list of what this process runs",
-    "redis_url": "Redis to use instead of the embedded one, redis:// rediss:// or unix:// (variable REDIS_URL)",
+    "redis_url": "Redis to use instead of the embedded one: redis:// rediss:// unix://, redis+sentinel://host:port,.../master"
+    " or redis+cluster://host:port,... (variable REDIS_URL)",
     "database_url": "Postgres to use instead of the embedded one, postgresql:// (variable DATABASE_URL)",
     "migrate_database_url": "Postgres URL of the role that owns the schema; by default the one of database_url",
     "root_key": "the root bearer key, at least 16 characters; by default made once and kept in the data directory",
@@ -90,6 +91,9 @@ DESCRIPTIONS: Final[dict[str, str]] = {
 }
 
 # Variables that people expect without the prefix.
+REDIS_SCHEMES: Final = (
+    "redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://", "redis+cluster://", "rediss+cluster://",
+)  # fmt: skip
 _PLAIN: Final = {"redis_url": "REDIS_URL", "database_url": "DATABASE_URL"}
 
 
@@ -155,8 +159,8 @@ def _check(settings: Settings) -> None:
         raise SettingRefused(
             f"{other}: Expected a URL because {given} is set; set both, or neither for the embedded servers"
         )
-    if settings.redis_url and not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
-        raise SettingRefused("REDIS_URL: Expected redis://, rediss:// or unix://")
+    if settings.redis_url and not settings.redis_url.startswith(REDIS_SCHEMES):
+        raise SettingRefused(f"REDIS_URL: Expected one of {', '.join(REDIS_SCHEMES)}")
     for name in ("database_url", "migrate_database_url"):
         url = getattr(settings, name)
         if url and not url.startswith(("postgresql://", "postgres://")):

@@ -55,7 +55,7 @@ class StoreProcess:
     def __init__(self, directory: DataDirectory, command: Command) -> None:
         """`command` is how `app.embedded` runs this server on `directory`."""
         self.directory: Final = directory
-        self.command: Final = command
+        self.command = command
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -142,7 +142,7 @@ class PrivateRedis(StoreProcess):
         """Use `make` instead: it prepares the directory."""
         super().__init__(directory, server.command)
         self.socket: Final = server.socket
-        self._server = server
+        self.server: Final = server
 
     @classmethod
     async def make(cls, root: Path) -> PrivateRedis:
@@ -158,9 +158,13 @@ class PrivateRedis(StoreProcess):
         """REDIS_URL of the server, over its unix socket."""
         return f"unix://{quote(str(self.socket))}?db=0"
 
+    def client(self) -> Any:
+        """Return a client that reads texts. Close it with `aclose`."""
+        return Redis.from_url(self.url, decode_responses=True)
+
     async def is_ready(self) -> bool:
         """Whether the server answers PING, its data loaded."""
-        return await self._server.is_ready()
+        return await self.server.is_ready()
 
     async def flush(self) -> None:
         """Empty the server: FLUSHALL."""
@@ -207,7 +211,7 @@ class PrivatePostgres(StoreProcess):
         """Use `make` instead: it runs initdb."""
         super().__init__(directory, server.command)
         self.sockets: Final = server.sockets
-        self._server = server
+        self.server: Final = server
 
     @classmethod
     async def make(cls, root: Path) -> PrivatePostgres:
@@ -225,7 +229,7 @@ class PrivatePostgres(StoreProcess):
 
     async def is_ready(self) -> bool:
         """Whether the server accepts sessions."""
-        return await self._server.is_ready()
+        return await self.server.is_ready()
 
     def kill(self) -> None:
         """SIGKILL the postmaster and all backends; its pid may belong to somebody else at the next start."""

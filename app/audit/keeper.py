@@ -18,14 +18,13 @@ import redis.exceptions
 from app.actor import ActorStopped
 from app.audit.shard import shard_row
 from app.audit.writer import BEAT_INTERVAL_S, POSTGRES_ANSWER_TIMEOUT_S, Fenced, Lease, RedisForgot
-from app.db.keys import applied_channel
 from app.db.postgres import cut_off
 from app.db.retry import TRANSIENT, delay_ms
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from redis.asyncio import Redis
+    from redis.asyncio.client import PubSub
 
     from app.audit.shard import Shard, ShardRow
     from app.audit.writer import Writer
@@ -74,15 +73,17 @@ class Keeper:
         writer: Writer,
         recovery: Recovery,
         connect: Callable[[], Awaitable[asyncpg.Connection[Any]]],
-        redis: Redis,
+        subscribe: Callable[[], Awaitable[PubSub]],
         name: str,
     ) -> None:
-        """`connect` opens a Postgres session of the server's role; `name` is this replica's, for people."""
+        """`connect` opens a Postgres session of the server's role; `subscribe` the channel on which replicas say what they
+        have applied; `name` is this replica's, for people.
+        """
         self._shard = shard
         self._writer = writer
         self._recovery = recovery
         self._connect = connect
-        self._redis = redis
+        self._subscribe = subscribe
         self._name = name
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -230,9 +231,7 @@ class Keeper:
         attempt = 0
         while True:
             try:
-                async with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
-                    async with asyncio.timeout(POSTGRES_ANSWER_TIMEOUT_S):
-                        await channel.subscribe(applied_channel(self._shard.number))
+                async with await self._subscribe() as channel:
                     attempt = 0
                     while True:
                         if await channel.get_message(timeout=1.0) is not None:

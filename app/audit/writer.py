@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import asyncpg
 
@@ -31,6 +31,7 @@ INBOX_EVENTS_MAX: Final = 100_000  # the ledger stops long before, at its own bo
 OUTBOX_READ_MAX: Final = 16  # items of up to 129 events per XRANGE: at most a few hundred KiB of answer
 BEAT_INTERVAL_S: Final = 1.0  # an idle writer proves this often that it lives
 APPEND: Final = "SELECT ledger_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
+APPEND_FOLDED: Final = APPEND.replace("ledger_append(", "ledger_append_folded(").replace("$18)", "$18, $19)")
 POSTGRES_ANSWER_TIMEOUT_S: Final = 5.0  # a commit takes about 3 ms; beyond this the connection is taken for dead
 
 
@@ -57,16 +58,6 @@ class Handover(Ask[None]):
         self.weight = max(1, len(events))
 
 
-class Projection(Protocol):
-    """Writes what events fold to besides accounts, inside the transaction that appends them."""
-
-    def beyond_accounts(self, events: Sequence[Event]) -> Sequence[Event]:
-        """Return the events that change more than balances."""
-
-    async def apply(self, connection: asyncpg.Connection[Any], events: Sequence[Event]) -> None:
-        """Upsert the rows that `events` changed. A violated CHECK fails the transaction."""
-
-
 class Lease(NamedTuple):
     """The right to write a shard: a session that holds its advisory lock, and the epoch that fences older ones."""
 
@@ -82,17 +73,21 @@ class Writer(Actor[Handover]):
         self,
         shard: Shard,
         seal: RowSeal,
-        projection: Projection,
+        folds_of: Callable[[Sequence[Event]], bytes | None],
         link: RedisLink,
         decode: Callable[[int, bytes, bytes], Event],
     ) -> None:
-        """`decode` makes an event of an outbox item: generation, op, result. `link` is the writer's own."""
+        """`link` is the writer's own.
+
+        folds_of  the JSON that `ledger_append_folded` takes of events, or None when balances are all that changed
+        decode    makes an event of an outbox item: generation, op, result
+        """
         super().__init__(
             inbox_max=INBOX_EVENTS_MAX, batch_max=COMMIT_EVENTS_MAX, ask_timeout_s=60, name=f"writer s{shard.number:02d}"
         )
         self._shard = shard
         self._seal = seal
-        self._projection = projection
+        self._folds_of = folds_of
         self._link = link
         self._decode = decode
         self._lease: Lease | None = None
@@ -241,17 +236,22 @@ class Writer(Actor[Handover]):
         self._shard.advance(last)
 
     async def _append(self, lease: Lease, events: Sequence[Event], rows: Sequence[str | bytes]) -> None:
-        """Run one statement, or one transaction where the events fold to more than accounts."""
+        """Append, and fold the events to whatever they change, in one statement and so in one round trip.
+
+        Raises AssertionError when the chain closes a reservation that Postgres does not hold open.
+        """
         note = f"{self._shard.generation}:{events[-1].seq}"
         fence = (self._shard.number, lease.epoch, self._head_seq, self._head_hash)
         values = (*fence, self._seal.key_id, note, *rows)
-        folded = self._projection.beyond_accounts(events)
-        if not folded:
+        folds = self._folds_of(events)
+        if folds is None:
             await lease.connection.execute(APPEND, *values)
             return
-        async with lease.connection.transaction():
-            await lease.connection.execute(APPEND, *values)
-            await self._projection.apply(lease.connection, folded)
+        try:
+            await lease.connection.execute(APPEND_FOLDED, *values, folds.decode())
+        except asyncpg.AssertError as error:
+            # Chain and folded rows disagree: the process must not go on, and no other attempt may be made.
+            raise AssertionError(str(error)) from error
 
     async def _beat(self, lease: Lease) -> None:
         with cut_off(lease.connection, POSTGRES_ANSWER_TIMEOUT_S):

@@ -19,6 +19,7 @@ from app.actor import Actor, ActorStopped, AskTimeout, InboxFull
 from app.credits.operation import Done, IdMask, Order, Outcome, Refused, first_answer, outcome_of
 from app.db.keys import applied_channel, shard_keys, shard_tag
 from app.db.lua import load_script
+from app.db.redis import ScriptInterrupted
 from app.db.retry import TRANSIENT, delay_ms
 from app.turns import Turns
 
@@ -141,6 +142,8 @@ class Ledger(Actor[Order]):
                 size = self._isolate(chunk, error)
                 continue
             except (*TRANSIENT, redis.exceptions.RedisError) as error:
+                if isinstance(error, ScriptInterrupted):
+                    self.doubt()
                 log.warning("store away", extra={"shard": self._shard.number, "reason": f"{type(error).__name__}: {error}"})
                 await self._link.close()
                 await asyncio.sleep(delay_ms(attempt) / 1000)

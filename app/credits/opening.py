@@ -8,8 +8,6 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from redis.asyncio import Redis
-
 from app.audit.entry import RowSeal, genesis_hash
 from app.audit.keeper import Keeper
 from app.audit.log import Log, log_origin
@@ -23,16 +21,17 @@ from app.credits.account_reads import AccountReads
 from app.credits.book import Book
 from app.credits.ledger import Ledger
 from app.credits.operation import IdMask, events_of_item
-from app.credits.projection import CreditProjection
+from app.credits.projection import folds_of
 from app.credits.records import Records
 from app.credits.recovery import LedgerRecovery
 from app.credits.request import Fingerprints
 from app.credits.upkeep import Upkeep
+from app.db.keys import LIMITS_TAG, applied_channel, shard_tag
 from app.db.migrate import LedgerRow, found_ledger, migrate
 from app.db.pool_series import PoolSeries
 from app.db.pool_upkeep import PoolUpkeep
 from app.db.postgres import open_owner, open_pool, open_reader, open_session
-from app.db.redis import RedisLink, make_pool
+from app.db.redis import RedisLink, ping, subscribe
 from app.db.retry import TRANSIENT, delay_ms
 from app.db.statements import Statements
 
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
 
     from app.access.opening import Access
     from app.db.pool import Pool
+    from app.db.topology import Topology
     from app.metrics import Metrics
     from app.webhooks.opening import Webhooks
 
@@ -52,7 +52,7 @@ OPEN_POLL_S: Final = 0.01  # how often the start looks whether every shard is op
 class Stores(NamedTuple):
     """Where the data lives, and what this process needs to know to use it."""
 
-    redis_url: str
+    topology: Topology
     database_url: str
     owner_database_url: str
     pool_size: int
@@ -113,7 +113,6 @@ class Credits:
         self._task: asyncio.Task[None] | None = None
         self._pool: Pool | None = None
         self._pool_upkeep: PoolUpkeep | None = None
-        self._redis: Redis | None = None
         self._parts: list[_Parts] = []
         self._upkeep: Upkeep | None = None
         self.book: Book | None = None
@@ -165,8 +164,7 @@ class Credits:
         await asyncio.gather(*(parts.signer.stop() for parts in self._parts))
         await asyncio.gather(*(feed.stop() for parts in self._parts for feed in parts.feeds))
         await asyncio.gather(*(parts.keeper.stop() for parts in self._parts))
-        if self._redis is not None:
-            await self._redis.aclose()
+        await self.stores.topology.close()
         if self._pool_upkeep is not None:
             await self._pool_upkeep.stop()
         if self._pool is not None:
@@ -174,9 +172,7 @@ class Credits:
 
     async def ping(self) -> None:
         """Ask Redis for a PONG. Raises when it is away."""
-        if self._redis is None:
-            raise ConnectionError("not connected yet")
-        await self._redis.ping()
+        await ping(self.stores.topology, shard_tag(0))
 
     async def _open(self) -> None:
         attempt = 0
@@ -209,23 +205,24 @@ class Credits:
             connection.terminate()
 
     def _start_parts(self, row: LedgerRow, pool: Pool) -> None:
-        links = make_pool(self.stores.redis_url)
-        self._redis = Redis(connection_pool=links)
+        topology = self.stores.topology
         origins = {number: log_origin(row.origin, number) for number in range(row.shard_count)}
         keys = {number: signers_of(self._signing.seeds, origin) for number, origin in origins.items()}
         log_ = Log(pool, row.origin, {number: [one.verifier for one in signers] for number, signers in keys.items()})
         mask, seal, records = IdMask.of(row.ledger_id), RowSeal(self.stores.audit_key), Records(pool)
         for number in range(row.shard_count):
             shard = Shard(number, origins[number])
-            link = RedisLink(links)
+            tag = shard_tag(number)
+            link = RedisLink(topology, tag)
             decode = functools.partial(_decode, number, mask)
-            writer = Writer(shard, seal, CreditProjection(number), link, decode)
+            writer = Writer(shard, seal, folds_of, link, decode)
             keeper = Keeper(
                 shard, writer, LedgerRecovery(shard, writer, link),
-                lambda: open_session(self.stores.database_url), self._redis, self.stores.replica_name,
+                lambda: open_session(self.stores.database_url),
+                functools.partial(subscribe, topology, applied_channel(number)), self.stores.replica_name,
             )  # fmt: skip
-            ledger = Ledger(shard, writer, RedisLink(links), records, mask)
-            signer = ShardSigner(shard, log_, RedisLink(links), keys[number])
+            ledger = Ledger(shard, writer, RedisLink(topology, tag), records, mask)
+            signer = ShardSigner(shard, log_, RedisLink(topology, tag), keys[number])
             feeds = [WitnessFeed(shard, log_, signer, one, self._signing.post) for one in self._signing.witnesses]
             self._parts.append(_Parts(shard, writer, keeper, ledger, signer, feeds))
             self._watch(self._parts[-1])
@@ -245,7 +242,7 @@ class Credits:
         self.book.account_reads.start(self._on_crash)
         statements = Statements(pool)
         self._controls.access.open(
-            statements, lambda: open_session(self.stores.database_url), RedisLink(links), self._on_crash
+            statements, lambda: open_session(self.stores.database_url), RedisLink(topology, LIMITS_TAG), self._on_crash
         )
         self._controls.webhooks.open(statements, self._on_crash)
         self._pending = PendingEntries(statements, self.record)

@@ -47,20 +47,24 @@ def checkpoint_key(shard: int) -> str:
     return f"{shard_tag(shard)}checkpoint"
 
 
+LIMITS_TAG: Final = "{limits}:"  # all limits are in one slot, so that one script call checks many
+
+
 def limit_key(policy: str, name: str) -> str:
-    """Return the key of a rate limit's bucket. All are in one slot, so that one script call checks many."""
-    return f"{{limits}}:{policy}:{name}"
+    """Return the key of a rate limit's bucket."""
+    return f"{LIMITS_TAG}{policy}:{name}"
 
 
-LOCATOR_HEAD: Final = "{locator}:head"
-LOCATOR_INSTANCES: Final = "{locator}:instances"
-LOCATOR_BEATS: Final = "{locator}:beats"
-LOCATOR_CHANGES: Final = "{locator}:changes"
+LOCATOR_TAG: Final = "{locator}:"  # all of the registry is in one slot: one script call, one revision, one stream
+LOCATOR_HEAD: Final = f"{LOCATOR_TAG}head"
+LOCATOR_INSTANCES: Final = f"{LOCATOR_TAG}instances"
+LOCATOR_BEATS: Final = f"{LOCATOR_TAG}beats"
+LOCATOR_CHANGES: Final = f"{LOCATOR_TAG}changes"
 
 
 def locator_keys() -> tuple[str, ...]:
     """Return the keys that the registry's script names, in its order."""
     return (
-        LOCATOR_HEAD, LOCATOR_INSTANCES, LOCATOR_BEATS, "{locator}:tombstones", "{locator}:evicted",
-        "{locator}:replicas", LOCATOR_CHANGES,
+        LOCATOR_HEAD, LOCATOR_INSTANCES, LOCATOR_BEATS, f"{LOCATOR_TAG}tombstones", f"{LOCATOR_TAG}evicted",
+        f"{LOCATOR_TAG}replicas", LOCATOR_CHANGES,
     )  # fmt: skip

@@ -19,10 +19,13 @@ from app.db.gate import Gate, GateTimeout
 from app.db.response_times import ResponseTimes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from asyncpg.connection import LoggedQuery
 
 SIZE_MAX: Final = 200  # connections of one process; beyond this Postgres loses more than callers win
 IDLE_S: Final = 60.0  # a connection that nobody has used for so long is closed; pings keep one
+RELEASE_S: Final = 2.0  # giving a connection back asks nothing of the server, unless a statement is being cancelled
 HUNG_S: Final = 1.0  # a statement that its caller gives up after so long is a fault; before, it says nothing
 # A probe harms nobody here, and callers try again for 0.3 s: so open only for moments, and find out often.
 POLICY: Final = BreakerPolicy(open_s=0.1, open_max_s=1.0, probe_lease_s=3.0, quiet_s=10.0)
@@ -44,17 +47,18 @@ class PoolAway(ConnectionError):
     """Postgres has failed several times in a row: not asked again until the time is over."""
 
 
-class Held:
-    """A connection in use: since when, and by which task."""
+class Loan:
+    """A connection in use: by which task, and since when."""
 
-    __slots__ = ("reported", "since_s", "task")
+    __slots__ = ("connection", "probe", "reported", "since_s", "task")
 
-    def __init__(self) -> None:
-        """The running task takes it now."""
-        self.since_s: Final = time.monotonic()
-        task = asyncio.current_task()
-        self.task: Final = task.get_name() if task else "no task"
-        self.reported = False
+    def __init__(self, since_s: float, *, probe: bool) -> None:
+        """The running task takes it; there may be no connection yet."""
+        self.connection: Any = None
+        self.since_s: Final = since_s
+        self.task: Final = asyncio.current_task()
+        self.probe: Final = probe  # the first call after the breaker was open
+        self.reported = False  # as not given back
 
 
 class Pool:
@@ -66,7 +70,7 @@ class Pool:
         self.size_min: Final = size
         self.times: Final = ResponseTimes()
         self.breaker: Final = Breaker("postgres", POLICY)
-        self.held: Final[set[Held]] = set()
+        self.loans: Final[set[Loan]] = set()
         self.acquired = 0
         self.connected = 0  # connections opened since the start
         self.demoted = False
@@ -87,35 +91,37 @@ class Pool:
         )  # fmt: skip
         return self
 
+    async def rows(self, timeout_s: float, sql: str, values: Sequence[Any]) -> list[asyncpg.Record]:
+        """Return all rows of one statement. A connection is waited for at most `timeout_s`, the statement is not limited.
+
+        The connection is dropped, not reused, after anything but an error of Postgres: it may still be busy.
+        Raises GateTimeout, PoolAway, what connecting raises, and what the statement raises.
+        """
+        loan = await self._lend(timeout_s)
+        started_s = time.monotonic()
+        try:
+            rows: list[asyncpg.Record] = await loan.connection.fetch(sql, *values)
+        except BaseException as error:
+            await self._take_back(loan, error)
+            raise
+        finally:
+            self.times.take(sql, time.monotonic() - started_s)
+        await self._take_back(loan, None)
+        return rows
+
     @asynccontextmanager
     async def connection(self, timeout_s: float) -> AsyncIterator[asyncpg.Connection[Any]]:
-        """Lend a connection for the block; waiting for it takes at most `timeout_s`, the work inside is not limited.
-
-        It is dropped, not reused, when the block raises anything but an error of Postgres: it may still be busy.
-        Raises GateTimeout, PoolAway, or what connecting raises.
-        """
-        started_s = time.monotonic()
-        if not self.breaker.admits(started_s):
-            raise PoolAway("Postgres is away")
-        await self.gate.enter(timeout_s)
-        held = Held()
-        admission = self.breaker.admit(held.since_s)
-        if admission is Admission.REFUSED:  # it was given up while this caller waited
-            self.gate.leave()
-            raise PoolAway("Postgres is away")
-        probe = admission is Admission.PROBE
-        self.held.add(held)
+        """Lend a connection for a block of statements, under the same conditions and with the same errors as `rows`."""
+        loan = await self._lend(timeout_s)
+        connection = loan.connection
+        connection.add_query_logger(self._take_time)
         try:
-            async with self._borrowed(timeout_s - (held.since_s - started_s)) as connection:
-                yield connection
+            yield connection
         except BaseException as error:
-            self._learn(error, held.since_s, probe=probe)
+            await self._take_back(loan, error)
             raise
-        else:
-            self.breaker.record(time.monotonic(), ok=True, probe=probe)
-        finally:
-            self.held.discard(held)
-            self.gate.leave()
+        connection.remove_query_logger(self._take_time)
+        await self._take_back(loan, None)
 
     async def ping(self, timeout_s: float) -> float:
         """Ask whether writes are taken; returns seconds. When they are not, all connections are dropped.
@@ -161,40 +167,62 @@ class Pool:
         if self._connections is not None:
             self._connections.terminate()
 
-    @asynccontextmanager
-    async def _borrowed(self, timeout_s: float) -> AsyncIterator[asyncpg.Connection[Any]]:
-        assert self._connections is not None
-        pool = self._connections
-        connection: Any = await pool.acquire(timeout=max(timeout_s, 0.0))
-        self.acquired += 1
+    async def _lend(self, timeout_s: float) -> Loan:
+        started_s = time.monotonic()
+        if not self.breaker.admits(started_s):
+            raise PoolAway("Postgres is away")
+        await self.gate.enter(timeout_s)
+        now_s = time.monotonic()
+        admission = self.breaker.admit(now_s)
+        if admission is Admission.REFUSED or self._connections is None:  # it was given up while this caller waited
+            self.gate.leave()
+            raise PoolAway("Postgres is away")
+        loan = Loan(now_s, probe=admission is Admission.PROBE)
+        self.loans.add(loan)
         try:
-            yield connection
+            loan.connection = await self._connections.acquire(timeout=max(timeout_s - (now_s - started_s), 0.0))
         except BaseException as error:
-            if not isinstance(error, asyncpg.PostgresError):
-                # Giving it back would wait for the server, which may be what does not answer.
-                connection.terminate()
+            await self._take_back(loan, error)
             raise
-        finally:
-            await pool.release(connection, timeout=timeout_s)
+        self.acquired += 1
+        return loan
 
-    def _learn(self, error: BaseException, since_s: float, *, probe: bool) -> None:
+    async def _take_back(self, loan: Loan, error: BaseException | None) -> None:
+        """End a loan, and tell the breaker how it went."""
+        try:
+            if error is None:
+                self.breaker.record(time.monotonic(), ok=True, probe=loan.probe)
+            else:
+                self._learn(error, loan)
+            if loan.connection is not None and self._connections is not None:
+                if error is not None and not isinstance(error, asyncpg.PostgresError):
+                    # Giving it back would wait for the server, which may be what does not answer.
+                    loan.connection.terminate()
+                await self._connections.release(loan.connection, timeout=RELEASE_S)
+        finally:
+            self.loans.discard(loan)
+            self.gate.leave()
+
+    def _learn(self, error: BaseException, loan: Loan) -> None:
         """Tell the breaker what an error says of the server; one of the caller's own making says nothing."""
         now_s = time.monotonic()
-        given_up = isinstance(error, asyncio.CancelledError) and now_s - since_s >= HUNG_S
+        given_up = isinstance(error, asyncio.CancelledError) and now_s - loan.since_s >= HUNG_S
         # A value that cannot be sent is the caller's, and so is waiting for a second connection inside the block.
         callers_own = isinstance(error, ValueError | GateTimeout | PoolAway)
         if given_up or (isinstance(error, FAULTS) and not callers_own):
             self.demoted = self.demoted or isinstance(error, asyncpg.ReadOnlySQLTransactionError)
-            self.breaker.record(now_s, ok=False, probe=probe)
+            self.breaker.record(now_s, ok=False, probe=loan.probe)
         elif isinstance(error, asyncpg.PostgresError):
-            self.breaker.record(now_s, ok=True, probe=probe)
-        elif probe:
+            self.breaker.record(now_s, ok=True, probe=loan.probe)
+        elif loan.probe:
             self.breaker.cancel_probe()
 
-    async def _prepare(self, connection: asyncpg.Connection[Any]) -> None:
+    def _take_time(self, query: LoggedQuery) -> None:
+        self.times.take(query.query, query.elapsed)
+
+    async def _prepare(self, _connection: asyncpg.Connection[Any]) -> None:
         self.connected += 1
         self.demoted = False
-        connection.add_query_logger(self.times.take)
 
 
 async def _no_reset(_connection: asyncpg.Connection[Any]) -> None:

@@ -81,8 +81,8 @@ class PoolUpkeep:
             await asyncio.sleep(LOOK_S)
             try:
                 await self.look()
-            except (*FAULTS, asyncpg.PostgresError) as error:
-                log.warning("postgres pool upkeep failed", extra={"reason": type(error).__name__})
+            except Exception as error:  # noqa: BLE001 - whatever it was, the pool has to be looked after further on
+                log.warning("postgres pool upkeep failed", extra={"reason": f"{type(error).__name__}: {error}"})
 
     async def _ping(self, now_s: float) -> None:
         pool = self._pool
@@ -130,10 +130,9 @@ class PoolUpkeep:
         self._grown_s = now_s
 
     def _report_kept(self, now_s: float) -> None:
-        for held in self._pool.held:
-            if not held.reported and now_s - held.since_s > KEPT_S:
-                held.reported = True
+        for loan in self._pool.loans:
+            if not loan.reported and now_s - loan.since_s > KEPT_S:
+                loan.reported = True
                 self.kept += 1
-                log.error(
-                    "a connection was not given back", extra={"task": held.task, "seconds": round(now_s - held.since_s)}
-                )
+                task = loan.task.get_name() if loan.task else "no task"
+                log.error("a connection was not given back", extra={"task": task, "seconds": round(now_s - loan.since_s)})

@@ -50,8 +50,7 @@ async def open_pool(database_url: str, size: int) -> Pool:
 
 async def read_rows(pool: Pool, timeout_s: float, sql: str, values: Sequence[Any]) -> list[asyncpg.Record]:
     """Return all rows of one statement over a connection of the pool, which is waited for at most `timeout_s`."""
-    async with pool.connection(timeout_s) as connection:
-        return await connection.fetch(sql, *values)
+    return await pool.rows(timeout_s, sql, values)
 
 
 async def open_session(database_url: str) -> asyncpg.Connection[Any]:

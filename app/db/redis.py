@@ -1,52 +1,52 @@
-"""One connection to Redis that carries money scripts, and never repeats one by itself."""
+"""One connection to Redis that carries scripts, and never repeats one by itself."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.asyncio import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, ResponseError
+from redis.asyncio import Redis
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MovedError,
+    NoScriptError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
+
+from app.db.topology import CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from redis.asyncio.client import PubSub
     from redis.asyncio.connection import AbstractConnection
 
     from app.db.lua import Script
+    from app.db.topology import Topology
 
-CONNECT_TIMEOUT_S: Final = 1.0
 # A batch takes about 10 ms. Beyond this the server or the network is stuck, and callers are told within 2 s.
 ANSWER_TIMEOUT_S: Final = 1.5
+_NON_LOCAL: Final = "non local key"  # what a Redis Cluster says when a script meets a key that has left for another server
 
 
-def make_pool(redis_url: str) -> ConnectionPool:
-    """Return the settings of every Redis connection: no client-side retries, bytes in and out.
+class KeysElsewhere(ConnectionError):
+    """The keys live on another server, or are on their way there: nothing was done. The next `open` finds them."""
 
-    Waits are bounded by whoever sends. The library's own time limit wraps every send in a task, which costs a task
-    and, on Python 3.11, can swallow a cancellation.
 
-    redis_url: redis://, rediss:// or unix://. Raises ValueError for anything else.
-    """
-    return ConnectionPool.from_url(
-        redis_url,
-        retry=Retry(NoBackoff(), 0),
-        retry_on_error=[],
-        socket_connect_timeout=CONNECT_TIMEOUT_S,
-        socket_timeout=None,
-        health_check_interval=0,
-        protocol=2,
-    )
+class ScriptInterrupted(KeysElsewhere):
+    """Keys left for another server of the Cluster while a script ran: it may have written a part."""
 
 
 class RedisLink:
     """One connection, used by one task at a time. After any error it is closed: nothing is sent twice."""
 
-    def __init__(self, pool: ConnectionPool) -> None:
-        """The connection is opened by `open`, not here."""
-        self._pool = pool
+    def __init__(self, topology: Topology, tag: str) -> None:
+        """`tag` begins every key that the link is used for. The connection is opened by `open`, not here."""
+        self._topology = topology
+        self._tag = tag
         self._connection: AbstractConnection | None = None
 
     @property
@@ -55,15 +55,17 @@ class RedisLink:
         return self._connection is not None
 
     async def open(self) -> str:
-        """Connect and return the server's run_id: which incarnation of Redis this is."""
+        """Connect to where the keys live now and return that server's run_id: which incarnation of Redis it is."""
         await self.close()
-        connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
+        pool = await self._topology.pool(self._tag)
+        connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await connection.connect()  # type: ignore[no-untyped-call]
             self._connection = connection
             info: bytes = await self.command("INFO", "server")
         except BaseException:
+            self._topology.outdate()
             self._connection = None
             await connection.disconnect(nowait=True)
             raise
@@ -79,7 +81,10 @@ class RedisLink:
             await connection.disconnect(nowait=True)
 
     async def command(self, *words: str | int | bytes) -> Any:
-        """Send one command and return its answer. Any error closes the link, except an error reply."""
+        """Send one command and return its answer. Any error closes the link, except an error reply.
+
+        Raises KeysElsewhere, with the link closed, for the replies by which a server says that it is the wrong one.
+        """
         connection = self._connection
         if connection is None:
             raise ConnectionError("the link to Redis is closed")
@@ -87,9 +92,15 @@ class RedisLink:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 await connection.send_command(*words)
                 return await connection.read_response()
-        except ResponseError:
-            raise
+        except ResponseError as error:
+            elsewhere = _elsewhere(error)
+            if elsewhere is None:
+                raise
+            self._topology.outdate()
+            await self.close()
+            raise elsewhere from error
         except BaseException:
+            self._topology.outdate()
             await self.close()
             raise
 
@@ -102,3 +113,32 @@ class RedisLink:
             return await self.command("EVALSHA", script.sha, len(keys), *keys, *words)
         except NoScriptError:
             return await self.command("EVAL", script.text, len(keys), *keys, *words)
+
+
+def _elsewhere(error: ResponseError) -> KeysElsewhere | None:
+    """Return what an error reply means for a link, None when it says nothing about where keys live."""
+    if isinstance(error, MovedError | AskError | TryAgainError | ClusterDownError | ReadOnlyError):
+        return KeysElsewhere(str(error))
+    return ScriptInterrupted(str(error)) if _NON_LOCAL in str(error) else None
+
+
+async def ping(topology: Topology, tag: str) -> None:
+    """Ask the server that keys with this hash tag live on for a PONG. Raises when it is away."""
+    await Redis(connection_pool=await topology.pool(tag)).ping()
+
+
+async def subscribe(topology: Topology, channel: str) -> PubSub:
+    """Return a subscription to a channel, at the server that its hash tag belongs to. Close it with `aclose`.
+
+    A published message reaches the subscribers of every server of a Redis Cluster; the tag only spreads them.
+    """
+    client = Redis(connection_pool=await topology.pool(channel))
+    messages = client.pubsub(ignore_subscribe_messages=True)
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await messages.subscribe(channel)
+    except BaseException:
+        topology.outdate()
+        await messages.aclose()  # type: ignore[no-untyped-call]
+        raise
+    return messages

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from asyncpg.connection import LoggedQuery
+from typing import Final
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +25,16 @@ class ResponseTimes:
         self._seen = list(self.counts)
         self._logged = 0
 
-    def take(self, query: LoggedQuery) -> None:
-        """Count one statement; the callback of `Connection.add_query_logger`."""
-        self.counts[bisect_left(BOUNDS_S, query.elapsed)] += 1
-        self.sum_s += query.elapsed
-        if query.elapsed > SLOW_S:
+    def take(self, text: str, elapsed_s: float) -> None:
+        """Count one statement that has ended, whether it succeeded or not."""
+        self.counts[bisect_left(BOUNDS_S, elapsed_s)] += 1
+        self.sum_s += elapsed_s
+        if elapsed_s > SLOW_S:
             self.slow += 1
             self._logged += 1
             if self._logged <= SLOW_LOGGED_MAX:
-                text = " ".join(query.query.split())[:TEXT_MAX]
-                log.warning("slow statement", extra={"ms": round(query.elapsed * 1000, 1), "statement": text})
+                words = {"ms": round(elapsed_s * 1000, 1), "statement": " ".join(text.split())[:TEXT_MAX]}
+                log.warning("slow statement", extra=words)
 
     def look(self) -> float:
         """Return the 95th percentile since the last look, in seconds: the upper bound of its bucket; 0 for none."""

@@ -12,7 +12,8 @@ import msgspec
 import redis.exceptions
 
 from app.actor import ActorStopped, AskTimeout, InboxFull
-from app.db.redis import RedisLink, make_pool
+from app.db.keys import LOCATOR_TAG
+from app.db.redis import RedisLink
 from app.db.retry import TRANSIENT
 from app.locator.checks import Checks
 from app.locator.directory import Directory, Roster
@@ -29,9 +30,8 @@ from app.web.problems import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from redis.asyncio import ConnectionPool
-
     from app.breaker import BreakerState
+    from app.db.topology import Topology
     from app.locator.instance import Instance
     from app.locator.record import Record, Registered
     from app.locator.target import IPNetwork
@@ -78,18 +78,16 @@ class Locator:
         self.upkeep: Upkeep | None = None
         self.checks: Checks | None = None
         self._check_networks = tuple(check_networks)
-        self._pool: ConnectionPool | None = None
         self._reaping: asyncio.TimerHandle | None = None
         metrics.registry.register(self.series)
 
-    def start(self, redis_url: str, on_crash: Callable[[BaseException], None]) -> None:
+    def start(self, topology: Topology, on_crash: Callable[[BaseException], None]) -> None:
         """Begin to follow the registry in Redis; reads go on with what is known whenever it is away."""
-        pool = self._pool = make_pool(redis_url)
-        registry = Registry(
-            self.directory, RedisLink(pool), self.replica, clock_s=self.clock_s, on_forgotten=self._read_again
-        )
+        link = RedisLink(topology, LOCATOR_TAG)
+        registry = Registry(self.directory, link, self.replica, clock_s=self.clock_s, on_forgotten=self._read_again)
         self.registry = registry
-        self.feed = Feed(registry, RedisLink(pool), clock_s=self.clock_s, on_handed=self._take_report)
+        link = RedisLink(topology, LOCATOR_TAG)
+        self.feed = Feed(registry, link, clock_s=self.clock_s, on_handed=self._take_report)
         self.checks = Checks(registry, self._check_networks, clock_s=self.clock_s)
         self.upkeep = Upkeep(registry, self.feed, clock_s=self.clock_s, also=self.checks.tick)
         registry.start(on_crash)
@@ -105,8 +103,6 @@ class Locator:
         for part in (self.checks, self.upkeep, self.feed, self.registry):
             if part is not None:
                 await part.stop()
-        if self._pool is not None:
-            await self._pool.disconnect()
 
     @property
     def warm(self) -> bool:

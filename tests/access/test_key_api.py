@@ -14,8 +14,9 @@ from app.access.opening import Access
 from app.access.scope import Key
 from app.access.table import Denial
 from app.db.postgres import open_session
-from app.db.redis import RedisLink, make_pool
+from app.db.redis import RedisLink
 from app.db.statements import Statements
+from app.db.topology import make_topology
 from app.web.connections import ConnectionLimits, EdgeRunner
 from app.web.docs import reference_routes
 from app.web.edge import set_up, unauthorized
@@ -70,7 +71,7 @@ async def client(access: Access) -> AsyncIterator[Client]:
 @pytest.fixture
 async def opened(access: Access, statements: Statements, database_url: str, redis_url: str) -> AsyncIterator[Access]:
     faults: list[BaseException] = []
-    access.open(statements, lambda: open_session(database_url), RedisLink(make_pool(redis_url)), faults.append)
+    access.open(statements, lambda: open_session(database_url), RedisLink(make_topology(redis_url), "{t}:"), faults.append)
     yield access
     await access.close()
     assert faults == []

@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 from app.access import limits as limits_module
 from app.access.bucket import UNITS, Bucket, Decision
 from app.access.limits import LOCAL_MAX, Limits, LocalShare
-from app.db.redis import RedisLink, make_pool
+from app.db.redis import RedisLink
+from app.db.topology import make_topology
 from tests.access.conftest import until
 from tests.stores import PrivateRedis
 
@@ -22,7 +23,7 @@ RUINED: list[BaseException] = []
 
 
 async def started(url: str, share: float = 1.0) -> Limits:
-    limits = Limits(RedisLink(make_pool(url)), share=lambda: share)
+    limits = Limits(RedisLink(make_topology(url), "{t}:"), share=lambda: share)
     limits.start(RUINED.append)
     return limits
 

@@ -9,8 +9,9 @@ from app.access.calls import KeyRate, NewKey
 from app.access.opening import Access
 from app.access.scope import ROOT, Key
 from app.db.postgres import open_session
-from app.db.redis import RedisLink, make_pool
+from app.db.redis import RedisLink
 from app.db.statements import Statements
+from app.db.topology import make_topology
 from app.web.problems import Problem
 from tests.access.conftest import until
 
@@ -28,7 +29,7 @@ async def test_a_key_lives_from_its_making_to_its_end(statements: Statements, da
     access = Access("the root key", record)
     read, write = access.gate.entrance(*READ), access.gate.entrance(*WRITE)
     early = read("Bearer the root key", lambda: None), read("Bearer shx_live_x", lambda: None)
-    access.open(statements, lambda: open_session(database_url), RedisLink(make_pool(redis_url)), faults.append)
+    access.open(statements, lambda: open_session(database_url), RedisLink(make_topology(redis_url), "{t}:"), faults.append)
     assert access.store is not None
     assert access.limits is not None
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import Redis
 
 from app.audit.checkpoint import Opened, open_checkpoint
 from app.audit.entry import Event
@@ -17,7 +17,8 @@ from app.audit.shard import Shard
 from app.audit.signer import ShardSigner
 from app.db.pool import Pool
 from app.db.postgres import open_pool
-from app.db.redis import RedisLink, make_pool
+from app.db.redis import RedisLink
+from app.db.topology import Topology, make_topology
 from tests.audit.chain import ORIGIN, make_chain
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class LogHouse:
     database: LedgerDatabase
     pool: Pool
     redis: Redis
-    links: ConnectionPool
+    links: Topology
     log: Log
     shard: Shard
     leaves: list[bytes] = field(default_factory=list)
@@ -45,7 +46,7 @@ class LogHouse:
 
     def signer(self, *keys: Signer, shard: Shard | None = None) -> ShardSigner:
         """Return a signer as a process has after its start; KEY is the key if none is named."""
-        self.signers.append(ShardSigner(shard or self.shard, self.log, RedisLink(self.links), keys or (KEY,)))
+        self.signers.append(ShardSigner(shard or self.shard, self.log, RedisLink(self.links, "{t}:"), keys or (KEY,)))
         return self.signers[-1]
 
     async def write(self, events: Sequence[Event]) -> None:
@@ -78,8 +79,8 @@ class LogHouse:
 async def log_house(database: LedgerDatabase, redis_url: str) -> AsyncIterator[LogHouse]:
     """A house without a ledger in it yet."""
     pool = await open_pool(database.url, 3)
-    links = make_pool(redis_url)
-    redis = Redis(connection_pool=links)
+    links = make_topology(redis_url)
+    redis = Redis.from_url(redis_url)
     shard = Shard(0, LOG_ORIGIN)
     shard.leading, shard.epoch = True, EPOCH
     house = LogHouse(database, pool, redis, links, Log(pool, ORIGIN, read_timeout_s=BUSY_TIMEOUT_S), shard)
@@ -89,5 +90,5 @@ async def log_house(database: LedgerDatabase, redis_url: str) -> AsyncIterator[L
         for signer in house.signers:
             await signer.stop()
         await redis.aclose()
-        await links.disconnect()
+        await links.close()
         pool.terminate()

@@ -17,10 +17,11 @@ from app.audit.shard import Shard
 from app.audit.writer import Fenced, Lease, RedisForgot, Writer
 from app.clock import now_ms
 from app.credits.operation import events_of_item
-from app.credits.projection import CreditProjection
+from app.credits.projection import folds_of
 from app.db.keys import shard_keys
 from app.db.postgres import open_session
-from app.db.redis import RedisLink, make_pool
+from app.db.redis import RedisLink
+from app.db.topology import make_topology
 from tests.audit.chain import ORIGIN, SEAL, Book, mixed_events
 from tests.audit.conftest import LedgerDatabase
 from tests.credits.ledger_house import house_of
@@ -69,10 +70,10 @@ async def desk(database: LedgerDatabase, redis_url: str) -> AsyncIterator[Desk]:
         )  # fmt: skip
     shard = Shard(NUMBER, ORIGIN)
     shard.learn(GENERATION, "run", -1)
-    link = RedisLink(make_pool(redis_url))
+    link = RedisLink(make_topology(redis_url), "{t}:")
     await link.open()
     decode = functools.partial(_decode, NUMBER)
-    writer = Writer(shard, SEAL, CreditProjection(NUMBER), link, decode)
+    writer = Writer(shard, SEAL, folds_of, link, decode)
     writer.stand_at(-1, GENESIS)
     connection = await open_session(database.url)
     lease = Lease(connection, EPOCH, asyncio.get_running_loop().create_future())
@@ -365,3 +366,19 @@ async def test_entry_hash_is_what_ledger_shards_keeps(desk: Desk) -> None:
     await desk.writer.commit(desk.lease, [event])
 
     assert await desk.head() == (0, entry_hash(entry_bytes(event, GENESIS)))
+
+
+async def test_a_reservation_that_ends_without_being_open_in_postgres_stops_the_writer(desk: Desk) -> None:
+    book = Book()
+    book.account("t1").details = f'{{"created_at_ms":{now_ms()},"settings":{{}}}}'
+    book.topup("t1", 100)
+    held = book.reserve("t1", 10)
+    book.commit(held, 10)
+    events = in_shard(book.events)
+    await desk.writer.commit(desk.lease, events[:3])
+    await desk.database.session.execute("UPDATE credit_reservations SET status = 'expired'")
+
+    with pytest.raises(AssertionError, match="1 reservations ended in the chain, but 0 of them were open"):
+        await desk.writer.commit(desk.lease, events[3:])
+
+    assert (await desk.head())[0] == 2

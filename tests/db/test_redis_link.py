@@ -9,7 +9,8 @@ import pytest
 import redis.exceptions
 
 from app.db.lua import Script, load_script
-from app.db.redis import ANSWER_TIMEOUT_S, RedisLink, make_pool
+from app.db.redis import ANSWER_TIMEOUT_S, RedisLink
+from app.db.topology import make_topology
 from tests.credits.ledger_house import LedgerHouse
 
 COUNT = Script("count", "return redis.call('INCRBY', KEYS[1], ARGV[1])", "")
@@ -22,7 +23,7 @@ def url(house: LedgerHouse) -> str:
 
 @pytest.fixture
 async def link(url: str) -> AsyncIterator[RedisLink]:
-    link = RedisLink(make_pool(url))
+    link = RedisLink(make_topology(url), "{t}:")
     await link.open()
     await link.command("FLUSHDB")
     yield link
@@ -66,7 +67,7 @@ async def test_an_error_reply_leaves_the_link_open(link: RedisLink) -> None:
 
 
 async def test_a_cancelled_command_closes_the_link_so_that_no_answer_is_taken_for_another(link: RedisLink, url: str) -> None:
-    other = RedisLink(make_pool(url))
+    other = RedisLink(make_topology(url), "{t}:")
     await other.open()
     waiting = asyncio.create_task(link.command("BLPOP", "nothing", 1))
     while b"cmd=blpop" not in await other.command("CLIENT", "LIST"):
@@ -96,7 +97,7 @@ async def test_a_server_that_is_silent_closes_the_link_in_time(link: RedisLink) 
 
 async def test_a_killed_connection_is_an_error_and_nothing_is_sent_again(link: RedisLink, url: str) -> None:
     identifier = await link.command("CLIENT", "ID")
-    other = RedisLink(make_pool(url))
+    other = RedisLink(make_topology(url), "{t}:")
     await other.open()
     await other.command("CLIENT", "KILL", "ID", identifier)
 
@@ -109,7 +110,7 @@ async def test_a_killed_connection_is_an_error_and_nothing_is_sent_again(link: R
 
 
 async def test_nobody_there_is_an_error_that_passes(url: str) -> None:
-    link = RedisLink(make_pool(url.replace("redis.sock", "nobody.sock")))
+    link = RedisLink(make_topology(url.replace("redis.sock", "nobody.sock")), "{t}:")
 
     with pytest.raises((redis.exceptions.ConnectionError, OSError)):
         await link.open()
@@ -118,4 +119,4 @@ async def test_nobody_there_is_an_error_that_passes(url: str) -> None:
 
 def test_a_url_of_another_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="scheme"):
-        make_pool("http://localhost")
+        make_topology("http://localhost")

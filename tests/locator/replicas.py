@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from typing import Any, Final
 
+from app.db.topology import Topology, make_topology
 from app.locator.directory import Roster
 from app.locator.instance import Instance, State
 from app.locator.opening import Locator
@@ -39,10 +40,12 @@ class Replica(Locator):
         self.clock: Final = Clock()
         super().__init__([ip_network("127.0.0.0/8")], Metrics(), clock_s=self.clock)
         self.crashes: list[BaseException] = []
+        self.topology: Topology | None = None
 
     async def open(self, redis_url: str) -> None:
         """Start, and wait until the registry has been read."""
-        self.start(redis_url, self.crashes.append)
+        self.topology = make_topology(redis_url)
+        self.start(self.topology, self.crashes.append)
         await eventually(lambda: self.warm)
 
     def state(self, service: str, id_: str) -> State | None:
@@ -102,3 +105,5 @@ async def replicas(redis_url: str, count: int) -> AsyncIterator[list[Replica]]:
     finally:
         for one in made:
             await one.stop()
+            if one.topology is not None:
+                await one.topology.close()

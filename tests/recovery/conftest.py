@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from recovery_house import House
+from recovery_house import CAUGHT_TRANSFER_WEIGHT, TRANSFER_WEIGHT, House
 from recovery_scene import Scene
 from stall_proxy import StallProxy
 from stores import PrivatePostgres, run_apart, running_postgres, running_redis
@@ -87,7 +87,10 @@ class Houses:
             # One house logs in as the restricted role, the others as an owner who is a superuser: both are in use.
             run_apart(self._postgres.allow_login(APP_ROLE))
             restricted_url = self._postgres.url(url.partition("?")[0].rpartition("/")[2], APP_ROLE)
-        house = House(root, self._postgres, redis, url, shards=shards, proxies=proxies, restricted_url=restricted_url)
+        house = House(
+            root, self._postgres, redis, url, shards=shards, proxies=proxies, restricted_url=restricted_url,
+            transfer_weight=CAUGHT_TRANSFER_WEIGHT if shards > 1 else TRANSFER_WEIGHT,
+        )  # fmt: skip
         stack.callback(house.kill_servers)
         return house, stack
 

@@ -14,6 +14,7 @@ from recovery_load import Load
 from recovery_operations import Operation, Plan
 from recovery_proof import LedgerState, Proof, fold
 from redis.asyncio import Redis
+from redis_groups import PrivateCluster
 from server import ShieldxServer
 from stall_proxy import StallProxy
 from stores import PrivatePostgres, PrivateRedis
@@ -25,7 +26,8 @@ ORDINARY_TENANTS: Final = 24
 OPENING_BALANCE: Final = 3_000
 REPLAYS: Final = 300  # of one load: about half of its answers
 EARLIER_PART: Final = 5
-TRANSFER_WEIGHTS: Final = (8, 60)  # in one shard; in several, where some are to be caught half-way
+TRANSFER_WEIGHT: Final = 8  # among the operations of a load
+CAUGHT_TRANSFER_WEIGHT: Final = 60  # where some transfers over shards are to be caught half-way
 QUIET_TIMEOUT_S: Final = 15.0
 SWEEP_TIMEOUT_S: Final = 30.0  # a transfer counts as stalled after 5 s, and one look takes a second
 AOF_SAMPLE_S: Final = 0.02
@@ -39,16 +41,18 @@ class House:
         self,
         directory: Path,
         postgres: PrivatePostgres,
-        redis: PrivateRedis,
+        redis: PrivateRedis | PrivateCluster,
         database_url: str,
         *,
         shards: int = 1,
         proxies: Mapping[str, StallProxy] | None = None,
         restricted_url: str = "",
+        transfer_weight: int = TRANSFER_WEIGHT,
     ) -> None:
         """`database_url` is the owner's, which also checks, always on the direct way.
 
         proxies         stand between the servers and "redis" and "postgres"
+        transfer_weight how many of the operations of a load are transactions over several tenants
         restricted_url  what servers get besides the owner's URL, if they are to run as the restricted role
         """
         self.directory: Final = directory
@@ -65,6 +69,7 @@ class House:
             database = database_url.partition("?")[0].rpartition("/")[2]
             self._redis_url = f"redis://127.0.0.1:{proxies['redis'].port}/0"
             self._server_database_url = f"postgresql://postgres@127.0.0.1:{proxies['postgres'].port}/{database}"
+        self._transfer_weight = transfer_weight
         self._journal: list[Operation] = []
         self._loads = 0
         self._aof_sizes: list[tuple[float, int]] = []
@@ -102,7 +107,7 @@ class House:
         self._loads += 1
         label = f"load{self._loads}-{seed:08x}"
         tenants = [f"{label}-{'hot' if i == 0 else i}" for i in range(ORDINARY_TENANTS + 1)]
-        plan = Plan(seed, label, tenants, TRANSFER_WEIGHTS[self.shards > 1])
+        plan = Plan(seed, label, tenants, self._transfer_weight)
         load = Load(self.servers, plan, seed, clients=clients)
         await load.connect()
         opening = plan.opening(OPENING_BALANCE)
@@ -180,7 +185,7 @@ class House:
     async def _quiet_state(self) -> tuple[LedgerState, dict[str, int], Fingerprints]:
         """Read Postgres and Redis at one moment, and hold both against the fold of the chain."""
         session = await asyncpg.connect(self.database_url)
-        redis = Redis.from_url(self.redis.url, decode_responses=True)
+        redis = self.redis.client()
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + QUIET_TIMEOUT_S
         try:
