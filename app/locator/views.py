@@ -30,20 +30,28 @@ class Views:
 
         `values` must not change meanwhile: give a snapshot's.
         """
-        kept = self._kept.get(subject)
-        if kept is not None and kept[0] == revision:
-            self._kept.move_to_end(subject)
-            return kept[1]
+        kept = self.kept(subject, revision)
+        if kept is not None:
+            return kept
         parts: list[bytes] = []
         for number, value in enumerate(values, 1):
             parts.append(_encode(make(value)))
             if number % SLICE == 0:
                 await asyncio.sleep(0)
         body = b"[" + b",".join(parts) + b"]"
-        self._keep(subject, revision, body)
+        self.keep(subject, revision, body)
         return body
 
-    def _keep(self, subject: Hashable, revision: int, body: bytes) -> None:
+    def kept(self, subject: Hashable, revision: int) -> bytes | None:
+        """Return the body of a subject, if it is the one of this revision."""
+        found = self._kept.get(subject)
+        if found is None or found[0] != revision:
+            return None
+        self._kept.move_to_end(subject)
+        return found[1]
+
+    def keep(self, subject: Hashable, revision: int, body: bytes) -> None:
+        """Keep a body; the ones that were asked for longest ago give way."""
         before = self._kept.pop(subject, None)
         if before is not None:
             self._size_bytes -= len(before[1])

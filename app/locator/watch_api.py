@@ -26,6 +26,7 @@ WAIT_DEFAULT_S: Final = 60
 JITTER_SHARE: Final = 1 / 16  # added to the wait at random, so that polls that began together do not end together
 PING_S: Final = 15.0  # proxies close streams that are silent for a minute
 WRITE_TIMEOUT_S: Final = 10.0  # a client that has not read for so long is dropped; it resumes with Last-Event-ID
+PART_BYTES: Final = 32 * 1024  # of a large event: half of what a transport holds before the writer waits
 CHANGES_MAX: Final = 1_000  # instances in one change; beyond, the whole service is sent
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -69,22 +70,30 @@ async def _stream(request: Request, locator: Locator, name: str) -> Handled:
     await response.prepare(source)
     seen = -1 if given is None else int(given)
     try:
-        async with asyncio.timeout(WRITE_TIMEOUT_S):
-            await response.write(b"retry: 1000\n\n")
+        await _send(response, b"retry: 1000\n\n")
         while not locator.watches.closing:
             service = locator.directory.get(name)
             if service is not None and service.snapshot.revision != seen:
                 event, seen = await event_since(locator, service, seen)
             else:
                 event = b": still here\n\n"
-            async with asyncio.timeout(WRITE_TIMEOUT_S):
-                await response.write(event)
+            await _send(response, event)
             service = locator.directory.get(name)
             if service is None or service.snapshot.revision == seen:
                 await locator.watches.wait(name, PING_S)
     except TimeoutError:
         _drop(source)
     return response
+
+
+async def _send(response: web.StreamResponse, event: bytes) -> None:
+    """Write an event no faster than it is read: a slow client holds one part of it, and not a copy of the whole.
+
+    Raises TimeoutError when nothing of a part can be written for WRITE_TIMEOUT_S.
+    """
+    for start in range(0, len(event), PART_BYTES):
+        async with asyncio.timeout(WRITE_TIMEOUT_S):
+            await response.write(event[start : start + PART_BYTES])
 
 
 def _drop(source: web.Request) -> None:
@@ -101,13 +110,21 @@ async def event_since(locator: Locator, service: Roster, revision: int) -> tuple
     this replica remembers.
     """
     snapshot = service.snapshot
+    # All that stand at the same revision get, and hold while they read, the same bytes.
     changed = service.changed_since(revision)
-    if changed is None or len(changed) > CHANGES_MAX:
-        return _event("snapshot", snapshot.revision, await _whole(locator, service)), snapshot.revision
-    put: list[Any] = [facts_of(one) for id_ in sorted(changed) if (one := snapshot.by_id.get(id_)) is not None]
-    removed = sorted(id_ for id_ in changed if id_ not in snapshot.by_id)
-    body = _encode({"service": service.name, "index": snapshot.revision, "put": put, "removed": removed})
-    return _event("change", snapshot.revision, body), snapshot.revision
+    since = -1 if changed is None or len(changed) > CHANGES_MAX else revision
+    kept = locator.views.kept(("event", service.name, since), snapshot.revision)
+    if kept is not None:
+        return kept, snapshot.revision
+    if changed is None or since < 0:
+        event = _event("snapshot", snapshot.revision, await _whole(locator, service))
+    else:
+        put: list[Any] = [facts_of(one) for id_ in sorted(changed) if (one := snapshot.by_id.get(id_)) is not None]
+        removed = sorted(id_ for id_ in changed if id_ not in snapshot.by_id)
+        body = _encode({"service": service.name, "index": snapshot.revision, "put": put, "removed": removed})
+        event = _event("change", snapshot.revision, body)
+    locator.views.keep(("event", service.name, since), snapshot.revision, event)
+    return event, snapshot.revision
 
 
 def _event(kind: str, revision: int, body: bytes) -> bytes:
