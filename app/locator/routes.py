@@ -53,7 +53,7 @@ def _consul(method: Any, path: str, handler: Any, summary: str, answer: Any, **r
     """Return a call of Consul's API: its token field may carry the key, and parameters that we do not know are let be."""
     problems = (*rest.pop("problems", ()), (422, "invalid_request"), _WARM)
     return _route(
-        method, path, handler, summary=summary, tag="consul", answers={200: answer}, any_query=True,
+        method, path, handler, summary=summary, tag="consul", answers={200: answer}, any_query=True, waits=method == "GET",
         key_field="x-consul-token", problems=problems, **rest,
     )  # fmt: skip
 
@@ -111,7 +111,7 @@ _READS: Final = (
     ),
     _route(
         "GET", "/v1/services/{service}/watch", watch_api.watch, summary="Wait for changes of a service",
-        path_fields=_SERVICE, query={"index": Index, "wait": Wait}, answers={200: Watched}, streams=True,
+        path_fields=_SERVICE, query={"index": Index, "wait": Wait}, answers={200: Watched}, streams=True, waits=True,
         problems=(_NO_SERVICE, _CROWD, _WARM),
         description="With `index`: answers once it is no longer the present one, or after `wait` seconds. With"
         " `Accept: text/event-stream`: events `snapshot` and `change`, resumed by `Last-Event-ID`.",

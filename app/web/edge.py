@@ -161,9 +161,9 @@ def stamp(response: web.StreamResponse, request_id: str) -> None:
         response.headers.setdefault("Cache-Control", "no-store")
 
 
-def _note(request: Request, template: str, status: int, seconds: float) -> None:
+def _note(request: Request, template: str, status: int, seconds: float, slow_s: float) -> None:
     """The access line: faults and slow requests warn, business refusals inform, the rest is debug."""
-    if seconds >= SLOW_REQUEST_S or (status >= 400 and status not in QUIET_STATUSES):
+    if seconds >= slow_s or (status >= 400 and status not in QUIET_STATUSES):
         level = logging.WARNING
     elif status >= 400:
         level = logging.INFO
@@ -229,6 +229,7 @@ def _conclusion(
 ) -> Callable[[Request, float, "Handled | Exception"], web.StreamResponse]:
     """What makes the answer out of the end of a call that began at a time, and records it."""
     template = route.path
+    slow_s = float("inf") if route.waits else SLOW_REQUEST_S
     logs = log.isEnabledFor
 
     def conclude(request: Request, started: float, end: "Handled | Exception") -> web.StreamResponse:
@@ -241,8 +242,8 @@ def _conclusion(
         record = app.get(RECORD)
         if record is not None:
             record(request.method, template, status, seconds)
-        if status >= 400 or seconds >= SLOW_REQUEST_S or logs(logging.DEBUG):
-            _note(request, template, status, seconds)
+        if status >= 400 or seconds >= slow_s or logs(logging.DEBUG):
+            _note(request, template, status, seconds, slow_s)
         return response
 
     return conclude
