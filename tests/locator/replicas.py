@@ -38,7 +38,8 @@ class Replica(Locator):
     def __init__(self) -> None:
         """Begin before the start."""
         self.clock: Final = Clock()
-        super().__init__([ip_network("127.0.0.0/8")], Metrics(), clock_s=self.clock)
+        self.metrics: Final = Metrics()
+        super().__init__([ip_network("127.0.0.0/8")], self.metrics, clock_s=self.clock)
         self.crashes: list[BaseException] = []
         self.topology: Topology | None = None
 
