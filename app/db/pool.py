@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -35,7 +35,9 @@ FAULTS: Final = (
     OSError,
     TimeoutError,
     asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InterfaceError,
@@ -118,9 +120,10 @@ class Pool:
         try:
             yield connection
         except BaseException as error:
+            self._stop_timing(connection)
             await self._take_back(loan, error)
             raise
-        connection.remove_query_logger(self._take_time)
+        self._stop_timing(connection)
         await self._take_back(loan, None)
 
     async def ping(self, timeout_s: float) -> float:
@@ -128,7 +131,7 @@ class Pool:
 
         Raises what `connection` raises, and ReadOnlySQLTransactionError for a server that takes no writes.
         """
-        async with asyncio.timeout(timeout_s), self.connection(timeout_s) as connection:
+        async with asyncio.timeout(timeout_s), self.connection(timeout_s / 2) as connection:
             started_s = time.monotonic()
             read_only = await connection.fetchval("SELECT current_setting('transaction_read_only')")
             took_s = time.monotonic() - started_s
@@ -206,16 +209,20 @@ class Pool:
     def _learn(self, error: BaseException, loan: Loan) -> None:
         """Tell the breaker what an error says of the server; one of the caller's own making says nothing."""
         now_s = time.monotonic()
-        given_up = isinstance(error, asyncio.CancelledError) and now_s - loan.since_s >= HUNG_S
         # A value that cannot be sent is the caller's, and so is waiting for a second connection inside the block.
         callers_own = isinstance(error, ValueError | GateTimeout | PoolAway)
-        if given_up or (isinstance(error, FAULTS) and not callers_own):
-            self.demoted = self.demoted or isinstance(error, asyncpg.ReadOnlySQLTransactionError)
-            self.breaker.record(now_s, ok=False, probe=loan.probe)
-        elif isinstance(error, asyncpg.PostgresError):
-            self.breaker.record(now_s, ok=True, probe=loan.probe)
-        elif loan.probe:
-            self.breaker.cancel_probe()
+        hasty = isinstance(error, asyncio.CancelledError | TimeoutError) and now_s - loan.since_s < HUNG_S
+        refused = isinstance(error, asyncpg.PostgresError) and not isinstance(error, FAULTS)
+        if callers_own or hasty or not isinstance(error, (asyncio.CancelledError, asyncpg.PostgresError, *FAULTS)):
+            if loan.probe:
+                self.breaker.cancel_probe()
+            return
+        self.demoted = self.demoted or isinstance(error, asyncpg.ReadOnlySQLTransactionError)
+        self.breaker.record(now_s, ok=refused and loan.connection is not None, probe=loan.probe)
+
+    def _stop_timing(self, connection: asyncpg.Connection[Any]) -> None:
+        with suppress(asyncpg.InterfaceError):  # it was lost meanwhile, and asyncpg has taken it back already
+            connection.remove_query_logger(self._take_time)
 
     def _take_time(self, query: LoggedQuery) -> None:
         self.times.take(query.query, query.elapsed)

@@ -40,10 +40,18 @@ KEPT_S: Final = 15.0  # longer than any statement may take (STATEMENT_TIMEOUT_MS
 class PoolUpkeep:
     """One task that looks after a pool. `look` does the work of one turn, at a time that the caller names."""
 
-    def __init__(self, pool: Pool, *, size_max: int = SIZE_MAX, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        *,
+        size_max: int = SIZE_MAX,
+        ping_timeout_s: float = PING_TIMEOUT_S,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`size_max` bounds what this process may use, however many Postgres could give."""
         self._pool = pool
         self._size_max = max(min(size_max, SIZE_MAX), pool.size_min)
+        self._ping_timeout_s = ping_timeout_s
         self._clock_s = clock_s
         now_s = clock_s()
         self._interval_from_s = now_s
@@ -89,7 +97,7 @@ class PoolUpkeep:
         self._pinged_s = now_s
         was_demoted = pool.demoted
         try:
-            self.ping_s = await pool.ping(PING_TIMEOUT_S)
+            self.ping_s = await pool.ping(self._ping_timeout_s)
         except GateTimeout:
             return  # all are busy, so the server is alive
         except (*FAULTS, asyncpg.PostgresError) as error:
@@ -117,7 +125,7 @@ class PoolUpkeep:
 
     async def _grow(self, now_s: float, waits: int) -> None:
         gate = self._pool.gate
-        async with self._pool.connection(PING_TIMEOUT_S) as connection:
+        async with self._pool.connection(self._ping_timeout_s) as connection:
             spare = await connection.fetchval(query("spare_connections")) - SPARE
         # Connections of this pool that may still be opened are spoken for already.
         room = spare - (gate.limit - self._pool.open_connections)

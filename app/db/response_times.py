@@ -38,7 +38,7 @@ class ResponseTimes:
 
     def look(self) -> float:
         """Return the 95th percentile since the last look, in seconds: the upper bound of its bucket; 0 for none."""
-        new = [now - before for now, before in zip(self.counts, self._seen, strict=True)]
+        new = [count - seen for count, seen in zip(self.counts, self._seen, strict=True)]
         self._seen = list(self.counts)
         self._logged = 0
         left = sum(new) * 0.95

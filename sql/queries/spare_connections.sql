@@ -1,4 +1,4 @@
--- How many more sessions Postgres would accept from a role that is no superuser. Returns: one int, below 0 when full.
+-- How many more sessions Postgres would accept from a role that is no superuser. No params. Returns: one int, below 0 when full.
 -- Sessions of databases are counted, which every role may see; autovacuum workers among them make it a little less.
 SELECT current_setting('max_connections')::int
        - current_setting('superuser_reserved_connections')::int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -100,6 +101,8 @@ async def test_statements_that_postgres_refuses_do_not_open_the_breaker(pool: Po
             await read_rows(pool, WAIT_S, "SELECT 1 / 0", ())
         with pytest.raises(asyncpg.DataError):
             await read_rows(pool, WAIT_S, "SELECT $1::int", ("no number",))
+        with pytest.raises(asyncpg.QueryCanceledError):
+            await read_rows(pool, WAIT_S, "SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(1)", ())
 
     assert pool.state is BreakerState.CLOSED
 
@@ -246,6 +249,31 @@ async def test_a_slow_statement_is_counted_and_logged_without_its_arguments(
     assert record.__dict__["statement"] == "SELECT pg_sleep(0.11), $1::text"
     assert record.__dict__["ms"] >= 110
     assert "secret" not in str(record.__dict__)
+
+
+async def test_every_statement_is_timed_once_in_a_block_and_after_it(pool: Pool) -> None:
+    for sql in ("SELECT 1", "SELECT 1 / 0"):
+        with contextlib.suppress(asyncpg.DivisionByZeroError):
+            async with pool.connection(WAIT_S) as connection:
+                await connection.fetch(sql)
+    blocks = 2
+    await until(lambda: asyncio.sleep(0, sum(pool.times.counts) >= blocks))
+
+    await crowd(pool, 20)
+
+    assert sum(pool.times.counts) == blocks + 20
+
+
+async def test_a_ping_that_finds_all_connections_busy_says_nothing_of_postgres(pool: Pool) -> None:
+    clock = Clock()
+    upkeep = PoolUpkeep(pool, clock_s=clock, ping_timeout_s=0.02)
+
+    async with pool.connection(WAIT_S), pool.connection(WAIT_S):
+        clock.now_s += PING_S
+        await upkeep.look()
+
+    assert upkeep.pings_failed == 0
+    assert pool.state is BreakerState.CLOSED
 
 
 async def test_a_connection_that_is_not_given_back_is_reported_once_with_its_task(
