@@ -38,7 +38,7 @@ from app.web.routes import Answer, Handled, cursor, json_answer, limit, query
 from app.web.typed import typed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from app.web.edge import Done
     from app.web.request import Request
@@ -202,26 +202,29 @@ async def list_instances(request: Request) -> Handled:
     locator = locator_of(request)
     service = locator.service(request.match_info["service"])
     count, after = limit(request), cursor(request) or ""
-    found = sorted(one.instance.id for one in matching(request, service) if one.instance.id > after)
+    lets = filter_of(request)
+    found = sorted(id_ for id_, record in service.records.items() if id_ > after and lets(record))
     now_s = locator.clock_s()
     page = [view_of(service.records[id_], locator.balancer, now_s) for id_ in found[:count]]
     following = page[-1].id if len(found) > count else None
     return json_answer(_encode(InstancePage(service.name, service.snapshot.revision, page, following)))
 
 
-def matching(request: Request, service: Roster) -> Iterable[Record]:
-    """Return the records that `?tag=&zone=&healthy=` let through; several tags must all be there."""
+def filter_of(request: Request) -> Callable[[Record], bool]:
+    """Return what `?tag=&zone=&healthy=` let through; several tags must all be there. Raises Problem 422."""
     tags = {typed(text, Tag, "?tag") for text in request.query.getall("tag", ())}
     zone = cast("str | None", query(request, "zone", Zone, None))
     healthy = cast("bool | None", query(request, "healthy", bool, None))
-    for record in service.records.values():
+
+    def lets(record: Record) -> bool:
         one = record.instance
-        if (
+        return (
             tags.issubset(one.tags)
             and (zone is None or one.zone == zone)
             and (healthy is None or (one.state is State.UP) == healthy)
-        ):
-            yield record
+        )
+
+    return lets
 
 
 # --- lookups --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, cast
 
-from app.locator.api import locator_of, matching
+from app.locator.api import filter_of, locator_of
 from app.locator.wire import Name
 from app.web.routes import Answer, Handled, query
 
@@ -42,11 +42,12 @@ async def prometheus_targets(request: Request) -> Handled:
     locator.check_warm()
     directory = locator.directory
     wanted = cast("str | None", query(request, "service", Name, None))
+    lets = filter_of(request)
     names = sorted(directory.services) if wanted is None else [wanted]
     found: list[Record] = []
     for name in names:
         service = directory.get(name)
         if service is not None:
-            found += sorted(matching(request, service), key=lambda record: record.instance.id)
+            found += (record for _, record in sorted(service.records.items()) if lets(record))
     body = await locator.views.list_of(("prometheus", request.query_text), directory.index, found, target_group)
     return Answer(body)

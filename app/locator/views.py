@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
 
 SLICE: Final = 100  # values of one turn: below a millisecond
+KEPT_MAX: Final = 256  # bodies: queries that nobody repeats must not pile up
 KEPT_MAX_BYTES: Final = 16 * 1024 * 1024  # of bodies that may be asked for again
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -57,6 +58,6 @@ class Views:
             self._size_bytes -= len(before[1])
         self._kept[subject] = (revision, body)
         self._size_bytes += len(body)
-        while self._size_bytes > KEPT_MAX_BYTES:
+        while self._size_bytes > KEPT_MAX_BYTES or len(self._kept) > KEPT_MAX:
             _, (_, dropped) = self._kept.popitem(last=False)
             self._size_bytes -= len(dropped)
