@@ -25,7 +25,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ARGS)
 
 bench-locator: $(VENV)/.dev
-	$(BIN)/python -m bench.locator_pick $(ARGS)
+	$(BIN)/python -m bench.locator_pick
 	$(BIN)/python -m bench.locator_http $(ARGS)
 	$(BIN)/python -m bench.postgres_pool
 
