@@ -12,6 +12,7 @@ run: $(VENV)/.run
 	exec $(BIN)/shieldx serve $(ARGS)
 
 test: $(VENV)/.dev
+	$(BIN)/python tests/debian.py
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev
@@ -29,6 +30,7 @@ bench-shadow: $(VENV)/.dev
 
 bench-locator: $(VENV)/.dev
 	$(BIN)/python -m bench.locator_pick
+	$(BIN)/python -m bench.locator_http $(ARGS)
 	$(BIN)/python -m bench.postgres_pool
 
 soak: $(VENV)/.dev

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import signal
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +28,9 @@ from app.credits.routes import ROUTES as CREDIT_ROUTES
 from app.db.migrate import MigrationRefused
 from app.db.topology import Topology, make_topology
 from app.embedded import EmbeddedServers, checkpoint_keys, root_key, secret_file
+from app.locator.api import LOCATOR
+from app.locator.opening import Locator
+from app.locator.routes import LOCATOR_ROUTES
 from app.metrics import Metrics
 from app.operations import METRICS, OPERATION_ROUTES
 from app.privacy.envelope import MasterKeyRefused, make_master_key_file, read_master_keys
@@ -129,15 +133,10 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
     )  # fmt: skip
     app[ACCESS], app[WEBHOOKS], app[PRIVACY] = controls.access, controls.webhooks, controls.privacy
     set_up(app, controls.access.gate.entrance, metrics.record, outage)
-    routes: tuple[Route, ...] = (
-        *CREDIT_ROUTES,
-        *AUDIT_ROUTES,
-        *KEY_ROUTES,
-        *WEBHOOK_ROUTES,
-        *PRIVACY_ROUTES,
-        *OPERATION_ROUTES,
-    )
-    routes = (*routes, *add_shadow(app, settings, metrics, on_crash))
+    services = (*add_shadow(app, settings, metrics, on_crash), *add_locator(app, settings, metrics))
+    if "credits" in settings.services:
+        services = (*CREDIT_ROUTES, *services)
+    routes = (*services, *AUDIT_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES, *PRIVACY_ROUTES, *OPERATION_ROUTES)
     add_routes(app, (*routes, *reference_routes(routes, title="shieldx", version=__version__)))
 
     async def stores(app: web.Application) -> AsyncIterator[None]:
@@ -169,7 +168,8 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
             )  # fmt: skip
             app[CREDITS] = credits_
             credits_.start()
-            async with open_shadow(app, Places(redis_url, database_url, settings.replica_name)):
+            places = Places(redis_url, database_url, settings.replica_name)
+            async with open_shadow(app, places), open_locator(app, credits_.stores.topology, on_crash):
                 yield
             await credits_.stop()
 
@@ -198,6 +198,33 @@ async def open_shadow(app: web.Application, places: Places) -> AsyncIterator[Non
     shadow.start(places, lambda: app[CREDITS].book is not None)
     yield
     await shadow.stop()
+
+
+def add_locator(app: web.Application, settings: Settings, metrics: Metrics) -> tuple[Route, ...]:
+    """Give the application the locator, if this process is to run it, and return its routes."""
+    if "locator" not in settings.services:
+        return ()
+    locator = app[LOCATOR] = Locator([ip_network(text) for text in settings.check_networks], metrics)
+
+    async def end_watches(_app: web.Application) -> None:
+        locator.watches.close()
+
+    app.on_shutdown.append(end_watches)
+    return LOCATOR_ROUTES
+
+
+@contextlib.asynccontextmanager
+async def open_locator(
+    app: web.Application, topology: Topology, on_crash: Callable[[BaseException], None]
+) -> AsyncIterator[None]:
+    """Run the locator, if the application has it."""
+    locator = app.get(LOCATOR)
+    if locator is None:
+        yield
+        return
+    locator.start(topology, on_crash)
+    yield
+    await locator.stop()
 
 
 async def wait_open(app: web.Application) -> None:

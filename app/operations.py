@@ -10,6 +10,7 @@ import orjson
 from aiohttp import web
 
 from app.credits.api import CREDITS
+from app.locator.api import LOCATOR
 from app.metrics import Metrics
 from app.shadow.api import SHADOW
 from app.web.routes import Answer, Handled, Route
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from app.credits.opening import Credits
+    from app.locator.opening import Locator
     from app.web.request import Request
 
 METRICS: Final = web.AppKey("metrics", Metrics)
@@ -61,6 +63,8 @@ async def ready(request: Request) -> Handled:
     shadow = request.app.get(SHADOW)
     if shadow is not None:
         checks["shadow"] = await _check(shadow.check)
+    if LOCATOR in request.app:
+        checks["locator"] = _locator(request.app[LOCATOR])
     waiting = [name for name, check in checks.items() if check["state"] != "ok"]
     status = 503 if waiting or book is None else 200
     body = {"status": "ready" if status == 200 else "waiting", "waiting_for": waiting, "checks": checks}
@@ -78,6 +82,12 @@ def _shards(credits_: Credits) -> dict[str, Any]:
     ]  # fmt: skip
     state = "ok" if all(shard["state"] == "open" for shard in shards) else "waiting"
     return {"state": state, "ms": _ms(started), "shards": shards}
+
+
+def _locator(locator: Locator) -> dict[str, Any]:
+    """The registry answers from memory once it has been read, so it is ready while Redis is away, too."""
+    state = "ok" if locator.warm else "waiting"
+    return {"state": state, "ms": 0.0, "following": locator.following, "instances": locator.directory.instances}
 
 
 async def metrics(request: Request) -> Handled:

@@ -15,7 +15,7 @@ from msgspec import Meta
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-SERVICES: Final = ("credits", "shadow")
+SERVICES: Final = ("credits", "shadow", "locator")
 _Port = Annotated[int, Meta(ge=0, le=65535)]
 
 
@@ -49,6 +49,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     webhook_allow_networks: tuple[str, ...] = ()
     webhook_ports: tuple[int, ...] = (443, 8443)
     verify_interval_seconds: Annotated[int, Meta(ge=60, le=31_536_000)] = 86_400
+    check_networks: tuple[str, ...] = ()
     ledger_shards: Annotated[int, Meta(ge=1, le=256)] = 1
     postgres_pool_size: Annotated[int, Meta(ge=2, le=50)] = 6
     postgres_pool_max: Annotated[int, Meta(ge=2, le=200)] = 200
@@ -88,6 +89,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "webhook_allow_networks": "networks that webhooks may go to although they are not public, such as 10.1.0.0/16",
     "webhook_ports": "the only ports that webhooks may go to; 0 for any",
     "verify_interval_seconds": "seconds between two verifications of the whole ledger, which one replica does by itself",
+    "check_networks": "networks that active checks of instances may reach although they are special, such as 127.0.0.0/8",
     "ledger_shards": "number of ledger shards; fixed when the ledger is created",
     "postgres_pool_size": "Postgres connections for reads at first; each shard takes one more",
     "postgres_pool_max": "how far that may grow while callers wait and Postgres has connections to spare",
@@ -140,7 +142,7 @@ def _parse(field: msgspec.structs.FieldInfo, text: str) -> object:
         return services
     if field.type is Path:
         return Path(text)
-    if field.name == "webhook_allow_networks":
+    if field.name in {"webhook_allow_networks", "check_networks"}:
         return tuple(str(ip_network(part)) for part in _parts(text))
     if field.name == "webhook_ports":
         return tuple(msgspec.convert([_whole(part) for part in _parts(text)], list[_Port]))

@@ -83,7 +83,31 @@ class TopUpBatch(msgspec.Struct, tag="top_up_batch", frozen=True):
     size: int
 
 
-WorkloadSpec = Consume | ReserveCommit | ReadBalance | Mixed | ConsumeBatch | CreateAccounts | TopUpBatch
+class LookUp(msgspec.Struct, tag="look_up", frozen=True):
+    """Look an instance of one service up; `report` reports every call that was lent, as a second call of the task."""
+
+    service: str
+    strategy: str = "p2c"
+    report: bool = False
+
+
+class Register(msgspec.Struct, tag="register", frozen=True):
+    """Register the instances 0 to `count - 1` of a service, one request each, then end."""
+
+    service: str
+    count: int
+
+
+class Beat(msgspec.Struct, tag="beat", frozen=True):
+    """Send heartbeats of the instances 0 to `count - 1` of a service, in turn, without end."""
+
+    service: str
+    count: int
+
+
+WorkloadSpec = (
+    Consume | ReserveCommit | ReadBalance | Mixed | ConsumeBatch | CreateAccounts | TopUpBatch | LookUp | Register | Beat
+)
 
 
 class Outcome(NamedTuple):
@@ -352,3 +376,7 @@ def build(spec: WorkloadSpec, origin: Origin, seed: int) -> Workload:
             return AccountCreations(origin, first, count)
         case TopUpBatch():
             return TopUpBatches(origin, spec)
+        case LookUp() | Register() | Beat():
+            from bench.locator_calls import build_locator  # noqa: PLC0415 - it builds on the classes of this file
+
+            return build_locator(spec, origin)

@@ -134,12 +134,48 @@ _KEYS: Final[dict[Row, Right]] = {
     ("POST", "/v1/keys/{key_id}/rotate"): Right(_ADMIN, ""),
 }
 
+# The registry is one for all tenants: who may change where calls go changes it for everybody.
+_LOCATOR: Final[dict[Row, Right]] = {
+    ("GET", "/v1/services"): Right(_READ, "locator", whole_ledger=True),
+    ("GET", "/v1/services/{service}"): Right(_READ, "locator", whole_ledger=True),
+    ("GET", "/v1/services/{service}/lookup"): Right(_READ, "locator", whole_ledger=True),
+    ("GET", "/v1/services/{service}/watch"): Right(_READ, "locator", whole_ledger=True),
+    ("POST", "/v1/services/{service}/report"): Right(_WRITE, "locator", whole_ledger=True),
+    ("PUT", "/v1/services/{service}/instances/{id}"): Right(_WRITE, "locator", whole_ledger=True),
+    ("GET", "/v1/services/{service}/instances/{id}"): Right(_READ, "locator", whole_ledger=True),
+    ("DELETE", "/v1/services/{service}/instances/{id}"): Right(_WRITE, "locator", whole_ledger=True),
+    ("POST", "/v1/services/{service}/instances/{id}/heartbeat"): Right(_WRITE, "locator", whole_ledger=True),
+    ("POST", "/v1/services/{service}/instances/{id}/drain"): Right(_WRITE, "locator", whole_ledger=True),
+    ("POST", "/v1/services/{service}/instances/{id}/resume"): Right(_RUN, "locator", whole_ledger=True),
+    ("POST", "/v1/services/{service}/instances/{id}/isolate"): Right(_RUN, "locator", whole_ledger=True),
+    ("POST", "/v1/services/{service}/instances/{id}/reset"): Right(_RUN, "locator", whole_ledger=True),
+    ("GET", "/v1/sd/prometheus"): Right(_READ, "locator", whole_ledger=True),
+    ("GET", "/v1/catalog/services"): Right(_READ, "locator", whole_ledger=True),
+    ("GET", "/v1/catalog/service/{service}"): Right(_READ, "locator", whole_ledger=True),
+    ("GET", "/v1/catalog/datacenters"): Right(_READ, "locator", whole_ledger=True),
+    ("GET", "/v1/catalog/nodes"): Right(_READ, "locator", whole_ledger=True),
+    ("GET", "/v1/health/service/{service}"): Right(_READ, "locator", whole_ledger=True),
+    ("GET", "/v1/health/checks/{service}"): Right(_READ, "locator", whole_ledger=True),
+    ("GET", "/v1/health/state/{state}"): Right(_READ, "locator", whole_ledger=True),
+    ("GET", "/v1/agent/self"): Right(_READ, "locator", whole_ledger=True),
+    ("GET", "/v1/agent/services"): Right(_READ, "locator", whole_ledger=True),
+    ("GET", "/v1/agent/checks"): Right(_READ, "locator", whole_ledger=True),
+    ("GET", "/v1/agent/service/{id:(?!register$)[^/]+}"): Right(_READ, "locator", whole_ledger=True),
+    ("PUT", "/v1/agent/service/register"): Right(_WRITE, "locator", whole_ledger=True),
+    ("PUT", "/v1/agent/service/deregister/{id}"): Right(_WRITE, "locator", whole_ledger=True),
+    ("PUT", "/v1/agent/service/maintenance/{id}"): Right(_RUN, "locator", whole_ledger=True),
+    ("PUT", "/v1/agent/check/pass/{check_id}"): Right(_WRITE, "locator", whole_ledger=True),
+    ("PUT", "/v1/agent/check/warn/{check_id}"): Right(_WRITE, "locator", whole_ledger=True),
+    ("PUT", "/v1/agent/check/fail/{check_id}"): Right(_WRITE, "locator", whole_ledger=True),
+    ("PUT", "/v1/agent/check/update/{check_id}"): Right(_WRITE, "locator", whole_ledger=True),
+}
+
 _OPERATIONS: Final[dict[Row, Right]] = {
     ("GET", "/metrics"): Right(_VERIFY, "", whole_ledger=True),
 }
 
 RIGHTS: Final[Mapping[Row, Right]] = MappingProxyType(
-    {**_CREDITS, **_AUDIT_ROWS, **_SHADOW, **_RULES, **_FLAGS, **_KEYS, **_OPERATIONS}
+    {**_CREDITS, **_AUDIT_ROWS, **_SHADOW, **_RULES, **_FLAGS, **_LOCATOR, **_KEYS, **_OPERATIONS}
 )
 
 

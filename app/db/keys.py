@@ -1,4 +1,4 @@
-"""Every Redis key. All keys of one ledger shard carry its hash tag, so they share a cluster slot.
+"""Every Redis key. All keys of one ledger shard, and all of the locator, carry one hash tag, so they share a cluster slot.
 
 {s00}:shard              hash    generation, seq, at, durable
 {s00}:outbox             stream  events that are not yet known to be durable; id <generation>-<last seq of the item>,
@@ -22,6 +22,13 @@
 {limits}:<policy>:<id>   string  units in a rate limit's bucket and the Unix microsecond they were counted at; until full
 {rules}:trial:<rule>:<n>  hash   process to its counts of a rule's trial (JSON); 24 h after the last change
 {rules}:samples:<rule>:<n>:<kind>  list  newest samples of a kind of difference, `<id> <JSON>`; 24 h
+{locator}:head           hash    incarnation, revision: which data this is, and how many changes it has seen
+{locator}:instances      hash    <service>/<id>: what is registered
+{locator}:beats          hash    <service>/<id>: Unix ms of the last heartbeat
+{locator}:tombstones     zset    <service>/<id>/<generation> that has ended, by the Unix ms until which it is known
+{locator}:evicted        string  instances removed for silence in the current minute
+{locator}:replicas       zset    replica name by the Unix ms of its last call
+{locator}:changes        stream  changes and heartbeats for the other replicas, about the last 1,000 batches
 """
 
 from __future__ import annotations
@@ -79,3 +86,18 @@ def rule_samples_key(rule_id: int, trial: int, kind: str) -> str:
 def experiment_key(name: str, part: str) -> str:
     """Return one key of an experiment's counters."""
     return f"{experiment_tag(name)}{part}"
+
+
+LOCATOR_TAG: Final = "{locator}:"  # all of the registry is in one slot: one script call, one revision, one stream
+LOCATOR_HEAD: Final = f"{LOCATOR_TAG}head"
+LOCATOR_INSTANCES: Final = f"{LOCATOR_TAG}instances"
+LOCATOR_BEATS: Final = f"{LOCATOR_TAG}beats"
+LOCATOR_CHANGES: Final = f"{LOCATOR_TAG}changes"
+
+
+def locator_keys() -> tuple[str, ...]:
+    """Return the keys that the registry's script names, in its order."""
+    return (
+        LOCATOR_HEAD, LOCATOR_INSTANCES, LOCATOR_BEATS, f"{LOCATOR_TAG}tombstones", f"{LOCATOR_TAG}evicted",
+        f"{LOCATOR_TAG}replicas", LOCATOR_CHANGES,
+    )  # fmt: skip

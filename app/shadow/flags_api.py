@@ -98,16 +98,16 @@ FLAG_ROUTES: Final = (
     Route(
         "POST", "/ofrep/v1/evaluate/flags/{key}", evaluate_flag, summary="Evaluate one flag (OFREP 0.3.0)", tag="flags",
         path_fields={"key": FlagKey}, body=FlagRequest, answers={200: Flag, 400: FlagFailure, 404: FlagNotFound},
-        problems=(_LIMITED, _AWAY), api_key=True,
+        problems=(_LIMITED, _AWAY), key_field="x-api-key",
     ),
     Route(
         "POST", "/ofrep/v1/evaluate/flags", evaluate_flags, summary="Evaluate all flags (OFREP 0.3.0)", tag="flags",
         query=dict.fromkeys(_MARKS, ConfigMark), body=FlagRequest,
-        answers={200: FlagList, 304: None, 400: BulkFailure}, problems=(_LIMITED, _AWAY), api_key=True, etag=True,
+        answers={200: FlagList, 304: None, 400: BulkFailure}, problems=(_LIMITED, _AWAY), key_field="x-api-key", etag=True,
     ),
     Route(
         "POST", "/v1/track", track_event, summary="Count what a unit did in every experiment that waits for it", tag="flags",
-        body=TrackedEvent, answers={200: Tracked}, api_key=True,
+        body=TrackedEvent, answers={200: Tracked}, key_field="x-api-key",
         problems=(_LIMITED, (429, "too_many_events"), (422, "unknown_unit"), _AWAY),
     ),
 )  # fmt: skip

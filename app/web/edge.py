@@ -101,17 +101,6 @@ def unauthorized() -> Problem:
     )
 
 
-def _bearer(request: Request) -> str | None:
-    return request.headers.get("authorization")
-
-
-def _any_key(request: Request) -> str | None:
-    """The Authorization field; where there is none, a key in X-API-Key counts as a bearer key."""
-    given = request.headers.get("authorization")
-    key = request.headers.get("x-api-key") if given is None else None
-    return given if key is None else f"Bearer {key}"
-
-
 def _check_shape(request: Request, route: "Route") -> None:
     """Check path parameters against their types; refuse unknown query parameters."""
     for name, kind in route.path_fields.items():
@@ -176,9 +165,9 @@ def stamp(response: web.StreamResponse, request_id: str) -> None:
         response.headers.setdefault("Cache-Control", "no-store")
 
 
-def _note(request: Request, template: str, status: int, seconds: float) -> None:
+def _note(request: Request, template: str, status: int, seconds: float, slow_s: float) -> None:
     """The access line: faults and slow requests warn, business refusals inform, the rest is debug."""
-    if seconds >= SLOW_REQUEST_S or (status >= 400 and status not in QUIET_STATUSES):
+    if seconds >= slow_s or (status >= 400 and status not in QUIET_STATUSES):
         level = logging.WARNING
     elif status >= 400:
         level = logging.INFO
@@ -205,14 +194,17 @@ def _admission(app: web.Application, route: "Route") -> Callable[[Request], Prob
     template = route.path
     enter = None if route.open else app[ENTRANCES](route.method, template)
     shaped = bool(route.path_fields)
-    authorization = _any_key if route.api_key else _bearer
+    key_field = route.key_field
 
     def admit(request: Request) -> Problem | None:
         if request.header_bytes > HEADERS_MAX_BYTES:
             return Problem(431, "headers_too_large", "The header section is too large.", close=True)
         request.template = template
         if enter is not None:
-            principal = enter(authorization(request), request.address)
+            given = request.headers.get("authorization")
+            if given is None and key_field and key_field in request.headers:
+                given = f"Bearer {request.headers[key_field]}"
+            principal = enter(given, request.address)
             if isinstance(principal, Problem):
                 return principal
             if roles is not None and principal.role not in roles:
@@ -241,6 +233,7 @@ def _conclusion(
 ) -> Callable[[Request, float, "Handled | Exception"], web.StreamResponse]:
     """What makes the answer out of the end of a call that began at a time, and records it."""
     template = route.path
+    slow_s = float("inf") if route.waits else SLOW_REQUEST_S
     logs = log.isEnabledFor
 
     def conclude(request: Request, started: float, end: "Handled | Exception") -> web.StreamResponse:
@@ -253,8 +246,8 @@ def _conclusion(
         record = app.get(RECORD)
         if record is not None:
             record(request.method, template, status, seconds)
-        if status >= 400 or seconds >= SLOW_REQUEST_S or logs(logging.DEBUG):
-            _note(request, template, status, seconds)
+        if status >= 400 or seconds >= slow_s or logs(logging.DEBUG):
+            _note(request, template, status, seconds, slow_s)
         return response
 
     return conclude

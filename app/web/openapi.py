@@ -16,6 +16,8 @@ from app.web.routes import Route
 Json = dict[str, Any]
 
 REF: Final = "#/components/schemas/"
+# Header fields, in lower case, in which clients of other protocols send their key, and what the document calls each.
+KEY_SCHEMES: Final = {"x-api-key": "apiKey", "x-consul-token": "consulToken"}
 NO_NUL: Final = r"^[^\x00]*$"
 KEY_PATTERN: Final = r'^([!#-~][ -~]{0,254}|"([ !#-\[\]-~]|\\["\\]){1,255}")$'
 
@@ -254,8 +256,8 @@ def _operation(route: Route, schemas: Mapping[int, Json]) -> Json:
     operation["responses"] = responses
     if route.open:
         operation["security"] = []
-    elif route.api_key:
-        operation["security"] = [{"bearer": []}, {"apiKey": []}]
+    elif route.key_field:
+        operation["security"] = [{"bearer": []}, {KEY_SCHEMES[route.key_field]: []}]
     return operation
 
 
@@ -311,7 +313,7 @@ def openapi(routes: Sequence[Route], *, title: str, version: str, description: s
             "headers": HEADERS,
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
-                "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                **{name: {"type": "apiKey", "in": "header", "name": field} for field, name in KEY_SCHEMES.items()},
             },
         },
     }

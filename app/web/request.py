@@ -51,8 +51,8 @@ class Request:
     """
 
     __slots__ = (
-        "app", "body", "header_bytes", "headers", "match_info", "method", "path", "principal", "query_text", "repeated",
-        "request_id", "source", "template", "transport",
+        "_query", "app", "body", "header_bytes", "headers", "match_info", "method", "path", "principal", "query_text",
+        "repeated", "request_id", "source", "template", "transport",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +75,7 @@ class Request:
         self.headers = headers
         self.body = body
         self.transport = transport
+        self._query: MultiMapping[str] | None = None
         self.repeated: frozenset[str] = frozenset()
         self.source: web.Request | None = None
         self.header_bytes = 0
@@ -109,7 +110,9 @@ class Request:
         """The query parameters, decoded."""
         if self.source is not None:
             return self.source.query
-        return MultiDict(parse_qsl(self.query_text, keep_blank_values=True))
+        if self._query is None:
+            self._query = MultiDict(parse_qsl(self.query_text, keep_blank_values=True))
+        return self._query
 
     def address(self) -> str | None:
         """The client's IP address, None on a unix socket or once it has left."""

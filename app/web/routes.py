@@ -65,7 +65,8 @@ class Route:
     body_optional  the body may be absent
     any_query    query parameters that are not declared are let through
     streams      answers piece by piece, through `request.source`, so it needs aiohttp's request
-    api_key      the key may stand in X-API-Key too, as clients of feature flags send it
+    waits        may wait for a change, so that an answer that takes long is not a slow one
+    key_field    header field, in lower case, that may carry the key in place of Authorization
     description  further sentences for the reference
     """
 
@@ -87,7 +88,8 @@ class Route:
     body_optional: bool = False
     any_query: bool = False
     streams: bool = False
-    api_key: bool = False
+    waits: bool = False
+    key_field: str = ""
     description: str = ""
 
 

@@ -12,6 +12,7 @@ from app.access.scope import ROLES, ROOT, SERVICE_NAMES, Key
 from app.credits.audit_api import AUDIT_ROUTES
 from app.credits.privacy_api import PRIVACY_ROUTES
 from app.credits.routes import ROUTES
+from app.locator.routes import LOCATOR_ROUTES
 from app.operations import OPERATION_ROUTES
 from app.shadow.api import EXPERIMENT_ROUTES
 from app.shadow.flags_api import FLAG_ROUTES
@@ -21,7 +22,7 @@ from app.webhooks.api import WEBHOOK_ROUTES
 
 OWN = (
     *ROUTES, *AUDIT_ROUTES, *OPERATION_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES, *PRIVACY_ROUTES, *EXPERIMENT_ROUTES,
-    *RULE_ROUTES, *FLAG_ROUTES,
+    *RULE_ROUTES, *FLAG_ROUTES, *LOCATOR_ROUTES,
 )  # fmt: skip
 SERVED = (*OWN, *reference_routes(OWN, title="t", version="0"))
 
@@ -83,13 +84,23 @@ def test_readers_and_auditors_change_nothing() -> None:
 def test_a_key_of_some_tenants_does_not_see_the_whole_ledger() -> None:
     limited = Key("k", "admin", tenants=frozenset({"a"}))
 
-    closed = {row[1] for row, right in RIGHTS.items() if forbidden(limited, right) is not None}
+    closed = {
+        row[1] for row, right in RIGHTS.items() if forbidden(limited, right) is not None and right.service != "locator"
+    }
 
     assert closed == {
         "/v1/ledger/trial-balance", "/v1/audit/shards", "/v1/audit/entries", "/v1/audit/verify",
         "/tiles/{shard}/{tile:.+}", "/metrics", "/v1/rules", "/v1/rules/{name}", "/v1/rules/{name}/promote",
         "/v1/rules/{name}/report",
     }  # fmt: skip
+
+
+def test_a_key_of_some_tenants_does_not_see_the_registry_which_is_one_for_all() -> None:
+    limited = Key("k", "admin", tenants=frozenset({"a"}))
+    rows = [right for right in RIGHTS.values() if right.service == "locator"]
+
+    assert len(rows) == len(LOCATOR_ROUTES)
+    assert all(forbidden(limited, right) is not None for right in rows)
 
 
 def test_a_key_of_another_service_is_refused() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
 import subprocess
 import tempfile
 import time
@@ -15,43 +12,21 @@ import pytest
 import redis
 
 from tests.credits.ledger_house import house_of
+from tests.debian import program
 from tests.lua.script_shard import ScriptShard
 
-INSTALL_TIMEOUT_S = 300
 START_TIMEOUT_S = 10.0
-REDIS_MAJOR = 7
-
-
-def debian_redis() -> Path:
-    """Return the program of a real Redis 7; as root install Debian's package when there is none.
-
-    Fails, and does not skip, where there is none: what is not tested on Redis cannot be promised for it.
-    """
-    for attempt in ("found", "installed"):
-        program = shutil.which("redis-server", path=f"/usr/bin:/usr/local/bin:{os.environ.get('PATH', '')}")
-        if program is not None:
-            text = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
-            version = re.search(r"Redis server v=(\d+)", text)
-            if version is not None and int(version[1]) >= REDIS_MAJOR:
-                return Path(program)
-        if attempt == "found" and os.geteuid() == 0 and shutil.which("apt-get") is not None:
-            environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-            for words in (["update"], ["install", "-y", "--no-install-recommends", "redis-server"]):
-                subprocess.run(["apt-get", "-q", *words], env=environment, timeout=INSTALL_TIMEOUT_S, check=False)
-    pytest.fail(
-        f"no redis-server {REDIS_MAJOR} is installed: `apt-get install redis-server` as root, then run the tests again"
-    )
 
 
 @pytest.fixture(scope="session")
 def redis_socket() -> Iterator[str]:
     """A real Redis on a unix socket, without persistence."""
-    program = debian_redis()
+    server = program("redis-server")
     with tempfile.TemporaryDirectory(prefix="shieldx-lua-") as directory:
         socket = f"{directory}/redis.sock"
         process = subprocess.Popen(
             [
-                program,
+                server,
                 "--port",
                 "0",
                 "--unixsocket",

@@ -19,6 +19,7 @@ SCRIPTS = sorted(path.stem for path in ROOT.glob("*.lua"))
 LEDGER_SCRIPTS = [name for name in SCRIPTS if name.startswith("ledger_")]
 EXPERIMENT_SCRIPTS = [name for name in SCRIPTS if name.startswith("experiment_")]
 LIST_SCRIPTS = ["rate_limit"]  # over as many keys as they are given
+CHANGE_SCRIPTS = ["registry_merge"]  # over fixed keys and as many changes as they are given
 LIBRARIES = sorted(path.name for path in (ROOT / "lib").glob("*.lua"))
 CODE_LINES_MAX = 100  # of one file, comments and blank lines left out
 SECOND_KEYS = ("account:", "holds:", "reservation:", "refunds:", "idem:")
@@ -37,7 +38,7 @@ def numbers(kind: str, text: str) -> set[int]:
     return {int(number) for number in re.findall(rf"{kind}\[(\d+)\]", text)}
 
 
-@pytest.mark.parametrize("name", [*LEDGER_SCRIPTS, *EXPERIMENT_SCRIPTS])
+@pytest.mark.parametrize("name", [*LEDGER_SCRIPTS, *EXPERIMENT_SCRIPTS, *CHANGE_SCRIPTS])
 def test_the_header_names_exactly_the_keys_that_the_body_uses(name: str) -> None:
     header, code = parts(name)
 
@@ -47,7 +48,7 @@ def test_the_header_names_exactly_the_keys_that_the_body_uses(name: str) -> None
     assert numbers("KEYS", code), "a script without keys cannot run in a cluster"
 
 
-@pytest.mark.parametrize("name", sorted({*SCRIPTS} - {*LEDGER_SCRIPTS, *LIST_SCRIPTS}))
+@pytest.mark.parametrize("name", sorted({*SCRIPTS} - {*LEDGER_SCRIPTS, *LIST_SCRIPTS, *CHANGE_SCRIPTS}))
 def test_a_script_with_fixed_arguments_names_them_all(name: str) -> None:
     header, code = parts(name)
 
@@ -63,7 +64,7 @@ def test_the_header_of_a_script_over_many_keys_says_so(name: str) -> None:
     assert re.search(r"KEYS\[\w+ \+ \w+\]", code), "a script without keys cannot run in a cluster"
 
 
-@pytest.mark.parametrize("name", [*LEDGER_SCRIPTS, *LIST_SCRIPTS])
+@pytest.mark.parametrize("name", [*LEDGER_SCRIPTS, *LIST_SCRIPTS, *CHANGE_SCRIPTS])
 def test_the_header_names_exactly_the_arguments_that_the_body_uses(name: str) -> None:
     header, code = parts(name)
     loop = re.search(r"for i = (\d+), #ARGV", code)

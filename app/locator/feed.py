@@ -1,0 +1,177 @@
+"""Follows what other replicas change and hear, by the stream that every script call writes to.
+
+Each connection begins by reading all of the registry: what this replica missed is made good, what Redis has forgotten is
+laid over it again. After that one blocking read waits for the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+import redis.exceptions
+
+from app.actor import ActorStopped, InboxFull
+from app.db.keys import LOCATOR_BEATS, LOCATOR_CHANGES, LOCATOR_HEAD, LOCATOR_INSTANCES
+from app.db.retry import TRANSIENT
+from app.locator.record import Fact, parse_fact, split_field
+from app.locator.registry import fresh_incarnation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from app.db.redis import RedisLink
+    from app.locator.registry import Answer, Registry
+
+log = logging.getLogger(__name__)
+
+RECONNECT_S: Final = 0.5  # how often a Redis that is away is tried
+BLOCK_MS: Final = 1_000  # of one read of the stream: below the time after which a link takes Redis for dead
+ENTRIES_MAX: Final = 100  # of one read: about 10 ms of work at most
+SCAN_COUNT: Final = 500  # instances of one step of reading all: about 2 ms of decoding
+
+
+class FeedBroken(Exception):
+    """The stream does not continue what was read before: everything has to be read again."""
+
+
+class Feed:
+    """One task and one connection."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        link: RedisLink,
+        *,
+        clock_s: Callable[[], float] = time.monotonic,
+        on_handed: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`on_handed` gets texts that other replicas have for this one."""
+        self._registry = registry
+        self._directory = registry.directory
+        self._link = link
+        self._clock_s = clock_s
+        self._on_handed = on_handed
+        self._task: asyncio.Task[None] | None = None
+        self._last_id = "0-0"
+        self._seen = 0  # revision up to which the stream has been followed
+        self.following = False
+        self.loaded = False  # at least once: before that, nothing is known of any service
+        self.reloads = 0
+        self.away_since_s = clock_s()
+
+    def start(self, on_crash: Callable[[BaseException], None]) -> None:
+        """Begin to follow, and go on trying until stopped."""
+        self._task = asyncio.create_task(self._run(on_crash), name="registry feed")
+
+    async def stop(self) -> None:
+        """End; nothing is waited for."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._link.close()
+
+    def read_again(self) -> None:
+        """Drop what was read: Redis holds other data than before."""
+        self._seen = -1
+
+    async def _run(self, on_crash: Callable[[BaseException], None]) -> None:
+        while True:
+            try:
+                await self._link.open()
+                await self._load()
+                self.following = True
+                while self._seen >= 0:
+                    await self._follow()
+            except FeedBroken:
+                log.info("the registry is read again: the stream has moved on without this replica")
+            except (*TRANSIENT, redis.exceptions.RedisError) as error:
+                if self.following:
+                    log.warning("the registry is local", extra={"reason": f"{type(error).__name__}: {error}"})
+                    self.away_since_s = self._clock_s()
+                self.following = False
+                await asyncio.sleep(RECONNECT_S)
+            except Exception as error:  # noqa: BLE001 - an unknown fault stops the process, which starts clean
+                self.following = False
+                on_crash(error)
+                return
+
+    async def _load(self) -> None:
+        """Read the registry as a whole; the stream is then followed from where it stood before."""
+        command = self._link.command
+        await command("HSETNX", LOCATOR_HEAD, "incarnation", fresh_incarnation())
+        newest = await command("XREVRANGE", LOCATOR_CHANGES, "+", "-", "COUNT", 1)
+        incarnation, revision = await command("HMGET", LOCATOR_HEAD, "incarnation", "revision")
+        self._last_id = newest[0][0].decode() if newest else "0-0"
+        facts: dict[str, Fact] = {}
+        cursor: Any = b"0"
+        while True:
+            cursor, found = await command("HSCAN", LOCATOR_INSTANCES, cursor, "COUNT", SCAN_COUNT)
+            for field, text in zip(found[::2], found[1::2], strict=True):
+                facts[field.decode()] = parse_fact(text)
+            if int(cursor) == 0:
+                break
+        known = incarnation.decode()
+        same = known == self._registry.incarnation
+        self._seen = int(revision or 0)
+        now_s = self._clock_s()
+        silent_s = await self._silence(facts) if self.loaded and same else {}
+        forgotten = self._directory.reconcile(facts, self._seen, now_s, same=same, silent_s=silent_s)
+        self._registry.incarnation = known
+        self.loaded = True
+        self.reloads += 1
+        if forgotten:
+            log.warning("redis has forgotten registered instances; they are laid again", extra={"count": len(forgotten)})
+        for field, record in forgotten:
+            self._submit(self._registry.restore(field, record, max(0.0, now_s - record.renewed_s)))
+
+    async def _silence(self, facts: Mapping[str, Fact]) -> dict[str, float]:
+        """Return for how long instances that are new here have been silent, by what the other replicas have heard.
+
+        Not at the start of a process: all of them may have started just now, and then nobody has heard anything.
+        """
+        known = self._directory.find
+        fields = [field for field in facts if known(*split_field(field)) is None]
+        if not fields:
+            return {}
+        seconds, micros = await self._link.command("TIME")
+        now_s = int(seconds) + int(micros) / 1_000_000
+        beats = await self._link.command("HMGET", LOCATOR_BEATS, *fields)
+        return {field: now_s - int(at) / 1000 for field, at in zip(fields, beats, strict=True) if at is not None}
+
+    def _submit(self, change: Any) -> None:
+        """Have a change made whose failure the next connection repairs."""
+        try:
+            self._registry.submit(change, _ignore)
+        except (InboxFull, ActorStopped) as error:
+            log.warning("a forgotten instance is not laid again", extra={"reason": type(error).__name__})
+
+    async def _follow(self) -> None:
+        answer = await self._link.command(
+            "XREAD", "COUNT", ENTRIES_MAX, "BLOCK", BLOCK_MS, "STREAMS", LOCATOR_CHANGES, self._last_id
+        )
+        for _, entries in answer or ():
+            for entry_id, words in entries:
+                self._take({words[i]: words[i + 1] for i in range(0, len(words), 2)})
+                self._last_id = entry_id.decode()
+
+    def _take(self, entry: dict[bytes, bytes]) -> None:
+        if int(entry[b"first"]) != self._seen:
+            raise FeedBroken
+        now_s = self._clock_s()
+        changes = orjson.loads(entry[b"changes"])
+        if changes:
+            self._seen = changes[-1][0]
+            self._directory.apply(changes, now_s)
+        if entry[b"replica"].decode() != self._registry.replica:
+            self._directory.hear(orjson.loads(entry[b"beats"]), now_s)
+        for replica, text in orjson.loads(entry[b"handed"]):
+            if replica == self._registry.replica:
+                self._on_handed(text)
+
+
+def _ignore(_answer: Answer | None, _error: Exception | None) -> None:
+    """A restoration that failed is made again at the next connection."""

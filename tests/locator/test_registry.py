@@ -1,0 +1,260 @@
+"""The registry over several replicas and one Redis: what one is told all know, and nobody is dead who is not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+from redis.asyncio import Redis
+
+from app.db.keys import LOCATOR_BEATS, LOCATOR_INSTANCES
+from app.locator.instance import State
+from app.web.problems import Problem
+from tests.locator.replicas import Replica, eventually, instance, replicas
+from tests.stores import PrivateRedis, run_apart
+
+VISIBLE_S = 0.1
+
+
+async def age(redis_url: str, seconds: float) -> None:
+    """Set all heartbeats back, as if so much of Redis' time had passed."""
+    async with Redis.from_url(redis_url) as redis:
+        for field, at in (await redis.hgetall(LOCATOR_BEATS)).items():
+            await redis.hset(LOCATOR_BEATS, field, int(at) - int(seconds * 1000))
+
+
+async def test_a_change_is_visible_on_another_replica_within_100_ms(redis_url: str) -> None:
+    async with replicas(redis_url, 2) as (one, other):
+        taken_s = []
+        for number in range(20):
+            began_s = time.monotonic()
+            await one.register("web", f"i{number}", None, instance())
+            await eventually(lambda number=number: other.state("web", f"i{number}") is State.UP)
+            taken_s.append(time.monotonic() - began_s)
+
+        assert sorted(taken_s)[len(taken_s) // 2] < VISIBLE_S
+        assert one.directory.services["web"].snapshot == other.directory.services["web"].snapshot
+
+
+async def test_two_replicas_that_change_the_same_instances_agree_in_the_end(redis_url: str) -> None:
+    async with replicas(redis_url, 2) as both:
+
+        async def meddle(replica: Replica, number: int) -> None:
+            name = f"i{number % 5}"
+            with contextlib.suppress(Problem):  # two that meet refuse each other
+                await replica.register("web", name, f"g{number}", instance(port=1 + number))
+                if number % 3 == 0:
+                    await replica.change(lambda registry: registry.drop("web", name, f"g{number}"))
+
+        await asyncio.gather(*(meddle(both[number % 2], number) for number in range(60)))
+        index = max(replica.directory.index for replica in both)
+        await eventually(lambda: all(replica.directory.index == index for replica in both))
+
+        first, second = (replica.directory.services["web"].snapshot for replica in both)
+        assert first.by_id == second.by_id
+
+
+async def test_an_instance_that_falls_silent_is_suspect_after_20_s_and_gone_after_60(redis_url: str) -> None:
+    async with replicas(redis_url, 1) as (one,):
+        await one.register("web", "dead", None, instance())
+        await one.register("web", "live", None, instance())
+
+        seen = {}
+        for second in range(1, 66):
+            await age(redis_url, 1)
+            if second % 10 == 0:
+                one.beat("web", "live")
+            await one.pass_time(1)
+            seen.setdefault(one.state("web", "dead"), second)
+
+        assert 20 <= seen[State.SUSPECT] <= 25
+        assert 60 <= seen[None] <= 65
+        assert one.states("web") == {"live": "up"}
+
+
+async def test_heartbeats_that_reach_one_replica_count_on_all(redis_url: str) -> None:
+    async with replicas(redis_url, 2) as (one, other):
+        await one.register("web", "a", None, instance())
+        await eventually(lambda: other.state("web", "a"))
+
+        for second in range(1, 71):
+            await age(redis_url, 1)
+            if second % 10 == 0:
+                one.beat("web", "a")
+            await one.pass_time(1)
+            await other.pass_time(1)
+
+            assert (one.state("web", "a"), other.state("web", "a")) == (State.UP, State.UP)
+
+
+async def test_a_suspect_that_is_heard_again_is_up_everywhere(redis_url: str) -> None:
+    async with replicas(redis_url, 2) as (one, other):
+        await one.register("web", "a", None, instance())
+        await age(redis_url, 25)
+        await one.pass_time(25)
+        await eventually(lambda: other.state("web", "a") is State.SUSPECT)
+
+        other.beat("web", "a")
+        await other.tick()
+
+        await eventually(lambda: (one.state("web", "a"), other.state("web", "a")) == (State.UP, State.UP))
+
+
+async def test_a_replica_that_was_held_up_blames_nobody(redis_url: str) -> None:
+    async with replicas(redis_url, 1) as (one,):
+        await one.register("web", "a", None, instance())
+        await age(redis_url, 300)
+
+        one.clock.now_s += 300.0
+        await one.tick()
+
+        assert one.states("web") == {"a": "up"}
+        assert one.upkeep is not None
+        assert one.upkeep.extended_s == pytest.approx(299.0)
+
+
+async def test_a_restored_instance_is_neither_dead_nor_alive_until_it_is_heard(redis_url: str) -> None:
+    async with replicas(redis_url, 1) as (before,):
+        await before.register("web", "heard", None, instance())
+        await before.register("web", "silent", None, instance())
+        await before.register("web", "static", None, instance(ttl_s=0.0, suspect_s=0.0))
+    await age(redis_url, 3_600)
+
+    async with replicas(redis_url, 1) as (after,):
+        assert after.states("web") == {"heard": "unverified", "silent": "unverified", "static": "up"}
+        await after.pass_time(15)
+        after.beat("web", "heard")
+        assert after.states("web") == {"heard": "up", "silent": "unverified", "static": "up"}
+        await after.pass_time(8)
+        assert after.state("web", "silent") is State.SUSPECT
+        await after.pass_time(40)
+        assert after.states("web").get("silent") is None
+
+
+async def test_mass_silence_removes_few_and_leaves_the_rest_suspect(redis_url: str) -> None:
+    async with replicas(redis_url, 2) as both:
+        await asyncio.gather(*(both[0].register("web", f"i{number}", None, instance()) for number in range(40)))
+        await eventually(lambda: len(both[1].states("web")) == 40)
+        await age(redis_url, 62)
+
+        for _ in range(62):
+            for replica in both:
+                await replica.pass_time(1)
+        await eventually(lambda: both[0].directory.index == both[1].directory.index)
+
+        states = list(both[0].states("web").values())
+        assert len(states) == 40 - 6
+        assert set(states) == {"suspect"}
+        assert both[0].states("web") == both[1].states("web")
+        assert both[0].balancer.pick(both[0].directory.services["web"].snapshot, now_s=both[0].clock_s()) is not None
+
+
+async def test_lookups_and_heartbeats_go_on_while_redis_is_away_and_a_lone_replica_still_judges(
+    own_redis: PrivateRedis,
+) -> None:
+    async with replicas(own_redis.url, 1) as (one,):
+        await one.register("web", "dead", None, instance())
+        await one.register("web", "live", None, instance())
+        own_redis.kill()
+        await eventually(lambda: not one.following)
+
+        for second in range(1, 25):
+            if second % 10 == 0:
+                one.beat("web", "live")
+            await one.pass_time(1)
+
+        assert one.states("web") == {"dead": "suspect", "live": "up"}
+        picked = one.balancer.pick(one.directory.services["web"].snapshot, now_s=one.clock_s())
+        assert picked is not None
+        assert picked.instance.id == "live"
+        with pytest.raises(Problem) as refused:
+            await one.register("web", "new", None, instance())
+        assert (refused.value.status, refused.value.code) == (503, "unavailable")
+
+        own_redis.launch()
+        run_apart(own_redis.wait_ready())
+        await eventually(lambda: one.following)
+        assert len(one.states("web")) == 2
+
+
+async def test_a_redis_that_has_forgotten_everything_is_told_again(own_redis: PrivateRedis) -> None:
+    async with replicas(own_redis.url, 2) as (one, other):
+        record, _ = await one.register("web", "a", "g1", instance())
+        await one.change(lambda registry: registry.order("web", "a", "", "draining"))
+        await eventually(lambda: other.state("web", "a") is State.DRAINING)
+        index = one.directory.index
+        run_apart(own_redis.flush())
+
+        await one.tick()
+        await other.tick()
+
+        async with Redis.from_url(own_redis.url) as redis:
+            deadline_s = time.monotonic() + 5
+            while not await redis.hexists(LOCATOR_INSTANCES, "web/a"):
+                assert time.monotonic() < deadline_s
+                await asyncio.sleep(0.01)
+        await eventually(lambda: one.directory.index == other.directory.index > index)
+        assert one.states("web") == other.states("web") == {"a": "draining"}
+        assert record.generation == "g1"
+
+
+async def test_a_report_that_reaches_another_replica_is_handed_on(redis_url: str) -> None:
+    async with replicas(redis_url, 2) as (one, other):
+        await one.register("web", "a", None, instance())
+        await eventually(lambda: other.state("web", "a"))
+        await one.tick()
+        await other.tick()
+        await one.tick()
+        picked = one.balancer.pick(one.directory.services["web"].snapshot, now_s=one.clock_s())
+        assert picked is not None
+
+        result = other.report("web", picked.lease_id, "k1", ok=True, latency_ms=8.0)
+
+        assert result == "handed_on"
+        await eventually(lambda: one.balancer.view("web", "a", one.clock_s()).reports == 1)
+        view = one.balancer.view("web", "a", one.clock_s())
+        assert view is not None
+        assert (view.in_flight, view.latency_ms) == (0, 8.0)
+
+
+async def test_an_isolation_holds_on_every_replica_until_it_is_reset(redis_url: str) -> None:
+    async with replicas(redis_url, 2) as (one, other):
+        await one.register("web", "a", None, instance())
+        await one.change(lambda registry: registry.order("web", "a", "", "isolated"))
+
+        await eventually(lambda: (view := other.balancer.view("web", "a", 0.0)) is not None and view.isolated)
+        await other.change(lambda registry: registry.order("web", "a", "", "none"))
+        await eventually(lambda: not one.balancer.view("web", "a", 0.0).isolated)
+
+
+async def test_one_key_and_one_service_cannot_take_the_registry(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.locator.opening.INSTANCES_OF_KEY_MAX", 3)
+    async with replicas(redis_url, 1) as (one,):
+        for number in range(3):
+            await one.register("web", f"i{number}", None, instance())
+
+        with pytest.raises(Problem) as refused:
+            await one.register("web", "i9", None, instance())
+
+        assert refused.value.code == "too_many_instances"
+        await one.register("web", "i9", None, instance(owner="k2"))
+        await one.register("web", "i0", None, instance(port=81))
+        await one.change(lambda registry: registry.drop("web", "i0", ""))
+        await one.register("web", "i8", None, instance())
+
+
+async def test_a_stream_that_moved_on_without_a_replica_is_made_good_by_reading_all(redis_url: str) -> None:
+    async with replicas(redis_url, 2) as (one, other):
+        await one.register("web", "gone", None, instance())
+        await eventually(lambda: other.state("web", "gone"))
+        assert other.feed is not None
+        reloads = other.feed.reloads
+        other.feed._seen += 1
+
+        await one.change(lambda registry: registry.drop("web", "gone", ""))
+        await one.register("web", "new", None, instance())
+
+        await eventually(lambda: other.states("web") == {"new": "up"} or other.states("web") == {"new": "unverified"})
+        assert other.feed.reloads == reloads + 1

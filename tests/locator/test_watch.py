@@ -1,0 +1,90 @@
+"""Who waits for changes: bounded, woken together, and given what they missed."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from app.locator import watch
+from app.locator.directory import Directory, Roster
+from app.locator.record import encode
+from app.locator.watch import ALL, Watches
+from app.web.problems import Problem
+from tests.locator.replicas import instance
+
+
+def change(revision: int, id_: str, service: str = "web", kind: str = "put") -> list[object]:
+    body = "" if kind in {"drop", "evict"} else encode(instance(port=revision)).decode()
+    return [revision, kind, f"{service}/{id_}", "up", "none", "none", "g1", body]
+
+
+async def test_all_that_watch_a_service_are_woken_by_one_change_and_nobody_else() -> None:
+    watches = Watches()
+    directory = Directory(on_change=watches.changed)
+    web = [asyncio.create_task(watches.wait("web", 30)) for _ in range(100)]
+    everything, other = (asyncio.create_task(watches.wait(name, 30)) for name in (ALL, "other"))
+    await asyncio.sleep(0)
+
+    directory.apply([change(2, "a"), change(3, "b")], 0.0)
+    await asyncio.gather(*web, everything)
+
+    assert not other.done()
+    watches.close()
+    await other
+    await watches.wait("web", 30)
+
+
+async def test_watchers_are_bounded_in_all_and_for_each_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "WATCHERS_OF_KEY_MAX", 2)
+    monkeypatch.setattr(watch, "WATCHERS_MAX", 3)
+    watches = Watches()
+
+    with watches.enter("k1"), watches.enter("k1"), watches.enter("k2"):
+        for key in ("k1", "k3"):
+            with pytest.raises(Problem) as refused, watches.enter(key):
+                pass
+            assert (refused.value.status, refused.value.code) == (503, "too_many_watchers")
+
+    assert watches.open == 0
+
+
+def test_a_watcher_gets_what_it_missed_or_hears_that_it_must_read_all() -> None:
+    directory = Directory()
+    for revision, id_ in ((2, "a"), (3, "b"), (4, "a")):
+        directory.apply([change(revision, id_)], 0.0)
+    directory.apply([change(5, "b", kind="drop")], 0.0)
+    web: Roster = directory.services["web"]
+
+    assert web.changed_since(5) == frozenset()
+    assert web.changed_since(4) == {"b"}
+    assert web.changed_since(2) == {"a", "b"}
+    assert web.changed_since(17) is None
+    assert web.changed_since(0) is None
+
+
+def test_changes_that_are_known_or_older_change_nothing() -> None:
+    directory = Directory()
+    directory.apply([change(4, "a")], 0.0)
+    before = directory.services["web"].snapshot
+
+    directory.apply([change(4, "a"), change(3, "a"), change(2, "a", kind="drop")], 0.0)
+    assert directory.services["web"].snapshot is before
+
+    directory.apply([change(6, "a", kind="drop"), change(5, "a")], 0.0)
+    assert directory.services["web"].snapshot.by_id == {}
+    assert (directory.instances, directory.leased, dict(directory.owned)) == (0, 0, {})
+
+
+def test_the_index_of_the_catalogue_stands_still_while_ids_and_tags_do() -> None:
+    directory = Directory()
+    directory.apply([change(2, "a")], 0.0)
+    directory.apply([change(3, "a")], 0.0)
+    assert (directory.index, directory.catalogue) == (3, 2)
+
+    directory.apply([change(4, "a", kind="drop")], 0.0)
+    assert directory.catalogue == 4
+    directory.purge(599.0)
+    assert directory.get("web") is not None
+    directory.purge(600.0)
+    assert directory.get("web") is None
