@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 BATCH_MAX: Final = 250  # outcomes of one script call: about 2 ms of Redis, which money needs too
 INBOX_MAX: Final = 100_000  # outcomes that wait: 5 s at 20,000 a second, 20 MB
 ASK_TIMEOUT_S: Final = 5.0
-UNITS_CACHED: Final = 20_000  # of what sampled units got: 4 MB
-CLASSES_CACHED: Final = 2_000  # of what outcomes add: at most 4 MB, with 20 variants under Thompson sampling
+UNITS_CACHED: Final = 10_000  # of what sampled units got: 3 MB
+CLASS_FIELDS_CACHED: Final = 10_000  # of what outcomes add, which many have in common: 1 MB
 RESTORES_MAX: Final = 3  # of one batch; each finds Redis empty again only if it was emptied again
 TOTALS_INTERVAL_S: Final = 0.05  # how old the totals may be while merges come one after the other
 
@@ -110,6 +110,7 @@ class Experiment(Actor[Add | Enrol]):
         self._on_merged = on_merged
         self._units: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._classes: dict[Class, list[str | int]] = {}
+        self._class_fields = 0
         self._started = False
         self._totals_s = 0.0
         self.merged_s = 0.0
@@ -301,9 +302,12 @@ class Experiment(Actor[Add | Enrol]):
         found = self._classes.get(one)
         if found is None:
             weights = self.weights[one.shares] if self.definition.allocation == "thompson" and one.shares is not None else ()
-            if len(self._classes) > CLASSES_CACHED:
+            found = added(self.definition, one, weights)
+            self._class_fields += len(found)
+            if self._class_fields > CLASS_FIELDS_CACHED:
                 self._classes.clear()
-            found = self._classes[one] = added(self.definition, one, weights)
+                self._class_fields = len(found)
+            self._classes[one] = found
         return found
 
     async def _merge(self, work: Work) -> Merged:
