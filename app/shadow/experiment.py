@@ -152,13 +152,20 @@ class Experiment(Actor[Add | Enrol]):
                 control = self.definition.control
                 return Assignment(self.definition.names[control], control, "paused")
             return self._sampled(*found)
-        version = self.version
-        variant = draw(self.definition.seed, unit, self.weights[version])
+        await self.prepare()
         self._begin()
-        answer: tuple[int, int] = await self.ask(Enrol(unit_number(unit), version, variant))
+        try:
+            answer = await self._enrol(unit)
+        except Forgot:
+            answer = await self._enrol(unit)  # with the weights of what was restored
         await self._learn([answer[0]])
         self._remember(unit, answer)
         return self._sampled(*answer)
+
+    async def _enrol(self, unit: str) -> tuple[int, int]:
+        variant = draw(self.definition.seed, unit, self.weights[self.version])
+        answer: tuple[int, int] = await self.ask(Enrol(unit_number(unit), self.version, variant))
+        return answer
 
     async def what_units_got(self, units: Sequence[str]) -> list[tuple[int, int] | None]:
         """Return version and variant of units that were enrolled, None for others."""
@@ -282,7 +289,7 @@ class Experiment(Actor[Add | Enrol]):
                 place = places.get(what)
                 if place is None:
                     place = places[what] = len(work.classes) + 1
-                    work.classes.append(enrolled(self.weights[message.version], message.variant))
+                    work.classes.append(enrolled(self._row(message.version), message.variant))
                     work.latencies.append("")
                 work.units.extend((message.unit, what, place))
                 continue
@@ -301,7 +308,8 @@ class Experiment(Actor[Add | Enrol]):
     def _adds(self, one: Class) -> list[str | int]:
         found = self._classes.get(one)
         if found is None:
-            weights = self.weights[one.shares] if self.definition.allocation == "thompson" and one.shares is not None else ()
+            fixed = self.definition.allocation == "fixed"
+            weights = () if fixed or one.shares is None else self._row(one.shares)
             found = added(self.definition, one, weights)
             self._class_fields += len(found)
             if self._class_fields > CLASS_FIELDS_CACHED:
@@ -319,6 +327,8 @@ class Experiment(Actor[Add | Enrol]):
                 return await self._counters.merge(name, self.saved, self.known, work, totals=totals)
             except Forgot:
                 await self.restore()
+                if self.definition.allocation == "thompson":
+                    raise  # the work names versions of weights that may not be the same any more
         raise Forgot(name)
 
     def _take_over(self, merged: Merged) -> None:
@@ -343,8 +353,15 @@ class Experiment(Actor[Add | Enrol]):
             self.weights[version] = tuple(orjson.loads(text))
 
     def _sampled(self, version: int, variant: int) -> Assignment:
-        weights = self.weights[version]
+        weights = self._row(version)
         return Assignment(self.definition.names[variant], variant, "sampled", weights[variant], version)
+
+    def _row(self, version: int) -> WeightRow:
+        """Return one version of the weights. Raises Forgot when Redis has lost it."""
+        row = self.weights.get(version)
+        if row is None:
+            raise Forgot(self.definition.name)
+        return row
 
     def _remember(self, unit: str, one: tuple[int, int]) -> None:
         self._units[unit] = one
