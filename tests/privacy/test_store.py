@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from pathlib import Path
 
 import asyncpg
 import msgspec
 import pytest
 
 from app.cli import main
+from app.db.pool import Pool
 from app.privacy.envelope import MasterKeys, Sealed, kek_id
 from app.privacy.payment import KEEP_S, Payment, commitment
 from app.privacy.rotation import rewrap
@@ -212,7 +213,7 @@ async def test_retention_ends_what_is_too_old_by_class_in_batches(
 
 
 async def test_keys_are_rewrapped_in_batches_while_records_are_read_and_kept(
-    store: PrivateStore, pool: asyncpg.Pool[Any], owner: Connection, clock: Clock, facts: Facts
+    store: PrivateStore, pool: Pool, owner: Connection, clock: Clock, facts: Facts
 ) -> None:
     for i in range(7):
         await store.keep(f"r{i}", "t1", f"s{i}", PAYMENT)
@@ -257,8 +258,9 @@ async def test_a_rotation_that_was_cut_off_goes_on_and_counts_what_it_cannot_ope
 
 
 async def test_the_command_rotates_and_says_what_is_left(
-    store: PrivateStore, ledger_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    store: PrivateStore, ledger_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where there is no data directory with a key of its own
     await store.keep("r1", "t1", "s1", PAYMENT)
     outcomes = []
     for keys in ("", f"{NEW.hex()}", f"{NEW.hex()},{OLD.hex()}", "nonsense"):
@@ -280,6 +282,6 @@ async def test_the_command_rotates_and_says_what_is_left(
     ["UPDATE private_records SET shown = '{}'", "UPDATE private_keys SET subject = 'x'", "DELETE FROM private_erasures",
      "UPDATE private_erasures SET tombstone = ''", "TRUNCATE private_keys"],
 )  # fmt: skip
-async def test_the_server_can_destroy_private_data_but_not_change_it(pool: asyncpg.Pool[Any], statement: str) -> None:
+async def test_the_server_can_destroy_private_data_but_not_change_it(pool: Pool, statement: str) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await pool.rows(5.0, statement, ())

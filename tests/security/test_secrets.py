@@ -18,6 +18,7 @@ from app.credits.opening import Signing, Stores
 from app.credits.payment import PaymentBody
 from app.credits.request import Fingerprints
 from app.db.migrate import LedgerRow
+from app.db.topology import make_topology
 from app.privacy.envelope import DataKey, MasterKeys
 from app.privacy.payment import Payment
 from app.settings import Settings
@@ -39,7 +40,10 @@ def values() -> list[object]:
         settings, RowSeal(SECRET.encode()), Fingerprints(KEY), MasterKeys([KEY]), DataKey(bytes(16), KEY), KeyTable(SECRET),
         Signing((KEY,), (), print), Payment("4111111111111111", SECRET, "12/27"),
         PaymentBody("4111111111111111", "987", SECRET, "12/27"), LedgerRow(bytes(16), "origin", 1, KEY),
-        Stores(f"redis://:{SECRET}@h", f"postgresql://u:{SECRET}@h/d", f"postgresql://u:{SECRET}@h/d", 6, 1, KEY, "replica"),
+        Stores(
+            make_topology(f"redis://:{SECRET}@h"), f"postgresql://u:{SECRET}@h/d", f"postgresql://u:{SECRET}@h/d", 6, 9, 1, KEY,
+            "replica", 60,
+        ),
     ]  # fmt: skip
 
 
