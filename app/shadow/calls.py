@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from app.shadow.analysis import Analysis, analysis_of
+from app.shadow.counters import Forgot
 from app.shadow.decision import belief, inputs_of, look_at
 from app.shadow.definition import COVERAGES_MAX, Deployment
 from app.shadow.deployment import failed_checks
@@ -133,7 +134,11 @@ class ExperimentCalls:
             raise archived()
         outcomes, place = listed(body)
         sorted_ = await Sorter(experiment, place).sort(outcomes)
-        return taken(sorted_, await experiment.add(sorted_))
+        try:
+            return taken(sorted_, await experiment.add(sorted_))
+        except Forgot:
+            sorted_ = await Sorter(experiment, place).sort(outcomes)
+            return taken(sorted_, await experiment.add(sorted_))
 
     async def analysis(self, name: str, draws: int, seed: int) -> Analysis:
         """GET /v1/experiments/{name}/analysis. refuses  404."""

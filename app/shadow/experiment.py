@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 BATCH_MAX: Final = 250  # outcomes of one script call: about 2 ms of Redis, which money needs too
 INBOX_MAX: Final = 100_000  # outcomes that wait: 5 s at 20,000 a second, 20 MB
 ASK_TIMEOUT_S: Final = 5.0
-UNITS_CACHED: Final = 20_000  # of what sampled units got: 4 MB
-CLASSES_CACHED: Final = 2_000  # of what outcomes add: at most 4 MB, with 20 variants under Thompson sampling
+UNITS_CACHED: Final = 10_000  # of what sampled units got: 3 MB
+CLASS_FIELDS_CACHED: Final = 10_000  # of what outcomes add, which many have in common: 1 MB
 RESTORES_MAX: Final = 3  # of one batch; each finds Redis empty again only if it was emptied again
 TOTALS_INTERVAL_S: Final = 0.05  # how old the totals may be while merges come one after the other
 
@@ -110,6 +110,7 @@ class Experiment(Actor[Add | Enrol]):
         self._on_merged = on_merged
         self._units: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._classes: dict[Class, list[str | int]] = {}
+        self._class_fields = 0
         self._started = False
         self._totals_s = 0.0
         self.merged_s = 0.0
@@ -151,13 +152,20 @@ class Experiment(Actor[Add | Enrol]):
                 control = self.definition.control
                 return Assignment(self.definition.names[control], control, "paused")
             return self._sampled(*found)
-        version = self.version
-        variant = draw(self.definition.seed, unit, self.weights[version])
+        await self.prepare()
         self._begin()
-        answer: tuple[int, int] = await self.ask(Enrol(unit_number(unit), version, variant))
+        try:
+            answer = await self._enrol(unit)
+        except Forgot:
+            answer = await self._enrol(unit)  # with the weights of what was restored
         await self._learn([answer[0]])
         self._remember(unit, answer)
         return self._sampled(*answer)
+
+    async def _enrol(self, unit: str) -> tuple[int, int]:
+        variant = draw(self.definition.seed, unit, self.weights[self.version])
+        answer: tuple[int, int] = await self.ask(Enrol(unit_number(unit), self.version, variant))
+        return answer
 
     async def what_units_got(self, units: Sequence[str]) -> list[tuple[int, int] | None]:
         """Return version and variant of units that were enrolled, None for others."""
@@ -281,7 +289,7 @@ class Experiment(Actor[Add | Enrol]):
                 place = places.get(what)
                 if place is None:
                     place = places[what] = len(work.classes) + 1
-                    work.classes.append(enrolled(self.weights[message.version], message.variant))
+                    work.classes.append(enrolled(self._row(message.version), message.variant))
                     work.latencies.append("")
                 work.units.extend((message.unit, what, place))
                 continue
@@ -300,10 +308,14 @@ class Experiment(Actor[Add | Enrol]):
     def _adds(self, one: Class) -> list[str | int]:
         found = self._classes.get(one)
         if found is None:
-            weights = self.weights[one.shares] if self.definition.allocation == "thompson" and one.shares is not None else ()
-            if len(self._classes) > CLASSES_CACHED:
+            fixed = self.definition.allocation == "fixed"
+            weights = () if fixed or one.shares is None else self._row(one.shares)
+            found = added(self.definition, one, weights)
+            self._class_fields += len(found)
+            if self._class_fields > CLASS_FIELDS_CACHED:
                 self._classes.clear()
-            found = self._classes[one] = added(self.definition, one, weights)
+                self._class_fields = len(found)
+            self._classes[one] = found
         return found
 
     async def _merge(self, work: Work) -> Merged:
@@ -315,6 +327,8 @@ class Experiment(Actor[Add | Enrol]):
                 return await self._counters.merge(name, self.saved, self.known, work, totals=totals)
             except Forgot:
                 await self.restore()
+                if self.definition.allocation == "thompson":
+                    raise  # the work names versions of weights that may not be the same any more
         raise Forgot(name)
 
     def _take_over(self, merged: Merged) -> None:
@@ -339,8 +353,15 @@ class Experiment(Actor[Add | Enrol]):
             self.weights[version] = tuple(orjson.loads(text))
 
     def _sampled(self, version: int, variant: int) -> Assignment:
-        weights = self.weights[version]
+        weights = self._row(version)
         return Assignment(self.definition.names[variant], variant, "sampled", weights[variant], version)
+
+    def _row(self, version: int) -> WeightRow:
+        """Return one version of the weights. Raises Forgot when Redis has lost it."""
+        row = self.weights.get(version)
+        if row is None:
+            raise Forgot(self.definition.name)
+        return row
 
     def _remember(self, unit: str, one: tuple[int, int]) -> None:
         self._units[unit] = one

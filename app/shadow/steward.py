@@ -271,6 +271,9 @@ class Steward:
             except LATER as error:
                 log.warning("experiment waits", extra={"experiment": name, "reason": f"{type(error).__name__}: {error}"})
                 self._due.setdefault(name, experiment)
+            except (ValueError, ArithmeticError) as error:
+                # Counts beyond what the statistics take: the experiment is not judged, and nothing else suffers.
+                log.exception("experiment cannot be judged", extra={"experiment": name, "reason": str(error)})
             await asyncio.sleep(0)
 
     async def _catch_up(self) -> None:

@@ -113,6 +113,8 @@ async def test_a_flushed_redis_costs_nothing_that_was_saved(replicas: Replicas) 
     await replicas.redis("FLUSHDB")
     again = await asyncio.gather(tell(one, fixed, told[:300]), tell(two, fixed, told[300:]))
 
+    both = [Outcome("known", True, unit_id="u3"), Outcome("unknown", True, variant="a")]
+    assert (await tell(two, sampled, both)).accepted == 2
     assert [one.duplicates for one in again] == [300, 300]
     assert await samples(two, fixed) == [0, 600]
     assert [await two.assign(sampled, f"u{number}") for number in range(30)] == before
