@@ -93,7 +93,9 @@ def crossings_of(definition: Definition, state: State, look: Look, at_ms: int) -
 
 def belief(definition: Definition, look: Look) -> Posterior:
     """Return the exact posterior of a look: milliseconds for many variants."""
-    return analyse(look.successes, look.samples, definition.control)
+    found = analyse(look.successes, look.samples, definition.control)
+    # A sum of rounded terms may end a hair below zero, and a probability is shown to people.
+    return found._replace(probability_best=tuple(max(0.0, one) for one in found.probability_best))
 
 
 def lift_of(definition: Definition, look: Look, index: int) -> float:
