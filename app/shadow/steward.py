@@ -92,6 +92,8 @@ class Steward:
             await self.verify(experiment)
             return
         if state.status in {"rolled_back", "archived"} or state.deployment is not None:
+            if not experiment.probability_best:  # it was settled before the first look
+                await self._believe(experiment)
             return
         trip = trip_of(experiment.definition, experiment.totals, experiment.cells)
         if trip is not None:
