@@ -108,7 +108,11 @@ class AssignCall(Input, frozen=True):
 
 
 class Outcome(Input, frozen=True):
-    """What became of a unit. Give `unit_id`, `variant`, or both."""
+    """What became of a unit. Give `unit_id`, `variant`, or both.
+
+    All outcomes of a unit are counted; its first success, first error and first slow call are evidence. An outcome without
+    `unit_id` is taken as one of a unit of its own.
+    """
 
     event_id: EventId
     success: bool
