@@ -7,24 +7,31 @@
 --                                 journal; saved: seq that Postgres holds; version of the weights
 -- KEYS[2] {x:name}:totals   hash  counters, integers by field
 -- KEYS[3] {x:name}:latency  hash  histogram of latencies, integers by field
--- KEYS[4] {x:name}:journal  list  what Postgres does not hold yet: e<event>, u<unit>=<what it got>, q<unit>
+-- KEYS[4] {x:name}:journal  list  what Postgres does not hold yet: e<event>, u<unit>=<what it got>, q<unit>, S<unit>,
+--                                 E<unit>, O<unit>
 --         {x:name}:seen:<window>:<bucket>  set   events of a day, 64-bit integers; bucket: their last four digits
 --         {x:name}:dated:<window>          string  one bit for each bucket of the day that exists
 --         {x:name}:units:<bucket>          hash  unit, a 64-bit integer, to what it got
 --         {x:name}:odd                     set   units that are quarantined
+--         {x:name}:told:<kind>:<bucket>    set   units that gave the evidence of a kind (S success, E error, O over the
+--                                 limit) what a unit may give: one; as long as the experiment exists
 -- ARGV[1] seq that Postgres holds, integer >= 0
 -- ARGV[2] 1 to get the totals, 0 to save the time
--- ARGV[3] JSON: events [event, class, value, ...]; classes [[field, amount, ...], ...], fields of a value first, "" for none;
+-- ARGV[3] JSON: events [event, class, value, unit, ...], "" for a unit of its own; classes [[field, amount, ...], ...],
+--         fields of a value first, "" for none; evidence [[[kind, 1 if it tells, field, amount, ...], ...] of each class];
 --         latencies [field of each class, ""]; units [unit, what it shall get, class, ...]; odd [unit, ...]
 -- ARGV[4] when the caller knows the state to have been laid here: what it remembers of units and weights is of that state
 -- Returns {"OK", seq, numbers of repeated events from 0, what each unit got, version, odd units, totals as a flat list}
 --   or, before anything was done: {"FORGOT"} | {"BEHIND", seq} | {"FULL"}: more events in a day than are remembered
--- Cost: O(events + units + fields of the classes); 1 to 4 commands an event, 1 to 2 in a busy experiment.
+-- Cost: O(events + units + fields of the classes); 1 to 4 commands an event, 1 to 2 in a busy experiment, and 1 for each
+-- kind of evidence of an event with a unit.
 
 local call = redis.call
 local WINDOW_S = 86400           -- an event is remembered for this window and the next: 24 to 48 hours
 local KEEP_S = 176400            -- two windows and an hour
 local WINDOW_EVENTS_MAX = 20000000  -- 160 MB to 300 MB of memory
+local TOLD_MAX = 5000000         -- units of all kinds, 40 MB to 80 MB; outcomes of further ones count and are no evidence
+local CARRIED_MAX = 4000000000 - 1000  -- pieces of evidence: what the statistic takes, less the outcomes of one call
 local ODD_MAX = 10000            -- more quarantined units are a broken client, not a mishap
 
 local head = call('HMGET', KEYS[1], 'seq', 'window', 'events', 'born')
@@ -34,9 +41,9 @@ local prefix = string.sub(KEYS[1], 1, -6)
 local work = cjson.decode(ARGV[3])
 local window = math.max(tonumber(head[2]), math.floor(tonumber(call('TIME')[1]) / WINDOW_S))
 local events = window == tonumber(head[2]) and tonumber(head[3]) or 0
-if events + #work.events / 3 > WINDOW_EVENTS_MAX then return {'FULL'} end
+if events + #work.events / 4 > WINDOW_EVENTS_MAX then return {'FULL'} end
 
-local counts, sums, latencies, journal, repeated = {}, {}, {}, {}, {}
+local counts, sums, latencies, journal, repeated, carried = {}, {}, {}, {}, {}, {}
 local function add(to, field, amount)
   to[field] = (to[field] or 0) + amount
 end
@@ -49,13 +56,34 @@ local function stands(bits, bucket)
   return math.floor((string.byte(bits, math.floor(bucket / 8) + 1) or 0) / 2 ^ (7 - bucket % 8)) % 2 == 1
 end
 
+-- Whether an outcome of a unit is evidence of a kind: the first that tells is, and whatever comes before it. A second one
+-- would come from a variant that is known by then.
+local spent = call('HMGET', KEYS[2], 'told', 'carried')
+local told, pieces = tonumber(spent[1] or 0), tonumber(spent[2] or 0)
+local function is_evidence(kind, tells, unit)
+  if tells == 1 and pieces >= CARRIED_MAX then return false end
+  if unit ~= '' then
+    local key = prefix .. 'told:' .. kind .. ':' .. math.abs(tonumber(string.sub(unit, -4)))
+    if tells == 0 then return call('SISMEMBER', key, unit) == 0 end
+    if told >= TOLD_MAX or call('SADD', key, unit) == 0 then return false end
+    journal[#journal + 1] = kind .. unit
+    told = told + 1
+    add(sums, 'told', 1)
+  end
+  if tells == 1 then
+    pieces = pieces + 1
+    add(sums, 'carried', 1)
+  end
+  return true
+end
+
 local new = {}
-for i = 1, #work.events, 3 do
-  local event, class, value = work.events[i], work.events[i + 1], work.events[i + 2]
+for i = 1, #work.events, 4 do
+  local event, class, value, unit = work.events[i], work.events[i + 1], work.events[i + 2], work.events[i + 3]
   local bucket = math.abs(tonumber(string.sub(event, -4)))
   if stands(dated_before, bucket) and call('SISMEMBER', day_before .. bucket, event) == 1
     or call('SADD', today .. bucket, event) == 0 then
-    repeated[#repeated + 1] = (i - 1) / 3
+    repeated[#repeated + 1] = (i - 1) / 4
   else
     if not new[bucket] and not stands(dated, bucket) then
       new[bucket] = true
@@ -66,6 +94,9 @@ for i = 1, #work.events, 3 do
     add(counts, class, 1)
     events = events + 1
     if value ~= 0 then add(sums, work.classes[class][1], value) end
+    for _, piece in ipairs(work.evidence[class]) do
+      if is_evidence(piece[1], piece[2], unit) then add(carried, piece, 1) elseif piece[2] == 1 then add(sums, 'again', 1) end
+    end
   end
 end
 if dated == '' and next(new) then call('EXPIRE', prefix .. 'dated:' .. window, KEEP_S) end
@@ -92,6 +123,9 @@ for class, count in pairs(counts) do
   local fields = work.classes[class]
   for i = 2, #fields, 2 do add(sums, fields[i], count * fields[i + 1]) end
   if work.latencies[class] ~= '' then add(latencies, work.latencies[class], count) end
+end
+for piece, count in pairs(carried) do
+  for i = 3, #piece, 2 do add(sums, piece[i], count * piece[i + 1]) end
 end
 add(sums, 'duplicates', #repeated)
 for field, amount in pairs(sums) do call('HINCRBY', KEYS[2], field, string.format('%.0f', amount)) end

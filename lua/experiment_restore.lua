@@ -7,9 +7,10 @@
 -- KEYS[3] {x:name}:latency  hash  as in experiment_merge
 -- KEYS[4] {x:name}:journal  list  as in experiment_merge
 -- KEYS[5] {x:name}:weights  hash  as in experiment_weigh
---         {x:name}:seen:<window>:<bucket>, {x:name}:dated:<window>, {x:name}:units:<bucket>, {x:name}:odd  as there
+--         {x:name}:seen:<window>:<bucket>, {x:name}:dated:<window>, {x:name}:units:<bucket>, {x:name}:odd,
+--         {x:name}:told:<kind>:<bucket>  as there
 -- ARGV[1] seq that Postgres holds
--- ARGV[2] what to lay: event | unit | quarantine | open
+-- ARGV[2] what to lay: event | unit | quarantine | success | error | over | open
 -- ARGV[3] JSON: [event, ...]; [unit, what it got, ...]; [unit, ...];
 --         {totals [field, amount, ...], latency [field, amount, ...], weights [version, JSON, ...], version}
 -- Returns {"OK", 1} | {"OK", 0}: it is open with this seq or a later one, and was left alone
@@ -45,6 +46,15 @@ end
 function steps.quarantine()
   for _, unit in ipairs(data) do call('SADD', prefix .. 'odd', unit) end
 end
+
+local function tell(kind)
+  for _, unit in ipairs(data) do
+    call('SADD', prefix .. 'told:' .. kind .. ':' .. math.abs(tonumber(string.sub(unit, -4))), unit)
+  end
+end
+function steps.success() tell('S') end
+function steps.error() tell('E') end
+function steps.over() tell('O') end
 
 local function lay(key, pairs_of)
   call('DEL', key)

@@ -16,10 +16,11 @@ from app.shadow.view import decision_view
 from app.shadow.wire import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from app.shadow.decision import Look
     from app.shadow.posterior import Posterior
+    from app.shadow.tallies import Cells
 
 
 class VariantAnalysis(Struct, kw_only=True):
@@ -69,6 +70,7 @@ class Analysis(Struct, kw_only=True):
     threshold         what an e-value must reach: challengers / max_false_positive
     srm_p_value       below 0.001 the shares are not what they should be, and nothing else can be trusted
     without_evidence  outcomes that are counted and are no evidence, because nobody knows their unit's propensity
+    repeated_by_unit  successes, errors and slow calls that are counted and are no evidence: their unit had one before
     """
 
     name: str
@@ -87,6 +89,7 @@ class Analysis(Struct, kw_only=True):
     late: int
     quarantined: int
     without_evidence: int
+    repeated_by_unit: int
     draws: int
     seed: int
 
@@ -96,12 +99,12 @@ def analysis_of(
     state: State,
     totals: Mapping[str, int],
     latency: Mapping[str, int],
-    stages: Sequence[Sequence[float]],
+    cells: Cells,
     draws: int,
     seed: int,
 ) -> Analysis:
     """Return the analysis. Computes for milliseconds: run it in a thread."""
-    look = look_at(definition, totals, stages)
+    look = look_at(definition, totals, cells)
     posterior = belief(definition, look)
     simulated = probability_best_mc(look.successes, look.samples, draws, seed)
     intervals = lifts_of(look.statistics, definition.max_false_positive)
@@ -123,10 +126,10 @@ def analysis_of(
         name=definition.name, decision=test.decision, variant=test.variant, reasons=test.reasons, test=test,
         variants=variants, threshold=threshold(definition), max_false_positive=definition.max_false_positive,
         null_ratio=NULL_RATIO, crossings=[_crossed(one) for one in state.crossings],
-        srm_p_value=srm_p_value(*expected_of(definition, totals, stages)),
+        srm_p_value=srm_p_value(*expected_of(definition, totals, cells)),
         samples=sum(counts_of(totals, "n", len(variants))), duplicates=totals.get("duplicates", 0),
         late=totals.get("late", 0), quarantined=totals.get("quarantined", 0),
-        without_evidence=totals.get("unshared", 0), draws=draws, seed=seed,
+        without_evidence=totals.get("unshared", 0), repeated_by_unit=totals.get("again", 0), draws=draws, seed=seed,
     )  # fmt: skip
 
 

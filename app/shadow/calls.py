@@ -115,7 +115,7 @@ class ExperimentCalls:
             if state.status == "archived":
                 return None
             _check_version(experiment, version)
-            look = look_at(experiment.definition, experiment.totals, experiment.stages)
+            look = look_at(experiment.definition, experiment.totals, experiment.cells)
             details = {"actor": actor, "before": state.status, "inputs": inputs_of(experiment.definition, look)}
             return msgspec.structs.replace(state, status="archived"), [Entry("experiment.archive", details)]
 
@@ -133,11 +133,11 @@ class ExperimentCalls:
         if experiment.state.status == "archived":
             raise archived()
         outcomes, place = listed(body)
-        sorted_ = await Sorter(experiment, place).sort(outcomes)
+        sorted_ = await Sorter(experiment, place, self._clock.now_ms()).sort(outcomes)
         try:
             return taken(sorted_, await experiment.add(sorted_))
         except Forgot:
-            sorted_ = await Sorter(experiment, place).sort(outcomes)
+            sorted_ = await Sorter(experiment, place, self._clock.now_ms()).sort(outcomes)
             return taken(sorted_, await experiment.add(sorted_))
 
     async def analysis(self, name: str, draws: int, seed: int) -> Analysis:
@@ -147,7 +147,7 @@ class ExperimentCalls:
         async with self._thread:
             return await asyncio.to_thread(
                 analysis_of, experiment.definition, experiment.state, experiment.totals, experiment.latency,
-                experiment.stages, draws, seed,
+                experiment.cells, draws, seed,
             )  # fmt: skip
 
     async def plot(self, name: str) -> str:
@@ -177,7 +177,7 @@ class ExperimentCalls:
             return self._view(experiment)
         await experiment.refresh()
         totals = experiment.totals
-        look = look_at(experiment.definition, totals, experiment.stages)
+        look = look_at(experiment.definition, totals, experiment.cells)
         posterior = await asyncio.to_thread(belief, experiment.definition, look)
         inputs = inputs_of(experiment.definition, look) | {
             "probability_best": dict(zip(experiment.definition.names, posterior.probability_best, strict=True)),
@@ -188,7 +188,7 @@ class ExperimentCalls:
         def plan(state: State) -> Planned:
             nonlocal refused
             _check_open(state)
-            failed = failed_checks(experiment.definition, state, totals, experiment.stages, look, posterior, index)
+            failed = failed_checks(experiment.definition, state, totals, experiment.cells, look, posterior, index)
             names = tuple(one.check for one in failed)
             details = {"actor": actor, "variant": body.variant, "failed": [list(one) for one in failed], "inputs": inputs}
             refused = () if body.override else failed
@@ -210,7 +210,7 @@ class ExperimentCalls:
         experiment = await self._catalog.find(name)
         if experiment.state.status == "archived":
             raise archived()
-        look = look_at(experiment.definition, experiment.totals, experiment.stages)
+        look = look_at(experiment.definition, experiment.totals, experiment.cells)
         await self._steward.roll_back(experiment, actor, body.reason, inputs_of(experiment.definition, look))
         return self._view(experiment)
 

@@ -62,8 +62,9 @@ class Place(NamedTuple):
 class Work(NamedTuple):
     """What one merge is to do; indexes of classes count from 1, as Lua's do.
 
-    events     event, class, value in thousandths, event, ...
+    events     event, class, value in thousandths, unit ("" for one of its own), event, ...
     classes    what each class adds (`app.shadow.tallies.added`)
+    evidence   what each class adds to the evidence (`app.shadow.tallies.evidence_of`), unless the unit has done so before
     latencies  field of the histogram for each class, "" for none
     units      unit, what it shall get, class, unit, ...
     odd        units to quarantine
@@ -71,6 +72,7 @@ class Work(NamedTuple):
 
     events: list[str | int]
     classes: list[list[str | int]]
+    evidence: list[list[list[str | int]]]
     latencies: list[str]
     units: list[str | int]
     odd: list[str]

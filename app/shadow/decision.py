@@ -10,15 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from app import __version__
+from app.shadow.anytime_interval import lifts_of
 from app.shadow.definition import Crossing, Verdict
 from app.shadow.evidence import crossed, e_value, harm_e_value, no_difference
 from app.shadow.posterior import Posterior, analyse
 from app.shadow.tallies import counts_of, statistic
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from app.shadow.definition import Definition, State
+    from app.shadow.tallies import Cells
 
 NULL_RATIO: Final = 1.0  # r0 of the tests for "better" and "worse": the rates are the same
 
@@ -41,10 +43,10 @@ class Gate(NamedTuple):
     detail: str
 
 
-def look_at(definition: Definition, totals: Mapping[str, int], stages: Sequence[Sequence[float]]) -> Look:
+def look_at(definition: Definition, totals: Mapping[str, int], cells: Cells) -> Look:
     """Return the evidence in the counts."""
     count = len(definition.variants)
-    statistics = tuple(statistic(definition, totals, stages, "S", index) for index in definition.challengers)
+    statistics = tuple(statistic(definition, totals, cells, "S", index) for index in definition.challengers)
     return Look(
         samples=counts_of(totals, "n", count),
         successes=counts_of(totals, "s", count),
@@ -96,13 +98,23 @@ def belief(definition: Definition, look: Look) -> Posterior:
     return found._replace(probability_best=tuple(max(0.0, one) for one in found.probability_best))
 
 
+def lift_of(definition: Definition, look: Look, index: int) -> float:
+    """Return the likeliest lift of a challenger by the evidence, or the least that is not ruled out when none can be told.
+
+    Not from pooled rates: when these drift while the shares change, as under Thompson sampling, pooled rates differ although
+    the variants do not (Simpson's paradox). Here every success is compared with the shares that it had.
+    """
+    sums = look.statistics[definition.challengers.index(index)]
+    found = lifts_of([sums], definition.max_false_positive)[0]
+    return found.low if found.estimate is None else found.estimate
+
+
 def gates_of(definition: Definition, state: State, look: Look, posterior: Posterior, index: int) -> tuple[Gate, ...]:
     """Return every condition under which a challenger is a winner."""
     name = definition.names[index]
     e = look.e_values[definition.challengers.index(index)]
     least = min(look.samples)
-    lift, best = posterior.lift[index], posterior.probability_best[index]
-    shown = "unknown" if lift is None else f"{lift:.4g}"
+    lift, best = lift_of(definition, look, index), posterior.probability_best[index]
     return (
         Gate(
             "evidence", state.crossing_of(name) is not None,
@@ -113,8 +125,8 @@ def gates_of(definition: Definition, state: State, look: Look, posterior: Poster
             f"the smallest variant has {least} outcomes of {definition.min_samples}",
         ),
         Gate(
-            "min_lift", lift is not None and lift >= definition.min_lift,
-            f"the lift of {name} is {shown}; it must be at least {definition.min_lift:g}",
+            "min_lift", lift >= definition.min_lift,
+            f"the lift of {name} is {lift:.4g}; it must be at least {definition.min_lift:g}",
         ),
         Gate(
             "probability_best", best > definition.confidence,
@@ -136,7 +148,7 @@ def verdict_of(definition: Definition, state: State, look: Look, posterior: Post
             reasons = tuple(gate.detail for gate in gates_of(definition, state, look, posterior, winner))
             inputs = inputs_of(definition, look) | {
                 "probability_best": dict(zip(definition.names, posterior.probability_best, strict=True)),
-                "lift": dict(zip(definition.names, posterior.lift, strict=True)),
+                "lift": {definition.names[index]: lift_of(definition, look, index) for index in definition.challengers},
                 "confidence": definition.confidence, "min_lift": definition.min_lift, "min_samples": definition.min_samples,
             }  # fmt: skip
             return Verdict("winner", definition.names[winner], reasons, at_ms, inputs)

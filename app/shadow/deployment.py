@@ -10,11 +10,12 @@ from app.shadow.srm import ALARM_P_VALUE, srm_p_value
 from app.shadow.tallies import expected_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from app.shadow.decision import Look
     from app.shadow.definition import Definition, State
     from app.shadow.posterior import Posterior
+    from app.shadow.tallies import Cells
 
 
 class Failed(NamedTuple):
@@ -28,7 +29,7 @@ def failed_checks(
     definition: Definition,
     state: State,
     totals: Mapping[str, int],
-    stages: Sequence[Sequence[float]],
+    cells: Cells,
     look: Look,
     posterior: Posterior,
     index: int,
@@ -48,10 +49,10 @@ def failed_checks(
         failed += [
             Failed(gate.name, gate.detail) for gate in gates_of(definition, state, look, posterior, index) if not gate.holds
         ]
-    p_value = srm_p_value(*expected_of(definition, totals, stages))
+    p_value = srm_p_value(*expected_of(definition, totals, cells))
     if p_value < ALARM_P_VALUE:
         failed.append(Failed("sample_ratio", f"the variants do not have their shares of outcomes: p = {p_value:.2g}"))
-    trip = trip_of(definition, totals, stages)
+    trip = trip_of(definition, totals, cells)
     if trip is not None:
         failed.append(Failed("guardrails", trip.reason))
     if state.step is not None and not state.step.completed:

@@ -17,7 +17,7 @@ from app.shadow.assignment import Assignment, Split, settled
 from app.shadow.counters import EventsFull, Forgot, Known, Work
 from app.shadow.journal import got, ungot, unit_number
 from app.shadow.recovery import lay
-from app.shadow.tallies import Class, added, enrolled
+from app.shadow.tallies import Class, added, enrolled, evidence_of
 from app.shadow.thompson import draw
 
 if TYPE_CHECKING:
@@ -39,12 +39,16 @@ WeightRow = tuple[float, ...]
 
 
 class Counted(NamedTuple):
-    """One outcome, ready to be merged: its event, what it adds, its value in thousandths, and a unit to quarantine."""
+    """One outcome, ready to be merged: its event, what it adds, its value in thousandths, its unit, "" for one of its own.
+
+    odd  whether the unit is to be quarantined
+    """
 
     event: str
     what: Class
     value: int = 0
-    odd: str | None = None
+    unit: str = ""
+    odd: bool = False
 
 
 class Add(Ask[list[int]]):
@@ -109,7 +113,7 @@ class Experiment(Actor[Add | Enrol]):
         self._on_crash = on_crash
         self._on_merged = on_merged
         self._units: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        self._classes: dict[Class, list[str | int]] = {}
+        self._classes: dict[Class, tuple[list[str | int], list[list[str | int]]]] = {}
         self._class_fields = 0
         self._started = False
         self._totals_s = 0.0
@@ -128,9 +132,9 @@ class Experiment(Actor[Add | Enrol]):
         self._classes.clear()
 
     @property
-    def stages(self) -> tuple[tuple[float, ...], ...]:
-        """The propensities at every stage of a fixed split."""
-        return self.split.stages
+    def cells(self) -> dict[int, tuple[float, ...]]:
+        """The propensities in every cell of a fixed split."""
+        return self.split.cells
 
     def assign_at_once(self, unit: str) -> Assignment | None:
         """Return what a unit gets; None when Redis has to be asked, under Thompson sampling."""
@@ -264,7 +268,7 @@ class Experiment(Actor[Add | Enrol]):
 
     async def weigh(self, weights: Sequence[float]) -> None:
         """Let new units get other weights: the next version, unless another replica has made it."""
-        wanted = orjson.dumps([round(one, 9) for one in weights]).decode()
+        wanted = orjson.dumps(list(weights)).decode()  # the shortest texts that are read back as the same numbers
         text = await self._counters.weigh(self.definition.name, self.version + 1, wanted)
         if text:
             self.weights[self.version + 1] = tuple(orjson.loads(text))
@@ -281,7 +285,7 @@ class Experiment(Actor[Add | Enrol]):
             await self.stop()
 
     def _work(self, batch: Sequence[Add | Enrol]) -> Work:
-        work = Work([], [], [], [], [])
+        work = Work([], [], [], [], [], [])
         places: dict[Class | int, int] = {}
         for message in batch:
             if isinstance(message, Enrol):
@@ -290,31 +294,35 @@ class Experiment(Actor[Add | Enrol]):
                 if place is None:
                     place = places[what] = len(work.classes) + 1
                     work.classes.append(enrolled(self._row(message.version), message.variant))
+                    work.evidence.append([])
                     work.latencies.append("")
                 work.units.extend((message.unit, what, place))
                 continue
-            for event, one, value, odd in message.outcomes:
+            for event, one, value, unit, odd in message.outcomes:
                 place = places.get(one)
                 if place is None:
                     place = places[one] = len(work.classes) + 1
-                    work.classes.append(self._adds(one))
+                    fields, evidence = self._adds(one)
+                    work.classes.append(fields)
+                    work.evidence.append(evidence)
                     counted = one.fate == "counted" and one.latency is not None
                     work.latencies.append(f"{one.variant}:{one.latency}" if counted else "")
-                work.events.extend((event, place, value))
-                if odd is not None:
-                    work.odd.append(odd)
+                work.events.extend((event, place, value, unit))
+                if odd:
+                    work.odd.append(unit)
         return work
 
-    def _adds(self, one: Class) -> list[str | int]:
+    def _adds(self, one: Class) -> tuple[list[str | int], list[list[str | int]]]:
         found = self._classes.get(one)
         if found is None:
             fixed = self.definition.allocation == "fixed"
             weights = () if fixed or one.shares is None else self._row(one.shares)
-            found = added(self.definition, one, weights)
-            self._class_fields += len(found)
+            found = added(self.definition, one), evidence_of(self.definition, one, weights)
+            size = len(found[0]) + sum(map(len, found[1]))
+            self._class_fields += size
             if self._class_fields > CLASS_FIELDS_CACHED:
                 self._classes.clear()
-                self._class_fields = len(found)
+                self._class_fields = size
             self._classes[one] = found
         return found
 

@@ -15,10 +15,10 @@ from app.shadow.limit_evidence import limit_e_value
 from app.shadow.tallies import counts_of, statistic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from app.shadow.definition import Definition, Guardrails
-    from app.shadow.tallies import Kind
+    from app.shadow.tallies import Cells, Kind
 
 # Ten percent more errors than the control are no reason to roll back: with enough traffic any difference can be shown.
 TOLERATED_RATIO: Final = 1.1
@@ -60,7 +60,7 @@ def watches_of(guardrails: Guardrails) -> tuple[Watch, ...]:
     return tuple(found)
 
 
-def trip_of(definition: Definition, totals: Mapping[str, int], stages: Sequence[Sequence[float]]) -> Trip | None:
+def trip_of(definition: Definition, totals: Mapping[str, int], cells: Cells) -> Trip | None:
     """Return the first guardrail that is crossed, None while all hold."""
     guardrails = definition.guardrails
     if guardrails is None:
@@ -74,14 +74,16 @@ def trip_of(definition: Definition, totals: Mapping[str, int], stages: Sequence[
             if trials[index] < guardrails.min_samples or not failures[index]:
                 continue
             enough = trials[definition.control] >= guardrails.min_samples
-            sums = statistic(definition, totals, stages, watch.kind, index) if enough else None
-            for test, e in _evidence(watch, failures[index], trials[index], sums):
+            sums = statistic(definition, totals, cells, watch.kind, index) if enough else None
+            counted = totals.get(f"F{watch.kind}{index}", 0), totals.get(f"T{watch.kind}{index}", 0)
+            for test, e in _evidence(watch, *counted, sums):
                 if crossed(e, definition.max_false_positive, tests):
                     inputs = {
                         "e_value": e, "tests": tests, "max_false_positive": definition.max_false_positive,
                         "limit": watch.limit, "tolerated_ratio": TOLERATED_RATIO, "statistic": sums,
                         "failures": dict(zip(definition.names, failures, strict=True)),
-                        "trials": dict(zip(definition.names, trials, strict=True)), "code": __version__,
+                        "trials": dict(zip(definition.names, trials, strict=True)),
+                        "limit_failures": counted[0], "limit_trials": counted[1], "code": __version__,
                     }  # fmt: skip
                     return Trip(definition.names[index], watch.name, test, inputs)
     return None

@@ -1,4 +1,4 @@
-"""What an experiment remembers one by one, as 64-bit hashes: events that were counted, units and what they got. Pure."""
+"""What an experiment remembers one by one, as 64-bit hashes: events, units, what these got and what they told. Pure."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 HASH_BYTES: Final = 8  # two of ten million items collide with a probability of 3 in a million
 UNIT: Final = struct.Struct(">qI")  # hash of the unit, what it got
 VARIANT_BITS: Final = 5  # of what a unit got; the rest is the version of the weights
+_KINDS: Final = (b"e", b"u", b"q", b"S", b"E", b"O")  # first letters of items, in the order of Journal
 _EVENT_SALT: Final = b"shieldx event"
 _UNIT_SALT: Final = b"shieldx unit"
 
@@ -42,20 +43,29 @@ def ungot(number: int) -> tuple[int, int]:
 
 
 class Journal(NamedTuple):
-    """Items of an experiment's journal, by kind, packed: events and quarantined units 8 bytes each, enrolled ones 12."""
+    """Items of an experiment's journal, by kind, packed: enrolled units 12 bytes each, all others 8.
+
+    successes, errors, over  units that gave the evidence of this kind what a unit may give
+    """
 
     events: bytes
     units: bytes
     odd: bytes
+    successes: bytes
+    errors: bytes
+    over: bytes
 
     def parts(self) -> tuple[tuple[str, bytes], ...]:
         """Return kind and packed items, as the table has them."""
-        return ("event", self.events), ("unit", self.units), ("quarantine", self.odd)
+        return (
+            ("event", self.events), ("unit", self.units), ("quarantine", self.odd), ("success", self.successes),
+            ("error", self.errors), ("over", self.over),
+        )  # fmt: skip
 
 
 def pack(items: Iterable[bytes]) -> Journal:
     """Pack items as experiment_merge.lua writes them."""
-    parts: dict[bytes, list[bytes]] = {b"e": [], b"u": [], b"q": []}
+    parts: dict[bytes, list[bytes]] = {kind: [] for kind in _KINDS}
     for item in items:
         kind, rest = item[:1], item[1:]
         if kind == b"u":
@@ -63,11 +73,11 @@ def pack(items: Iterable[bytes]) -> Journal:
             parts[kind].append(UNIT.pack(int(unit), int(what)))
         else:
             parts[kind].append(int(rest).to_bytes(HASH_BYTES, "big", signed=True))
-    return Journal(b"".join(parts[b"e"]), b"".join(parts[b"u"]), b"".join(parts[b"q"]))
+    return Journal(*(b"".join(parts[kind]) for kind in _KINDS))
 
 
 def numbers(packed: bytes) -> list[str]:
-    """Return packed events or quarantined units as texts."""
+    """Return packed items of 8 bytes as texts."""
     return [str(one) for (one,) in struct.iter_unpack(">q", packed)]
 
 

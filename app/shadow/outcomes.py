@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from app.clock import ms_of
 from app.shadow.experiment import Counted
 from app.shadow.journal import event_number, unit_number
 from app.shadow.tallies import THOUSAND, Class, latency_bucket
@@ -45,8 +46,9 @@ def listed(body: Outcomes) -> tuple[list[Outcome], str]:
 class Sorter:
     """Sorts the outcomes of one request; refuses all of them when one is wrong."""
 
-    def __init__(self, experiment: Experiment, place: str) -> None:
+    def __init__(self, experiment: Experiment, place: str, now_ms: int) -> None:
         """`place` is the pointer to an outcome, with {} for its number."""
+        self._quiet_ms = now_ms - ms_of(experiment.changed_at)
         self._experiment = experiment
         self._definition = experiment.definition
         self._ended = experiment.settled is not None
@@ -95,35 +97,32 @@ class Sorter:
             return Counted(event_number(outcome.event_id), Class(reported or 0, "late"))
         if unit is None:
             assert reported is not None
-            stage = self._experiment.split.stage if self._definition.allocation == "fixed" else None
-            return self._counted(outcome, reported, stage)
+            fixed = self._definition.allocation == "fixed"
+            shares = self._experiment.split.cell_without_unit(self._quiet_ms) if fixed else None
+            return self._counted(outcome, reported, shares)
         given = self._given(unit, reported, sampled)
         if given is None:
             self._wrong(number, "/unit_id", _UNKNOWN_UNIT)
             return None
         shares, index = given
         another = reported is not None and reported != index
-        unit_text = unit_number(unit) if another or self._experiment.odd else ""
+        unit_text = unit_number(unit)
         if another or unit_text in self._experiment.odd:
-            return Counted(event_number(outcome.event_id), Class(index, "quarantined"), 0, unit_text)
-        return self._counted(outcome, index, shares)
+            return Counted(event_number(outcome.event_id), Class(index, "quarantined"), 0, unit_text, odd=True)
+        return self._counted(outcome, index, shares, unit_text)
 
-    def _given(self, unit: str, reported: int | None, sampled: dict[str, tuple[int, int] | None]) -> tuple[int, int] | None:
+    def _given(
+        self, unit: str, reported: int | None, sampled: dict[str, tuple[int, int] | None]
+    ) -> tuple[int | None, int] | None:
         """Return the shares that a unit was assigned with and its variant; None when it takes no part.
 
         Under a fixed split a unit may still report what it had at an earlier stage of it.
         """
         if self._definition.allocation == "thompson":
             return sampled.get(unit)
-        split = self._experiment.split
-        if reported is not None:
-            stage = split.stage_with(unit, reported)
-            if stage is not None:
-                return stage, reported
-        assigned = split.assign(unit)
-        return (split.stage, assigned.index) if assigned.counts else None
+        return self._experiment.split.place(unit, reported)
 
-    def _counted(self, outcome: Outcome, index: int, shares: int | None) -> Counted:
+    def _counted(self, outcome: Outcome, index: int, shares: int | None, unit: str = "") -> Counted:
         latency_ms = outcome.latency_ms
         over = self._limit_ms is not None and latency_ms is not None and latency_ms > self._limit_ms
         what = Class(
@@ -131,7 +130,7 @@ class Sorter:
             None if latency_ms is None else latency_bucket(latency_ms), outcome.value is not None, shares,
         )  # fmt: skip
         value = 0 if outcome.value is None else round(outcome.value * THOUSAND)
-        return Counted(event_number(outcome.event_id), what, value)
+        return Counted(event_number(outcome.event_id), what, value, unit)
 
     def _wrong(self, number: int, field: str, detail: str) -> None:
         self.errors.append(FieldError(self._place.format(number) + field, detail))

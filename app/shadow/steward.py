@@ -92,8 +92,10 @@ class Steward:
             await self.verify(experiment)
             return
         if state.status in {"rolled_back", "archived"} or state.deployment is not None:
+            if not experiment.probability_best:  # it was settled before the first look
+                await self._believe(experiment)
             return
-        trip = trip_of(experiment.definition, experiment.totals, experiment.stages)
+        trip = trip_of(experiment.definition, experiment.totals, experiment.cells)
         if trip is not None:
             await self._trip(experiment, trip)
             return
@@ -165,8 +167,7 @@ class Steward:
 
         def plan(state: State) -> tuple[State, list[Entry]] | None:
             nonlocal waiting
-            stages = experiment.stages
-            propensities = stages[0 if state.step is None else state.step.number]
+            propensities = experiment.split.stages[0 if state.step is None else state.step.number]
             waiting = waiting_for(definition, state, experiment.totals, propensities, at_ms, forced=forced)
             if waiting or state.step is None:
                 return None
@@ -176,7 +177,7 @@ class Steward:
                 msgspec.structs.replace(state.step, completed=True) if last
                 else CanaryStep(state.step.number + 1, at_ms, samples)
             )  # fmt: skip
-            look = look_at(definition, experiment.totals, stages)
+            look = look_at(definition, experiment.totals, experiment.cells)
             details = {
                 "actor": by, "percent": canary.steps[state.step.number],
                 "next_percent": None if last else canary.steps[state.step.number + 1],
@@ -201,7 +202,7 @@ class Steward:
         definition, state = experiment.definition, experiment.state
         if state.verdict is not None:
             return
-        look = look_at(definition, experiment.totals, experiment.stages)
+        look = look_at(definition, experiment.totals, experiment.cells)
         at_ms = self._clock.now_ms()
         new = crossings_of(definition, state, look, at_ms)
         crossed = new or state.crossings
@@ -313,4 +314,4 @@ def _counts(experiment: Experiment) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def look_of(experiment: Experiment) -> Look:
     """Return a look at an experiment as its counts were last seen."""
-    return look_at(experiment.definition, experiment.totals, experiment.stages)
+    return look_at(experiment.definition, experiment.totals, experiment.cells)

@@ -6,21 +6,28 @@ All counters are integers in one Redis hash, so that replicas only ever add, in 
     w<v> outcomes with a value   v<v> sum of values in thousandths   a<v> units enrolled   x<v> sum of the propensities of v
     over all enrolled units, in millionths   duplicates, late (after the test), quarantined, unshared (without a known share)
 
-and, for the evidence, by kind (S successes, E errors, O over the limit): under a fixed split <kind><stage>:<v> counts them
-at each stage of it, and N<stage> all outcomes there; under Thompson sampling <kind>:<v>.<i> is field i of the statistic of
-`app.shadow.evidence` of challenger v. The histogram of latencies is a hash of its own: <v>:<bucket>.
+and, for the evidence, by kind (S successes, E errors, O over the limit): under a fixed split <kind><cell>:<v> counts them
+in each cell of it (`app.shadow.assignment.Split.cells`), and N<cell>:<v> all outcomes there; under Thompson sampling
+<kind>:<v>.<i> is field i of the statistic of `app.shadow.evidence` of challenger v. For the tests against a limit F<kind><v>
+counts failures and T<kind><v> trials. The histogram of latencies is a hash of its own: <v>:<bucket>.
+
+A unit is evidence once of each kind, as long as the experiment exists. After its first success a second one comes from a
+variant that is known by then: with two for each unit 14 % of A/A tests cross at alpha = 0.02. So what comes later counts,
+and is no evidence: `again`. `told` is how many units are remembered for it, `carried` how many outcomes were evidence; both
+have an end, after which outcomes count and are no evidence. In the tests against a limit nothing of a unit is a trial after
+its first failure. An outcome that names no unit is taken as one of a unit of its own: several of the same unit that do not
+name it are each evidence, and then the false positive rate is not held.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from app.shadow.evidence import SUM_FIELDS, increments, sums_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from app.shadow.definition import Definition
 
 THOUSAND: Final = 1_000
@@ -31,6 +38,7 @@ LATENCY_MAX_MS: Final = 10_000_000.0  # nearly three hours; nobody has waited fo
 Kind = Literal["S", "E", "O"]
 Fate = Literal["counted", "late", "quarantined"]
 Totals = dict[str, int]
+Cells = Mapping[int, Sequence[float]]  # number of a cell to the propensities in it
 
 
 class Class(NamedTuple):
@@ -38,7 +46,8 @@ class Class(NamedTuple):
 
     latency  bucket of the latency, None without one;  over: the latency is over the limit of the guardrail
     valued   it has a value, which is added besides
-    shares   the stage of a fixed split or the version of the weights that the unit was assigned with; None when unknown
+    shares   the cell of a fixed split or the version of the weights that the unit was assigned with; None when nobody can
+             say how likely it had to get its variant
     """
 
     variant: int
@@ -53,13 +62,14 @@ class Class(NamedTuple):
 
 def share_of(weights: Sequence[float], control: int, challenger: int) -> float:
     """Return the probability of the challenger among the two."""
-    return weights[challenger] / (weights[challenger] + weights[control])
+    both = weights[challenger] + weights[control]
+    return weights[challenger] / both if both else 0.0
 
 
-def added(definition: Definition, one: Class, weights: Sequence[float]) -> list[str | int]:
+def added(definition: Definition, one: Class) -> list[str | int]:
     """Return what an outcome adds: the field of its value or "", then field, amount, field, amount, ...
 
-    weights  propensities of the version `one.shares`; not looked at under a fixed split
+    What it adds to the evidence besides is that of `evidence_of`.
     """
     index = one.variant
     if one.fate != "counted":
@@ -71,22 +81,42 @@ def added(definition: Definition, one: Class, weights: Sequence[float]) -> list[
             fields += [f"{letter}{index}", 1]
     if one.shares is None:
         return [*fields, "unshared", 1]
-    kinds: dict[Kind, bool] = {"S": one.success, "E": one.error, "O": one.over}
     if definition.allocation == "fixed":
-        fields += [f"N{one.shares}", 1]
-    for kind, holds in kinds.items():
-        if not holds:
-            continue
-        if definition.allocation == "fixed":
-            fields += [f"{kind}{one.shares}:{index}", 1]
-        else:
-            fields += _terms(definition, kind, index, weights)
+        fields += [f"N{one.shares}:{index}", 1]
     return fields
 
 
-def _terms(definition: Definition, kind: Kind, index: int, weights: Sequence[float]) -> list[str | int]:
-    """Return what an outcome under Thompson sampling adds to the statistics: its challenger's, or those of all."""
-    control = definition.control
+def evidence_of(definition: Definition, one: Class, weights: Sequence[float]) -> list[list[str | int]]:
+    """Return what an outcome adds to each kind of evidence, unless its unit has told before: kind, tells, field, amount, ...
+
+    tells    1 for a success, an error or a slow call, after which the unit is no evidence of this kind any more; 0 for a
+             trial without
+    weights  propensities of the version `one.shares`; not looked at under a fixed split
+    """
+    if one.fate != "counted":
+        return []
+    index, guardrails = one.variant, definition.guardrails
+    errors_watched = guardrails is not None and guardrails.error_rate is not None
+    latency_watched = guardrails is not None and guardrails.latency_ms_p95 is not None and one.latency is not None
+    watched: tuple[tuple[Kind, bool, bool], ...] = (("E", errors_watched, one.error), ("O", latency_watched, one.over))
+    pieces: list[list[str | int]] = []
+    if one.success and one.shares is not None:
+        pieces.append(["S", 1, *_terms(definition, "S", one, weights)])
+    for kind, holds, fails in watched:
+        if holds:
+            trial: list[str | int] = [kind, int(fails), f"T{kind}{index}", 1]
+            if fails:
+                trial += [f"F{kind}{index}", 1]
+                trial += _terms(definition, kind, one, weights) if one.shares is not None else ()
+            pieces.append(trial)
+    return pieces
+
+
+def _terms(definition: Definition, kind: Kind, one: Class, weights: Sequence[float]) -> list[str | int]:
+    """Return what an outcome adds to its cell; under Thompson sampling to the statistic of its challenger, or to all."""
+    index, control = one.variant, definition.control
+    if definition.allocation == "fixed":
+        return [f"{kind}{one.shares}:{index}", 1]
     challengers = definition.challengers if index == control else (index,)
     fields: list[str | int] = []
     for challenger in challengers:
@@ -106,20 +136,22 @@ def enrolled(weights: Sequence[float], variant: int) -> list[str | int]:
 
 
 def statistic(
-    definition: Definition, totals: Mapping[str, int], stages: Sequence[Sequence[float]], kind: Kind, challenger: int
+    definition: Definition, totals: Mapping[str, int], cells: Cells, kind: Kind, challenger: int
 ) -> tuple[int, ...]:
     """Return the statistic of a challenger against control, as `app.shadow.evidence` takes it.
 
-    stages  the propensities at every stage of a fixed split; not looked at under Thompson sampling
+    cells  the propensities in every cell of a fixed split; not looked at under Thompson sampling
     """
     if definition.allocation == "thompson":
         return tuple(totals.get(f"{kind}:{challenger}.{number}", 0) for number in range(SUM_FIELDS))
     sums = [0] * SUM_FIELDS
-    for stage, propensities in enumerate(stages):
-        hits = totals.get(f"{kind}{stage}:{challenger}", 0)
-        control_hits = totals.get(f"{kind}{stage}:{definition.control}", 0)
+    for cell, propensities in cells.items():
+        hits = totals.get(f"{kind}{cell}:{challenger}", 0)
+        control_hits = totals.get(f"{kind}{cell}:{definition.control}", 0)
+        if not hits + control_hits:
+            continue
         share = share_of(propensities, definition.control, challenger)
-        if 0 < share < 1 and hits + control_hits:
+        if 0 < share < 1:
             for number, amount in enumerate(sums_of(share, hits, control_hits)):
                 sums[number] += amount
     return tuple(sums)
@@ -131,18 +163,19 @@ def counts_of(totals: Mapping[str, int], letter: str, variants: int) -> tuple[in
 
 
 def expected_of(
-    definition: Definition, totals: Mapping[str, int], stages: Sequence[Sequence[float]]
+    definition: Definition, totals: Mapping[str, int], cells: Cells
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Return how many outcomes (fixed) or units (Thompson) each variant has, and how many it should have."""
+    """Return how many outcomes of known shares (fixed) or units (Thompson) each variant has, and how many it should have."""
     count = len(definition.variants)
     if definition.allocation == "thompson":
         return counts_of(totals, "a", count), tuple(value / MILLION for value in counts_of(totals, "x", count))
-    expected = [0.0] * count
-    for stage, propensities in enumerate(stages):
-        total = totals.get(f"N{stage}", 0)
+    observed, expected = [0] * count, [0.0] * count
+    for cell, propensities in cells.items():
+        found = counts_of(totals, f"N{cell}:", count)
         for index, share in enumerate(propensities):
-            expected[index] += total * share
-    return counts_of(totals, "n", count), tuple(expected)
+            observed[index] += found[index]
+            expected[index] += sum(found) * share
+    return tuple(observed), tuple(expected)
 
 
 def latency_bucket(latency_ms: float) -> int:

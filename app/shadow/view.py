@@ -66,7 +66,7 @@ def _canary(experiment: Experiment, now_ms: int) -> CanaryView | None:
     canary, step = definition.canary, state.step
     if canary is None or step is None:
         return None
-    waiting = waiting_for(definition, state, experiment.totals, experiment.stages[step.number], now_ms)
+    waiting = waiting_for(definition, state, experiment.totals, experiment.split.stages[step.number], now_ms)
     status = "completed" if step.completed else state.status
     return CanaryView(
         steps=list(canary.steps),

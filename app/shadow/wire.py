@@ -116,7 +116,11 @@ class AssignCall(Input, frozen=True):
 
 
 class Outcome(Input, frozen=True):
-    """What became of a unit. Give `unit_id`, `variant`, or both."""
+    """What became of a unit. Give `unit_id`, `variant`, or both.
+
+    All outcomes of a unit are counted; its first success, first error and first slow call are evidence. An outcome without
+    `unit_id` is taken as one of a unit of its own.
+    """
 
     event_id: EventId
     success: bool
@@ -176,7 +180,9 @@ class Assigned(Struct):
 class Taken(Struct):
     """What became of outcomes: accepted ones are counted, or kept apart as late or quarantined; repetitions are not.
 
-    without_evidence  accepted, with a variant and no unit under Thompson sampling: counted, but no evidence
+    without_evidence  accepted and counted, but no evidence, as nobody can say how likely the unit was to have its variant:
+                      without a unit under Thompson sampling; without one while outcomes of a canary's step with other
+                      shares may be on their way; of a unit that a canary has moved from one variant to another
     """
 
     accepted: int

@@ -28,11 +28,12 @@ CREATE TABLE experiment_counters (
   saved_at timestamptz NOT NULL DEFAULT now()
 );
 
--- What Redis remembers one by one: events that were counted, units that were enrolled or quarantined; packed.
+-- What Redis remembers one by one: events that were counted; units that were enrolled, quarantined, or gave the evidence of
+-- successes, errors or calls over the limit what a unit may give; packed.
 CREATE TABLE experiment_journal (
   id     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   name   text NOT NULL REFERENCES experiments,
-  kind   text NOT NULL CHECK (kind IN ('event', 'unit', 'quarantine')),
+  kind   text NOT NULL CHECK (kind IN ('event', 'unit', 'quarantine', 'success', 'error', 'over')),
   at     timestamptz NOT NULL DEFAULT now(),
   packed bytea NOT NULL CHECK (length(packed) > 0)
 );

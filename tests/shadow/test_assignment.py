@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter, defaultdict
 from itertools import pairwise
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.shadow.assignment import PERCENT, Split, canary_ranges, propensities_of, settled, stages_of
+from app.shadow.assignment import IN_FLIGHT_MS, PERCENT, Split, canary_ranges, propensities_of, settled, stages_of
 from app.shadow.bucketing import BUCKETS, index_in
 from app.shadow.definition import Canary, CanaryStep, Deployment, Rollback, State, Variant
 from tests.shadow.conftest import pair
@@ -90,15 +91,41 @@ def test_a_unit_outside_gets_the_control_and_is_not_counted() -> None:
     assert {(one.variant, one.reason, one.propensity) for one in outside} == {("a", "outside_coverage", None)}
 
 
-def test_a_unit_remembers_the_last_stage_at_which_it_had_a_variant() -> None:
+def test_a_unit_that_changed_its_variant_is_in_no_cell_and_may_report_both() -> None:
     first, last = at_step(0), at_step(5)
     unit = next(f"u{i}" for i in range(10_000) if first.assign(f"u{i}").counts and first.assign(f"u{i}").variant == "a")
 
     moved = last.assign(unit)
 
     assert moved.variant in {"b", "c"}
-    assert last.stage_with(unit, CANARY.control) in {0, 1, 2, 3, 4}
-    assert first.stage_with(unit, moved.index) is None
+    assert first.place(unit) == first.place(unit, moved.index) == (0, CANARY.control)
+    assert last.place(unit) == last.place(unit, moved.index) == (None, moved.index)
+    assert last.place(unit, CANARY.control) == (None, CANARY.control)
+
+
+@pytest.mark.parametrize("split", [pytest.param(number, id=f"step {number}") for number in range(6)])
+def test_the_shares_of_a_cell_are_those_of_its_units(split: int) -> None:
+    here = at_step(split)
+    found: dict[int, Counter[int]] = defaultdict(Counter)
+    for number in range(3000):
+        placed = here.place(f"u{number}")
+        if placed is not None and placed[0] is not None:
+            found[placed[0]][placed[1]] += 1
+
+    assert found
+    for cell, counts in found.items():
+        for variant, share in enumerate(here.cells[cell]):
+            assert abs(counts[variant] - share * counts.total()) <= 5 * (counts.total() ** 0.5)
+            assert share > 0 or not counts[variant]
+
+
+def test_an_outcome_without_a_unit_is_in_no_cell_while_those_of_other_shares_may_come() -> None:
+    halves = pair(canary=Canary())
+    alike = [Split(halves, State(step=CanaryStep(number, 0, (0, 0)))) for number in range(5)]
+    moved = at_step(5)
+
+    assert [split.cell_without_unit(0) for split in alike] == [0, 1, 2, 3, None]
+    assert (moved.cell_without_unit(IN_FLIGHT_MS - 1), moved.cell_without_unit(IN_FLIGHT_MS)) == (None, 5)
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ class Place:
         self, *events: str, saved: int = 0, units: list[str | int] | None = None, odd: str | None = None
     ) -> list[int]:
         """Merge events and return which were repetitions."""
-        listed = [part for event in events for part in (event_number(event), 1, 0)]
-        work = Work(listed, ONE, [""], units or [], [odd] if odd else [])
+        listed = [part for event in events for part in (event_number(event), 1, 0, "")]
+        work = Work(listed, ONE, [[]], [""], units or [], [odd] if odd else [])
         return sorted((await self.counters.merge(self.name, saved, self.known, work, totals=False)).repeated)
 
 

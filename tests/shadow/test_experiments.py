@@ -198,7 +198,7 @@ async def test_a_start_with_a_thousand_experiments_takes_less_than_two_seconds(r
         "SELECT $2 || i, replace(definition, $1, $2 || i), state, 1000000 + i, created_by "
         "FROM base, generate_series(1, 1000) AS i RETURNING name) "
         "INSERT INTO experiment_counters (name, seq, totals) SELECT name, 5, $3 FROM made",
-        name, prefix, '{"n0":20,"s0":3,"S0:0":3,"N0":20}',
+        name, prefix, '{"n0":20,"s0":3,"S0:0":3,"N0:0":20}',
     )  # fmt: skip
     await replicas.rows("UPDATE shadow_revision SET revision = 1001000")
 

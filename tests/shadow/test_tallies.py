@@ -14,6 +14,7 @@ from app.shadow.tallies import (
     Class,
     added,
     enrolled,
+    evidence_of,
     expected_of,
     latency_bucket,
     percentile_ms,
@@ -43,7 +44,10 @@ def test_the_statistic_of_sums_is_the_sum_of_the_statistics(allocation: str) -> 
     outcomes = [(pick.choice([i for i in range(3) if versions[v][i]]), v) for v in pick.choices([0, 1], k=60)]
 
     totals = total(
-        [added(definition, Class(index, success=True, shares=version), versions[version]) for index, version in outcomes]
+        [
+            ["", *evidence_of(definition, Class(index, success=True, shares=version), versions[version])[0][2:]]
+            for index, version in outcomes
+        ]
     )
 
     for challenger in definition.challengers:
@@ -52,25 +56,30 @@ def test_the_statistic_of_sums_is_the_sum_of_the_statistics(allocation: str) -> 
             share = share_of(versions[version], 0, challenger)
             if index in {0, challenger} and 0 < share < 1:
                 expected = [a + b for a, b in zip(expected, increments(share, challenger=index == challenger), strict=True)]
-        assert statistic(definition, totals, stages, "S", challenger) == tuple(expected)
+        assert statistic(definition, totals, dict(enumerate(stages)), "S", challenger) == tuple(expected)
 
 
 def test_an_outcome_without_known_shares_counts_and_is_no_evidence() -> None:
-    fields = total([added(pair(allocation="thompson"), Class(1, success=True, error=True), ())])
+    definition, one = pair(allocation="thompson"), Class(1, success=True, error=True)
 
+    fields = total([added(definition, one)])
+
+    assert evidence_of(definition, one, ()) == []
     assert fields == {"n1": 1, "s1": 1, "e1": 1, "unshared": 1}
 
 
 @pytest.mark.parametrize("fate", ["late", "quarantined"])
 def test_what_is_kept_apart_adds_nothing_else(fate: str) -> None:
-    assert added(pair(), Class(1, fate, success=True, shares=0), ()) == ["", fate, 1]  # type: ignore[arg-type]
+    one = Class(1, fate, success=True, shares=0)  # type: ignore[arg-type]
+
+    assert (added(pair(), one), evidence_of(pair(), one, ())) == (["", fate, 1], [])
 
 
 def test_expectations_follow_the_stages_or_the_propensities_of_enrolled_units() -> None:
     fixed, thompson = pair(), pair(allocation="thompson")
 
-    by_stage = expected_of(fixed, {"n0": 3, "n1": 7, "N0": 10}, [(0.5, 0.5)])
-    by_unit = expected_of(thompson, total([enrolled((0.25, 0.75), 1), enrolled((0.5, 0.5), 0)]), [])
+    by_stage = expected_of(fixed, {"n0": 4, "n1": 9, "N0:0": 3, "N0:1": 7}, {0: (0.5, 0.5)})
+    by_unit = expected_of(thompson, total([enrolled((0.25, 0.75), 1), enrolled((0.5, 0.5), 0)]), {})
 
     assert by_stage == ((3, 7), (5.0, 5.0))
     assert by_unit == ((1, 1), (0.75, 1.25))

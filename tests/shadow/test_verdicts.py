@@ -15,14 +15,14 @@ from app.shadow.evidence import crossed, e_value
 from app.shadow.guardrail import trip_of
 from tests.shadow.conftest import pair
 
-HALVES = [(0.5, 0.5)]
+HALVES = {0: (0.5, 0.5)}
 WATCHED = pair(guardrails=Guardrails(error_rate=0.05, latency_ms_p95=200.0, min_samples=100))
 CANARY = pair(canary=Canary((10.0, 100.0), min_seconds=10, min_samples=50))
 
 
 def counts(a: tuple[int, int], b: tuple[int, int], **more: int) -> dict[str, int]:
     """Return the totals of (samples, successes) of both variants."""
-    return {"n0": a[0], "s0": a[1], "S0:0": a[1], "n1": b[0], "s1": b[1], "S0:1": b[1], "N0": a[0] + b[0]} | more
+    return {"n0": a[0], "s0": a[1], "S0:0": a[1], "n1": b[0], "s1": b[1], "S0:1": b[1], "N0:0": a[0], "N0:1": b[0]} | more
 
 
 def decide(definition: Definition, totals: dict[str, int], state: State | None = None) -> tuple[State, Verdict | None]:
@@ -103,7 +103,7 @@ def test_several_challengers_need_more_evidence_each() -> None:
     totals = counts((2000, 200), (2000, 273), n2=2000, s2=200) | {"S0:2": 200}
 
     single = look_at(pair(), totals, HALVES)
-    several = look_at(three, totals, [(1 / 3, 1 / 3, 1 / 3)])
+    several = look_at(three, totals, {0: (1 / 3, 1 / 3, 1 / 3)})
 
     assert single.e_values[0] == pytest.approx(several.e_values[0], rel=0.01)
     assert 50 < single.e_values[0] < 100
@@ -121,14 +121,16 @@ def test_a_verdict_can_be_computed_again_from_its_inputs() -> None:
 
 
 def test_more_errors_than_the_control_trip_the_guardrail() -> None:
-    trip = trip_of(WATCHED, counts((2000, 0), (2000, 0), e0=10, e1=70) | {"E0:0": 10, "E0:1": 70}, HALVES)
+    trip = trip_of(
+        WATCHED, counts((2000, 0), (2000, 0), e0=10, e1=70) | {"E0:0": 10, "E0:1": 70, "FE1": 70, "TE1": 2000}, HALVES
+    )
 
     assert trip is not None
     assert (trip.variant, trip.guardrail, trip.test) == ("b", "error_rate", "control")
 
 
 def test_errors_above_the_limit_trip_although_the_control_has_as_many() -> None:
-    totals = counts((2000, 0), (2000, 0), e0=300, e1=300) | {"E0:0": 300, "E0:1": 300}
+    totals = counts((2000, 0), (2000, 0), e0=300, e1=300) | {"E0:0": 300, "E0:1": 300, "FE1": 300, "TE1": 2000}
 
     trip = trip_of(WATCHED, totals, HALVES)
 
@@ -137,7 +139,12 @@ def test_errors_above_the_limit_trip_although_the_control_has_as_many() -> None:
 
 
 def test_slow_calls_trip_the_latency_guardrail() -> None:
-    totals = counts((2000, 0), (2000, 0), l0=2000, l1=2000, o0=20, o1=300) | {"O0:0": 20, "O0:1": 300}
+    totals = counts((2000, 0), (2000, 0), l0=2000, l1=2000, o0=20, o1=300) | {
+        "O0:0": 20,
+        "O0:1": 300,
+        "FO1": 300,
+        "TO1": 2000,
+    }
 
     trip = trip_of(WATCHED, totals, HALVES)
 
@@ -149,8 +156,8 @@ def test_slow_calls_trip_the_latency_guardrail() -> None:
     "totals",
     [
         {},
-        counts((99, 0), (99, 0), e1=99) | {"E0:1": 99},
-        counts((2000, 0), (2000, 0), e0=40, e1=44) | {"E0:0": 40, "E0:1": 44},
+        counts((99, 0), (99, 0), e1=99) | {"E0:1": 99, "FE1": 99, "TE1": 99},
+        counts((2000, 0), (2000, 0), e0=40, e1=44) | {"E0:0": 40, "E0:1": 44, "FE1": 44, "TE1": 2000},
     ],
     ids=["nothing", "too few", "nearly the same"],
 )
@@ -199,7 +206,7 @@ def checks(definition: Definition, totals: dict[str, int], state: State) -> list
 
 def test_every_failed_check_of_a_deployment_is_named() -> None:
     definition = pair(guardrails=Guardrails(error_rate=0.05), canary=Canary((50.0,)), min_samples=5000)
-    totals = counts((2000, 200), (1500, 100), e0=10, e1=90) | {"E0:0": 10, "E0:1": 90}
+    totals = counts((2000, 200), (1500, 100), e0=10, e1=90) | {"E0:0": 10, "E0:1": 90, "FE1": 90, "TE1": 1500}
 
     failed = checks(definition, totals, State(status="paused", step=CanaryStep(0, 0, (0, 0))))
 
