@@ -52,6 +52,10 @@ class Subject(NamedTuple):
     audit_key: bytes
     keys: Mapping[int, Sequence[Verifier]]
 
+    def __repr__(self) -> str:
+        """Show neither the key nor the URL, which may hold a password."""
+        return f"Subject({len(self.keys)} logs)"
+
 
 def _verify_into(
     sender: Connection, database_url: str, audit_key: bytes, vkeys: Sequence[str], sizes: dict[int, int]

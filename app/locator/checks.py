@@ -107,7 +107,7 @@ class Checks:
 
     def _begin(self, field: str, record: Record, check: Check, course: _Course, now_s: float) -> None:
         course.running = True
-        course.due_s = now_s + check.interval_s * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+        course.due_s = now_s + check.interval_s * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spread, not secret
         task = asyncio.get_running_loop().create_task(self._run(field, record, course))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -44,7 +44,7 @@ async def watch(request: Request) -> Handled:
         if "text/event-stream" in request.headers.get("accept", ""):
             return await _stream(request, locator, name)
         if index is not None and index == service.snapshot.revision:
-            await locator.watches.wait(name, wait_s * (1 + JITTER_SHARE * random.random()))  # noqa: S311
+            await locator.watches.wait(name, wait_s * (1 + JITTER_SHARE * random.random()))  # noqa: S311 - spread, not secret
             service = locator.service(name)
     return Answer(await _whole(locator, service))
 
