@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+CANCEL_AGAIN_S: Final = 0.2  # a task that heeds its cancellation ends in a few milliseconds
 SLICE: Final = 16  # pieces of work in one turn: about 0.8 ms of requests or answers
 
 
@@ -35,6 +36,19 @@ def answer_from_task(work: Coroutine[Any, Any, T], reply: Callable[[T | None, Ex
     task = asyncio.get_running_loop().create_task(run())
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
+
+
+async def end_task(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait until it has ended. What it ended with is dropped.
+
+    It is cancelled again while it goes on: what it awaited may have turned the cancellation into an error of a connection,
+    which a loop that outlives outages takes for one.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=CANCEL_AGAIN_S)
+    if not task.cancelled():
+        task.exception()
 
 
 class Turns:

@@ -43,7 +43,7 @@ local window = math.max(tonumber(head[2]), math.floor(tonumber(call('TIME')[1]) 
 local events = window == tonumber(head[2]) and tonumber(head[3]) or 0
 if events + #work.events / 4 > WINDOW_EVENTS_MAX then return {'FULL'} end
 
-local counts, sums, latencies, journal, repeated, carried = {}, {}, {}, {}, {}, {}
+local counts, sums, latencies, journal, repeated, carried, given = {}, {}, {}, {}, {}, {}, {}
 local function add(to, field, amount)
   to[field] = (to[field] or 0) + amount
 end
@@ -101,7 +101,6 @@ for i = 1, #work.events, 4 do
 end
 if dated == '' and next(new) then call('EXPIRE', prefix .. 'dated:' .. window, KEEP_S) end
 
-local given = {}
 for i = 1, #work.units, 3 do
   local unit, wanted, class = work.units[i], work.units[i + 1], work.units[i + 2]
   local key = prefix .. 'units:' .. string.sub(unit, -4)
@@ -135,6 +134,5 @@ if #journal > 0 then
   call('HINCRBY', KEYS[1], 'journaled', #journal)
 end
 call('HSET', KEYS[1], 'window', window, 'events', events)
-local seq = call('HINCRBY', KEYS[1], 'seq', 1)
-return {'OK', seq, repeated, given, tonumber(call('HGET', KEYS[1], 'version') or 0), call('SCARD', prefix .. 'odd'),
+return {'OK', call('HINCRBY', KEYS[1], 'seq', 1), repeated, given, tonumber(call('HGET', KEYS[1], 'version') or 0), call('SCARD', prefix .. 'odd'),
   ARGV[2] == '1' and call('HGETALL', KEYS[2]) or {}}

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from app.turns import end_task
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -55,9 +57,7 @@ class AuditReads:
     async def stop(self) -> None:
         """End; what is untold is recorded first, as long as the chain takes it."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
         await self.flush(everything=True)
 
     def note(self, key_id: str, method: str, route: str) -> None:

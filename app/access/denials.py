@@ -7,12 +7,13 @@ a bucket empty is only counted, and the count goes into the next entry.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
 import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final
+
+from app.turns import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -89,9 +90,7 @@ class DenialLog:
     async def stop(self) -> None:
         """End; what still waits is recorded first, as long as the chain takes it."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
         await self.flush()
 
     def note(self, reason: str, method: str, route: str, *, key_id: str | None = None, address: str | None = None) -> None:

@@ -20,6 +20,7 @@ from app.access.bucket import UNITS, Bucket, Decision, charge, decision
 from app.db.keys import limit_key
 from app.db.lua import load_script
 from app.db.retry import TRANSIENT
+from app.turns import end_task
 from app.web.problems import Problem
 
 if TYPE_CHECKING:
@@ -116,8 +117,7 @@ class Limits:
     async def stop(self) -> None:
         """End; whoever still waits gets a local decision."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end_task(self._task)
         self._give_up(self._take_all())
         await self._link.close()
 

@@ -20,6 +20,7 @@ from app.audit.shard import shard_row
 from app.audit.writer import BEAT_INTERVAL_S, POSTGRES_ANSWER_TIMEOUT_S, Fenced, Lease, RedisForgot
 from app.db.postgres import cut_off
 from app.db.retry import TRANSIENT, delay_ms
+from app.turns import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -178,7 +179,7 @@ class Keeper:
         try:
             row = await self._recovery.recover(row, lease)
         finally:
-            await _end(beating)
+            await end_task(beating)
         self._shard.learn(row.generation, row.run_id, row.head_seq)
         self._shard.leading, self._shard.epoch = True, lease.epoch
         self._writer.lead(lease)
@@ -190,7 +191,7 @@ class Keeper:
         try:
             await self._serve(lease)
         finally:
-            await _end(listener)
+            await end_task(listener)
 
     async def _beat(self, epoch: int) -> None:
         """Show that this process lives while it recovers the shard, which may take long, over a session of its own."""
@@ -240,10 +241,3 @@ class Keeper:
                 # The writer's own look every POLL_INTERVAL_S finds what is missed here.
                 await asyncio.sleep(delay_ms(attempt) / 1000)
                 attempt += 1
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    """Cancel a task and wait until it has ended."""
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task

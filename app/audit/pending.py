@@ -8,7 +8,6 @@ whoever records it takes for the idempotency key.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +19,7 @@ from app.actor import ActorStopped, AskTimeout, InboxFull
 from app.clock import ms_of, time_text
 from app.db.retry import TRANSIENT, delay_ms
 from app.db.sql import query
+from app.turns import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -57,9 +57,7 @@ class PendingEntries:
     async def stop(self) -> None:
         """End; what was claimed and not recorded is taken by another replica when the claim ends."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
 
     async def drain(self) -> int:
         """Record what is pending and unclaimed, oldest first; return how many entries that were."""

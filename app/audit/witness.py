@@ -17,6 +17,7 @@ from app.audit.checkpoint import parse_decimal
 from app.audit.log import NotPublished, Published, TreeDamaged
 from app.audit.note import COSIGNATURE, NoteRefused, Signature, Verifier, encode64, parse_note, parse_signatures
 from app.db.retry import TRANSIENT
+from app.turns import end_task
 
 if TYPE_CHECKING:
     from app.audit.log import Log
@@ -101,9 +102,7 @@ class WitnessFeed:
         """End, without waiting for an answer that is under way."""
         self._stopping.set()
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
 
     async def _run(self, on_crash: Callable[[BaseException], None]) -> None:
         while not self._stopping.is_set():

@@ -21,7 +21,7 @@ from app.db.keys import applied_channel, shard_keys, shard_tag
 from app.db.lua import load_script
 from app.db.redis import ScriptInterrupted
 from app.db.retry import TRANSIENT, delay_ms
-from app.turns import Turns
+from app.turns import Turns, end_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -101,9 +101,7 @@ class Ledger(Actor[Order]):
     async def stop(self) -> None:
         """Finish what was accepted: applied and durable, or failed after its time limit."""
         if self._sweeper is not None:
-            self._sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
+            await end_task(self._sweeper)
         await super().stop()
         while self._applied and any(order.open for chunk in self._applied for order in chunk.orders):
             await self._wait_moved()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -40,6 +39,7 @@ from app.db.postgres import open_owner, open_pool, open_reader, open_session
 from app.db.redis import RedisLink, ping, subscribe
 from app.db.retry import TRANSIENT, delay_ms
 from app.db.statements import Statements
+from app.turns import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -168,9 +168,7 @@ class Credits:
     async def stop(self) -> None:
         """Finish what was accepted, give the shards up, close the connections."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
         await self._controls.access.close()
         await self._controls.webhooks.close()
         if self._pending is not None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 import asyncpg
 
 from app.db.retry import TRANSIENT
+from app.turns import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -39,11 +39,7 @@ class Rounds:
 
     async def stop(self) -> None:
         """End; whatever was under way is done again by whoever comes next."""
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*map(end_task, self._tasks))
 
 
 async def _repeat(one: Round, on_crash: Callable[[BaseException], None]) -> None:

@@ -12,7 +12,6 @@ settled or released by the state of its reservation, once. The sweeper of any re
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from uuid import UUID
@@ -27,6 +26,7 @@ from app.credits.operation import Applied, Refused, Reused
 from app.credits.records import raw16
 from app.db.retry import TRANSIENT
 from app.db.sql import query
+from app.turns import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,9 +78,7 @@ class Transfers:
     async def stop(self) -> None:
         """Stop looking; what is unfinished stays for another replica or the next start."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
 
     async def run(
         self, identifier: str, legs: list[dict[str, Any]], stamp: dict[str, Any]

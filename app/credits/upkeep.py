@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Final
@@ -14,6 +13,7 @@ import redis.exceptions
 from app.actor import ActorStopped, AskTimeout, InboxFull
 from app.db.migrate import QUARTERS_AHEAD
 from app.db.retry import TRANSIENT
+from app.turns import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,9 +55,7 @@ class Upkeep:
     async def stop(self) -> None:
         """End; an unfinished round is done again by whoever comes next."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
 
     async def round(self) -> int:
         """Make partitions ahead and forget old answers; return how many partitions were made."""

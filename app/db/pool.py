@@ -201,7 +201,11 @@ class Pool:
                 if error is not None and not isinstance(error, asyncpg.PostgresError):
                     # Giving it back would wait for the server, which may be what does not answer.
                     loan.connection.terminate()
-                await self._connections.release(loan.connection, timeout=RELEASE_S)
+                try:
+                    await self._connections.release(loan.connection, timeout=RELEASE_S)
+                except Exception:
+                    if error is None:
+                        raise  # Else the first error tells more, and may be a cancellation that must not be lost.
         finally:
             self.loans.discard(loan)
             self.gate.leave()

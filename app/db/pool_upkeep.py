@@ -7,7 +7,6 @@ closed, and Postgres has connections to spare: ten more. A slow database would o
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Final
@@ -19,6 +18,7 @@ from app.db.gate import GateTimeout
 from app.db.pool import FAULTS, SIZE_MAX, Pool
 from app.db.response_times import SLOW_S
 from app.db.sql import query
+from app.turns import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,9 +71,7 @@ class PoolUpkeep:
     async def stop(self) -> None:
         """End the task."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
 
     async def look(self) -> None:
         """Do what is due now."""

@@ -30,7 +30,7 @@ SETTINGS: Final = {
     "synchronous_commit": "on",
     "shared_buffers": "128MB",
     "max_wal_size": "2GB",
-    "max_connections": "60",
+    "max_connections": "100",
     "logging_collector": "off",
     "log_destination": "stderr",
     "log_line_prefix": "%m [%p] %q%u@%d ",

@@ -19,6 +19,7 @@ from app.db.keys import LOCATOR_BEATS, LOCATOR_CHANGES, LOCATOR_HEAD, LOCATOR_IN
 from app.db.retry import TRANSIENT
 from app.locator.record import Fact, parse_fact, split_field
 from app.locator.registry import fresh_incarnation
+from app.turns import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -70,8 +71,7 @@ class Feed:
     async def stop(self) -> None:
         """End; nothing is waited for."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end_task(self._task)
         await self._link.close()
 
     def read_again(self) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from app.actor import ActorStopped, InboxFull
 from app.locator.record import split_field
+from app.turns import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,8 +74,7 @@ class Upkeep:
     async def stop(self) -> None:
         """End, and tell the heartbeats that have not been told."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end_task(self._task)
         self._tell_beats()
 
     async def _run(self, on_crash: Callable[[BaseException], None]) -> None:

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from app.db.retry import TRANSIENT
 from app.shadow.counters import Forgot
+from app.turns import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,9 +52,7 @@ class Checkpoints:
     async def stop(self) -> None:
         """Save what has changed, as far as the stores answer, and end."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
             with contextlib.suppress(*TRANSIENT, RedisError, asyncpg.PostgresError):
                 await self.round()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -29,6 +28,7 @@ from app.shadow.steady import SteadyClock
 from app.shadow.steward import Steward
 from app.shadow.store import ExperimentStore, row_of
 from app.shadow.watch import ExperimentWatch
+from app.turns import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,9 +107,7 @@ class Shadow:
     async def stop(self) -> None:
         """Finish what was accepted, save the counters, close the connections."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
         parts, self._parts = self._parts, None
         if parts is None:
             return

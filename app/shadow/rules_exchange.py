@@ -25,6 +25,7 @@ from app.shadow.rules_difference import KINDS
 from app.shadow.rules_masking import mask
 from app.shadow.rules_store import SAMPLES_OF_KIND, Sample
 from app.shadow.rules_tally import Tally, tally_of, total_of
+from app.turns import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,9 +80,7 @@ class Exchange:
     async def stop(self) -> None:
         """Publish and keep what is left, and end."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
         with contextlib.suppress(*_AWAY, asyncpg.PostgresError):
             await self.publish()
         with contextlib.suppress(*_AWAY, asyncpg.PostgresError):

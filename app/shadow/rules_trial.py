@@ -7,7 +7,6 @@ a comparison, and a challenger that fails, or spends its whole budget, costs a c
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections import Counter, deque
@@ -17,6 +16,7 @@ from app.clock import now_ms
 from app.shadow.expression_run import BudgetSpent, EvaluationFailed
 from app.shadow.rules_difference import TIMEOUT, Judged, difference
 from app.shadow.rules_tally import Tally
+from app.turns import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,9 +97,7 @@ class Trials:
     async def stop(self) -> None:
         """Compare no more; what waits is counted as dropped."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
         while self._waiting:
             self._drop(self._waiting.popleft().rule)
 

@@ -26,6 +26,7 @@ from app.shadow.guardrail import trip_of
 from app.shadow.store import Entry
 from app.shadow.tallies import counts_of
 from app.shadow.thompson import weights_of
+from app.turns import end_task
 from app.web.problems import Problem
 
 if TYPE_CHECKING:
@@ -76,9 +77,7 @@ class Steward:
     async def stop(self) -> None:
         """End; another replica, or this one after its start, goes on."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
 
     def notice(self, experiment: Experiment) -> None:
         """Look at an experiment soon."""

@@ -17,6 +17,7 @@ from app.db.postgres import cut_off
 from app.db.retry import TRANSIENT, delay_ms
 from app.db.sql import query
 from app.shadow.store import row_of
+from app.turns import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -56,9 +57,7 @@ class ExperimentWatch:
     async def stop(self) -> None:
         """End."""
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end_task(self._task)
 
     async def _run(self, on_crash: Callable[[BaseException], None]) -> None:
         failures = 0

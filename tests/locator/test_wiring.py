@@ -11,7 +11,7 @@ from app.main import make_app
 from app.metrics import Metrics
 from app.settings import Settings
 from tests.locator.replicas import replicas
-from tests.locator.test_watch import change
+from tests.locator.test_watching import change
 
 LABELS = {"state", "strategy", "ok"}
 

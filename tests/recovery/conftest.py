@@ -44,7 +44,7 @@ def seed(first_seed: int, round_number: int, request: pytest.FixtureRequest) -> 
 @pytest.fixture(scope="session")
 def recovery_postgres() -> Iterator[PrivatePostgres]:
     """A cluster for these tests alone: they kill it."""
-    with running_postgres() as postgres:
+    with running_postgres(("max_connections=200",)) as postgres:  # up to five replicas, and sixteen shards
         yield postgres
 
 
