@@ -8,6 +8,7 @@ A request id is nobody's but the server's: one that holds a card number is repla
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -15,12 +16,17 @@ from msgspec import inspect
 from msgspec.structs import force_setattr
 
 from app.privacy.cards import DEPTH_MAX, mask, mask_text
-from app.privacy.digits import DIGITS_MIN, find_cards, may_hold_card
+from app.privacy.digits import DIGITS_MIN, find_cards, is_card, may_hold_card
 from app.privacy.fields import kind_of
 from app.privacy.notation import decoded
 
 REFUSED_DETAIL: Final = "Expected a text that holds no card number; card data belongs into payment only"
 NUMBER_MIN: Final = 10 ** (DIGITS_MIN - 1)  # the lowest number with as many digits as a card
+# A card number as people write it: in one, in groups of four, or as American Express groups its own.
+_alone: Final = re.compile(
+    r"[0-9]{13,19}|[0-9]{4}([ ._-])[0-9]{4}\1[0-9]{4}\1[0-9]{1,4}(?:\1[0-9]{1,3})?|[0-9]{4}([ ._-])[0-9]{6}\2[0-9]{4,5}"
+)
+_not_digit: Final = re.compile(r"[^0-9]")
 _ENCODED: Final = ("%", "\\", "&")
 
 
@@ -31,6 +37,15 @@ def holds_card(text: str) -> bool:
     if find_cards(text):
         return True
     return any(mark in text for mark in _ENCODED) and any(find_cards(layer.text) for layer in decoded(text))
+
+
+def is_card_alone(text: str) -> bool:
+    """Return whether a text is a card number and nothing else, its digits in groups or not.
+
+    This is what idempotency keys are asked: they are kept only as keyed hashes, so one that merely has the digits of a card
+    number among others, as counters and times have them by chance, gives nothing away and must not be refused.
+    """
+    return _alone.fullmatch(text) is not None and is_card(_not_digit.sub("", text))
 
 
 def clean_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -82,6 +97,7 @@ class Guard:
     def __init__(self, struct_type: type[Any]) -> None:
         """`struct_type` is a msgspec struct."""
         self._names: list[str] = []
+        self._keys: list[str] = []
         self._name_lists: list[str] = []
         self._texts: list[str] = []
         self._objects: list[str] = []
@@ -95,7 +111,7 @@ class Guard:
     def _take(self, name: str, kinds: list[inspect.Type]) -> None:
         for kind in kinds:
             if isinstance(kind, inspect.StrType):
-                (self._texts if name == "description" else self._names).append(name)
+                {"description": self._texts, "idempotency_key": self._keys}.get(name, self._names).append(name)
             elif isinstance(kind, inspect.DictType) or (isinstance(kind, inspect.CustomType) and issubclass(kind.cls, dict)):
                 self._objects.append(name)
             elif isinstance(kind, inspect.ListType | inspect.VarTupleType):
@@ -116,6 +132,10 @@ class Guard:
         for name in self._names:
             text = getattr(body, name)
             if type(text) is str and holds_card(text):
+                raise CardFound(f"/{name}")
+        for name in self._keys:
+            text = getattr(body, name)
+            if type(text) is str and is_card_alone(text):
                 raise CardFound(f"/{name}")
         for name in self._texts:
             text = getattr(body, name)

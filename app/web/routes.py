@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 from aiohttp import web
 
-from app.privacy.guard import REFUSED_DETAIL, holds_card
+from app.privacy.guard import REFUSED_DETAIL, is_card_alone
 from app.web.answers import JSON, Answer, json_answer, problem_answer
 from app.web.edge import FIXED, Fixed, Prompt, adapt, begin, enclose, enclose_unknown, expect_continue
 from app.web.fastpath import PATHS, Paths, Taker
@@ -146,7 +146,7 @@ def idempotency_key(request: Request) -> str:
             "idempotency_key_invalid",
             f"Idempotency-Key must be one field of 1-{KEY_MAX} printable ASCII characters.",
         )
-    if holds_card(given):
+    if is_card_alone(given):
         raise invalid("Idempotency-Key:", REFUSED_DETAIL)
     return given
 

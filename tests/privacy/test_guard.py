@@ -16,7 +16,7 @@ from app.credits.payment import PaymentBody, keep_payment, payment_of, settle_pa
 from app.credits.request import Fingerprints, topup_fields
 from app.credits.wire import Consume, TopUp
 from app.privacy.cards import mask
-from app.privacy.guard import CardFound, Guard, clean_metadata, holds_card
+from app.privacy.guard import CardFound, Guard, clean_metadata, holds_card, is_card_alone
 from app.privacy.payment import Payment
 from app.privacy.store import NoRecord, OtherPayment, PrivateStore
 from app.web.body import Body
@@ -215,3 +215,15 @@ async def test_a_retry_after_an_erasure_leaves_nothing_behind(store: PrivateStor
 
     with pytest.raises(NoRecord):
         await store.shown(again.record_id)
+
+
+@pytest.mark.parametrize("text", ["4111111111111111", "4111 1111 1111 1111", "4111-1111-1111-1111", "378282246310005"])
+def test_a_key_that_is_a_card_number_is_one(text: str) -> None:
+    assert is_card_alone(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "order-4111111111111111", "41111111-11111111", "4111111111111112", "1763799000123456789", "4" * 41]
+)
+def test_a_key_that_has_the_digits_of_a_number_among_others_is_none(text: str) -> None:
+    assert not is_card_alone(text)
