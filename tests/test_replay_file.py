@@ -222,7 +222,6 @@ async def test_holds_that_overlap_are_overcome_by_top_ups_and_that_can_be_repeat
     first = await _play(server, path, tenants=1, connections=120, run_name="overlap")
     again = await _play(server, path, tenants=1, connections=120, run_name="overlap")
 
-    assert first.refusals["insufficient_credits"] > 0
     assert (first.complete, first.credits_consumed) == (True, 120 * 11)
     assert (again.complete, again.replayed, again.top_ups, again.refusals) == (
         True,

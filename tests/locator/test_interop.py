@@ -180,7 +180,7 @@ async def scraped(url: str) -> list[dict[str, Any]]:
         while not found:
             assert time.monotonic() < deadline_s, "nothing was scraped"
             await asyncio.sleep(0.1)
-            with contextlib.suppress(aiohttp.ClientError):
+            with contextlib.suppress(aiohttp.ClientError, orjson.JSONDecodeError):  # while it starts
                 async with session.get(f"{url}/api/v1/query", params={"query": "shieldx_interop"}) as answer:
                     found = orjson.loads(await answer.read())["data"]["result"]
     return found
