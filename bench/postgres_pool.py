@@ -24,7 +24,6 @@ import asyncpg
 import uvloop
 
 from app.db.pool import Pool
-from app.db.postgres import read_rows
 from app.embedded import EmbeddedServers
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ async def contestant(name: str, url: str, connections: int) -> AsyncIterator[tup
     """Open a pool; yield how to read one row with it, and how many connections it has opened."""
     if name == "shieldx":
         pool = await Pool.open(url, connections, timeout_s=WAIT_S, settings={})
-        yield lambda: read_rows(pool, WAIT_S, "SELECT 1", ()), lambda: pool.connected
+        yield lambda: pool.rows(WAIT_S, "SELECT 1", ()), lambda: pool.connected
         pool.terminate()
         return
     opened = 0

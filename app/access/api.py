@@ -16,7 +16,7 @@ from app.access.opening import Access
 from app.access.scope import Key
 from app.web.body import Body
 from app.web.fields import Cursor, Limit
-from app.web.problems import Problem, invalid
+from app.web.problems import invalid, starting
 from app.web.routes import Handled, Route, cursor, json_answer, limit
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def key_of(request: Request) -> Key:
 def _store(request: Request) -> KeyStore:
     store = request.app[ACCESS].store
     if store is None:
-        raise Problem(503, "unavailable", "The server is starting.", headers={"Retry-After": "1"})
+        raise starting()
     return store
 
 

@@ -23,7 +23,6 @@ from app.audit.merkle import (
 from app.audit.note import Verifier
 from app.audit.receipt import Receipt
 from app.audit.tiles import Run, Tile, bundle, node_in, runs_for
-from app.db.postgres import read_rows
 from app.db.retry import retry
 from app.db.sql import query
 
@@ -177,12 +176,12 @@ class Log:
         """Return all rows of one statement, within the time limit; transient errors are tried again meanwhile."""
         limit_s = self._read_timeout_s
         async with asyncio.timeout(limit_s):
-            return await retry(lambda: read_rows(self._pool, limit_s, sql, values))
+            return await retry(lambda: self._pool.rows(limit_s, sql, values))
 
     async def write(self, sql: str, *values: Any) -> None:
         """Run one statement, once, within WRITE_TIMEOUT_S. When it raises it may have been carried out all the same."""
         async with asyncio.timeout(WRITE_TIMEOUT_S):
-            await read_rows(self._pool, WRITE_TIMEOUT_S, sql, values)
+            await self._pool.rows(WRITE_TIMEOUT_S, sql, values)
 
 
 def log_origin(ledger_origin: str, shard: int) -> str:

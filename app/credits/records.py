@@ -13,7 +13,6 @@ import asyncpg
 import orjson
 
 from app.credits.operation import event_of_entry
-from app.db.postgres import read_rows
 from app.db.retry import retry
 from app.db.sql import query
 
@@ -78,7 +77,7 @@ class Records:
     async def rows(self, sql: str, *values: Any) -> list[asyncpg.Record]:
         """Return all rows of one statement, within READ_TIMEOUT_S; transient errors are tried again meanwhile."""
         async with asyncio.timeout(READ_TIMEOUT_S):
-            return await retry(lambda: read_rows(self._pool, READ_TIMEOUT_S, sql, values))
+            return await retry(lambda: self._pool.rows(READ_TIMEOUT_S, sql, values))
 
     async def remember(self, shard: int, refusals: Sequence[tuple[dict[str, Any], bytes]]) -> None:
         """Keep refusals, so that they are the answer to a retry even if Redis forgets. Params: fields and answer."""

@@ -11,7 +11,7 @@ import asyncpg
 from app.db.pool import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator
 
 APP_ROLE: Final = "shieldx_app"  # may append to the chain, never change it
 CONNECT_TIMEOUT_S: Final = 2.0
@@ -58,11 +58,6 @@ def cut_off(connection: asyncpg.Connection[Any], seconds: float) -> Iterator[Non
 async def open_pool(database_url: str, size: int) -> Pool:
     """Return a pool for reads and short changes. Raises what asyncpg raises when Postgres is away."""
     return await Pool.open(database_url, size, timeout_s=CONNECT_TIMEOUT_S, settings=_SERVER_SETTINGS)
-
-
-async def read_rows(pool: Pool, timeout_s: float, sql: str, values: Sequence[Any]) -> list[asyncpg.Record]:
-    """Return all rows of one statement over a connection of the pool, which is waited for at most `timeout_s`."""
-    return await pool.rows(timeout_s, sql, values)
 
 
 @asynccontextmanager

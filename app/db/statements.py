@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from app.db.postgres import read_rows
-
 if TYPE_CHECKING:
     import asyncpg
 
@@ -25,4 +23,4 @@ class Statements:
     async def rows(self, sql: str, *values: Any) -> list[asyncpg.Record]:
         """Return all rows of one statement. Raises what asyncpg raises, and TimeoutError after STATEMENT_WAIT_S."""
         async with asyncio.timeout(STATEMENT_WAIT_S):
-            return await read_rows(self._pool, STATEMENT_WAIT_S, sql, values)
+            return await self._pool.rows(STATEMENT_WAIT_S, sql, values)

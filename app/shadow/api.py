@@ -32,7 +32,7 @@ from app.shadow.wire import (
 from app.web.answers import Answer
 from app.web.body import Body
 from app.web.fields import Cursor, Limit, Name
-from app.web.problems import Problem
+from app.web.problems import Problem, starting
 from app.web.routes import Handled, Route, cursor, if_match, json_answer, limit, query
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ _CANARY: Final = Body(CanaryCall)
 def _calls(request: Request) -> ExperimentCalls:
     calls = request.app[SHADOW].calls
     if calls is None:
-        raise Problem(503, "unavailable", "The server is starting.", headers={"Retry-After": "1"})
+        raise starting()
     return calls
 
 

@@ -24,7 +24,7 @@ from app.shadow.rules_wire import (
 )
 from app.web.body import Body
 from app.web.fields import Cursor, Limit, Name, check_name
-from app.web.problems import Problem, invalid
+from app.web.problems import invalid, starting
 from app.web.routes import Answer, Handled, Route, cursor, if_match, json_answer, limit, path, query
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ _EVALUATION: Final = Body(Evaluation)
 def _calls(request: Request) -> RuleCalls:
     calls = request.app[RULES].calls
     if calls is None:
-        raise Problem(503, "unavailable", "The server is starting.", headers={"Retry-After": "1"})
+        raise starting()
     return calls
 
 

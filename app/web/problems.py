@@ -163,6 +163,11 @@ def problem_body(problem: Problem, request_id: str) -> bytes:
     return msgspec.json.encode(members)
 
 
+def starting() -> Problem:
+    """Return the 503 of a part of this process that has not opened yet."""
+    return Problem(503, "unavailable", "The server is starting.", headers={"Retry-After": "1"})
+
+
 def invalid(pointer: str, detail: str) -> Problem:
     """422 `invalid_request` with one wrong place."""
     return Problem(422, "invalid_request", "The request has invalid fields.", errors=(FieldError(pointer, detail),))

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from app.web.body import Body
 from app.web.fields import Cursor, Limit
-from app.web.problems import Problem, invalid
+from app.web.problems import invalid, starting
 from app.web.routes import Answer, Handled, Route, cursor, json_answer, limit
 from app.webhooks.calls import (
     ENDPOINT_PATTERN,
@@ -43,7 +43,7 @@ _delivery_id = re.compile(r"[1-9][0-9]{0,17}\Z")
 def _calls(request: Request) -> WebhookCalls:
     calls = request.app[WEBHOOKS].calls
     if calls is None:
-        raise Problem(503, "unavailable", "The server is starting.", headers={"Retry-After": "1"})
+        raise starting()
     return calls
 
 

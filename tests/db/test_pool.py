@@ -18,7 +18,6 @@ from app.db.gate import GateTimeout
 from app.db.pool import FAULTS, Pool, PoolAway
 from app.db.pool_series import PoolSeries
 from app.db.pool_upkeep import COOL_S, INTERVAL_S, KEPT_S, PING_S, QUIET_S, STEP, WAITS_MANY, PoolUpkeep
-from app.db.postgres import read_rows
 from tests.stores import PrivatePostgres, run_apart, running_postgres
 
 WAIT_S = 10.0
@@ -54,7 +53,7 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
 
 async def crowd(pool: Pool, size: int, sql: str = "SELECT 1") -> None:
     """Read so many times at once."""
-    await asyncio.gather(*(read_rows(pool, WAIT_S, sql, ()) for _ in range(size)))
+    await asyncio.gather(*(pool.rows(WAIT_S, sql, ()) for _ in range(size)))
 
 
 async def until(look: Any, seconds: float = WAIT_S) -> None:
@@ -67,7 +66,7 @@ async def until(look: Any, seconds: float = WAIT_S) -> None:
 
 async def answers(pool: Pool) -> bool:
     try:
-        return bool(await read_rows(pool, WAIT_S, "SELECT 1", ()))
+        return bool(await pool.rows(WAIT_S, "SELECT 1", ()))
     except FAULTS:
         return False
 
@@ -88,7 +87,7 @@ async def test_waiting_for_a_connection_ends_in_time_and_is_no_fault_of_postgres
     async with pool.connection(WAIT_S), pool.connection(WAIT_S):
         for _ in range(5):
             with pytest.raises(GateTimeout):
-                await read_rows(pool, 0.001, "SELECT 1", ())
+                await pool.rows(0.001, "SELECT 1", ())
 
     assert pool.gate.timeouts == 5
     assert pool.state is BreakerState.CLOSED
@@ -98,18 +97,18 @@ async def test_waiting_for_a_connection_ends_in_time_and_is_no_fault_of_postgres
 async def test_statements_that_postgres_refuses_do_not_open_the_breaker(pool: Pool) -> None:
     for _ in range(20):
         with pytest.raises(asyncpg.DivisionByZeroError):
-            await read_rows(pool, WAIT_S, "SELECT 1 / 0", ())
+            await pool.rows(WAIT_S, "SELECT 1 / 0", ())
         with pytest.raises(asyncpg.DataError):
-            await read_rows(pool, WAIT_S, "SELECT $1::int", ("no number",))
+            await pool.rows(WAIT_S, "SELECT $1::int", ("no number",))
         with pytest.raises(asyncpg.QueryCanceledError):
-            await read_rows(pool, WAIT_S, "SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(1)", ())
+            await pool.rows(WAIT_S, "SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(1)", ())
 
     assert pool.state is BreakerState.CLOSED
 
 
 async def test_a_statement_whose_caller_is_cancelled_leaves_no_busy_connection_behind(pool: Pool) -> None:
     before = pool.connected
-    tasks = [asyncio.create_task(read_rows(pool, WAIT_S, "SELECT pg_sleep(30)", ())) for _ in range(2)]
+    tasks = [asyncio.create_task(pool.rows(WAIT_S, "SELECT pg_sleep(30)", ())) for _ in range(2)]
     while pool.active < 2:
         await asyncio.sleep(0)
     await asyncio.sleep(0.02)
@@ -241,8 +240,8 @@ async def test_a_slow_statement_is_counted_and_logged_without_its_arguments(
     pool: Pool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "app.db.response_times"):
-        await read_rows(pool, WAIT_S, "SELECT pg_sleep(0.11), $1::text", ("a secret",))
-        await read_rows(pool, WAIT_S, "SELECT 1", ())
+        await pool.rows(WAIT_S, "SELECT pg_sleep(0.11), $1::text", ("a secret",))
+        await pool.rows(WAIT_S, "SELECT 1", ())
     await until(lambda: asyncio.sleep(0, pool.times.slow == 1))
 
     (record,) = caplog.records
@@ -335,7 +334,7 @@ def test_a_restart_of_postgres_is_survived_without_a_call_that_hangs() -> None:
 async def failure(pool: Pool) -> BaseException:
     """Return what a read raises that cannot succeed."""
     try:
-        await read_rows(pool, WAIT_S, "SELECT 1", ())
+        await pool.rows(WAIT_S, "SELECT 1", ())
     except FAULTS as error:
         return error
     raise AssertionError("a read has succeeded although Postgres is away")

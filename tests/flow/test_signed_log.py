@@ -15,7 +15,7 @@ from app.audit.merkle import verify_consistency
 from app.audit.note import Signer
 from app.audit.receipt import parse_receipt, verify_receipt
 from app.db.keys import checkpoint_key, shard_keys
-from app.db.postgres import open_pool, read_rows
+from app.db.postgres import open_pool
 from tests.credits.ledger_client import Client
 from tests.credits.ledger_house import LedgerHouse
 from tests.server import ROOT_KEY
@@ -35,7 +35,7 @@ async def test_a_served_ledger_is_signed_and_goes_on_after_a_restart(
     tenant = await client.tenant(100)
     spent = await client.done("/v1/credits/consume", {"tenant_id": tenant, "amount": 30})
     pool = await open_pool(ledger.database_url, 2)
-    origin = (await read_rows(pool, READ_S, "SELECT origin FROM ledger", ()))[0][0]
+    origin = (await pool.rows(READ_S, "SELECT origin FROM ledger", ()))[0][0]
     log, key = Log(pool, origin), Signer(f"{origin}/s00", SEED).verifier
 
     async with asyncio.timeout(SIGNED_WITHIN_S):
@@ -72,7 +72,7 @@ async def test_what_was_signed_stays_known_when_redis_is_rebuilt(house: LedgerHo
     tenant = await client.tenant(100)
     spent = await client.done("/v1/credits/consume", {"tenant_id": tenant, "amount": 30})
     pool = await open_pool(ledger.database_url, 2)
-    log = Log(pool, (await read_rows(pool, READ_S, "SELECT origin FROM ledger", ()))[0][0])
+    log = Log(pool, (await pool.rows(READ_S, "SELECT origin FROM ledger", ()))[0][0])
     async with asyncio.timeout(SIGNED_WITHIN_S):
         await receipt_of(log, spent["seq"])
     server.stop()
@@ -82,7 +82,7 @@ async def test_what_was_signed_stays_known_when_redis_is_rebuilt(house: LedgerHo
         connection.delete(shard_keys(0)[0])
         await server.start()
         rebuilt = connection.hgetall(checkpoint_key(0))
-    generation = (await read_rows(pool, READ_S, "SELECT generation FROM ledger_shards", ()))[0][0]
+    generation = (await pool.rows(READ_S, "SELECT generation FROM ledger_shards", ()))[0][0]
     last = await client.done("/v1/credits/consume", {"tenant_id": tenant, "amount": 2})
     async with asyncio.timeout(SIGNED_WITHIN_S):
         await receipt_of(log, last["seq"])
