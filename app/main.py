@@ -25,7 +25,7 @@ from app.credits.audit_api import AUDIT_ROUTES
 from app.credits.opening import Controls, Credits, Signing, Stores
 from app.credits.privacy_api import PRIVACY_ROUTES
 from app.credits.routes import ROUTES as CREDIT_ROUTES
-from app.db.migrate import MigrationRefused
+from app.db.migrations import MigrationRefused
 from app.db.topology import Topology, make_topology
 from app.embedded import EmbeddedServers, checkpoint_keys, root_key, secret_file
 from app.locator.api import LOCATOR
@@ -163,7 +163,8 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
             credits_ = Credits(
                 Stores(redis_topology(redis_url), database_url, owner, settings.postgres_pool_size,
                        settings.postgres_pool_max, settings.ledger_shards,
-                       audit_key(settings, key), settings.replica_name, settings.verify_interval_seconds),
+                       audit_key(settings, key), settings.replica_name, settings.verify_interval_seconds,
+                       settings.services),
                 signing, controls, metrics, on_crash,
             )  # fmt: skip
             app[CREDITS] = credits_

@@ -31,14 +31,16 @@ from app.credits.request import Fingerprints
 from app.credits.rounds import Round, Rounds
 from app.credits.upkeep import Upkeep
 from app.credits.verification import LOOK_INTERVAL_S, DailyVerification, Subject
+from app.db.founding import LedgerRow, found_ledger
 from app.db.keys import LIMITS_TAG, applied_channel, shard_tag
-from app.db.migrate import LedgerRow, found_ledger, migrate
+from app.db.migrations import check_schema
 from app.db.pool_series import PoolSeries
 from app.db.pool_upkeep import PoolUpkeep
 from app.db.postgres import open_owner, open_pool, open_reader, open_session
 from app.db.redis import RedisLink, ping, subscribe
 from app.db.retry import TRANSIENT, delay_ms
 from app.db.statements import Statements
+from app.settings import SERVICES
 from app.turns import end_task
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ class Stores(NamedTuple):
     audit_key: bytes
     replica_name: str
     verify_interval_s: int
+    services: tuple[str, ...] = SERVICES
 
     def __repr__(self) -> str:
         """Show no secret: URLs may hold passwords."""
@@ -220,9 +223,9 @@ class Credits:
     async def _prepare_schema(self) -> LedgerRow:
         connection = await open_owner(self.stores.owner_database_url)
         try:
-            applied = await migrate(connection)
-            if applied:
-                log.info("migrations applied", extra={"migrations": applied})
+            ahead = await check_schema(connection, self.stores.services)
+            if ahead:
+                log.info("serving beside a newer release", extra={"migrations": [one.title for one in ahead]})
             return await found_ledger(connection, self.stores.shard_count, genesis_hash)
         finally:
             connection.terminate()
