@@ -240,7 +240,7 @@ class Credits:
             shard = Shard(number, origins[number])
             tag = shard_tag(number)
             link = RedisLink(topology, tag)
-            decode = functools.partial(_decode, number, mask)
+            decode = functools.partial(decode_item, number, mask)
             folds = Folds(self._controls.webhooks.wake)
             shard.subscribe(folds.advanced)
             writer = Writer(shard, seal, folds.of, link, decode)
@@ -335,5 +335,6 @@ class Credits:
         watch("shard_generation", "Incarnation of Redis", number, lambda: shard.generation)
 
 
-def _decode(number: int, mask: IdMask, generation: int, op: bytes, result: bytes) -> Any:
+def decode_item(number: int, mask: IdMask, generation: int, op: bytes, result: bytes) -> Any:
+    """Return the events of an item of a shard's outbox."""
     return events_of_item(number, generation, mask, op, result)

@@ -248,14 +248,14 @@ async def _execute_alone(connection: asyncpg.Connection[Any], name: str, script:
         f"SET lock_timeout = {patience.lock_timeout_ms}; SET statement_timeout = {patience.alone_timeout_ms}"
     )
     try:
-        await _drop_invalid(connection, script.index)
+        await _drop_invalid(connection, script.makes)
         try:
             await connection.execute(script.text)
         except asyncpg.PostgresError:
-            await _drop_invalid(connection, script.index)
+            await _drop_invalid(connection, script.makes)
             raise
-        if script.index and not await _index_state(connection, script.index):
-            raise MigrationFailed(f"{name}: the index {script.index} is not there or not valid. Drop it and run this again")
+        if script.makes and not await _index_state(connection, script.makes):
+            raise MigrationFailed(f"{name}: the index {script.makes} is not there or not valid. Drop it and run this again")
     finally:
         if not connection.is_closed():
             await connection.execute("RESET lock_timeout; RESET statement_timeout")
@@ -283,19 +283,20 @@ async def plan(
     async with turn(connection, patience):
         schema = await read_schema(connection)
         schema.refuse_changed()
+        pending = schema.pending(with_credits(services))
+        trial = connection.transaction()
+        await trial.start()
         try:
-            async with connection.transaction():
-                before = [
-                    row[0] for row in await connection.fetch("SELECT oid FROM pg_class WHERE relkind IN ('r', 'p', 'm')")
-                ]
-                for one in schema.pending(with_credits(services)):
-                    planned.append(await _try(connection, one, patience, before, planned))
-                raise _DryRunOver
-        except _DryRunOver:
-            return planned
+            await prepare(connection)
+            tables = await connection.fetch("SELECT oid FROM pg_class WHERE relkind IN ('r', 'p', 'm')")
+            for one in pending:
+                planned.append(await _try(connection, one, patience, [row["oid"] for row in tables], planned))
         except asyncpg.PostgresError as error:
-            failed = schema.pending(with_credits(services))[len(planned)]
-            raise MigrationFailed(f"{failed.title}.up.sql would fail: {type(error).__name__}: {error}") from error
+            failed = f"{pending[len(planned)].title}.up.sql" if len(planned) < len(pending) else "schema_migrations"
+            raise MigrationFailed(f"{failed} would fail: {type(error).__name__}: {error}") from error
+        finally:
+            await trial.rollback()
+    return planned
 
 
 async def _try(

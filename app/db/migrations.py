@@ -43,11 +43,11 @@ class MigrationRefused(Exception):
 
 
 class Script(NamedTuple):
-    """One file: its text, whether it runs in a transaction, and the index that it makes outside one."""
+    """One file: its text, whether it runs in a transaction, and the index that it makes outside one, if any."""
 
     text: str
     transactional: bool
-    index: str = ""
+    makes: str = ""
 
 
 class Migration(NamedTuple):
@@ -194,7 +194,7 @@ def _alone(name: str, text: str) -> Script:
             "CREATE [UNIQUE] INDEX CONCURRENTLY IF NOT EXISTS, DROP INDEX CONCURRENTLY IF EXISTS, VACUUM or ANALYZE"
         )
     index = _INDEX.search(statement)
-    return Script(statement, transactional=False, index=index[1] if index else "")
+    return Script(statement, transactional=False, makes=index[1] if index else "")
 
 
 async def read_applied(connection: asyncpg.Connection[Any]) -> dict[int, Applied]:
