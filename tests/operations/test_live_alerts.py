@@ -43,6 +43,28 @@ def test_a_killed_server_pages_and_its_return_resolves_the_page(live: LiveOperat
     assert alert["annotations"]["runbook_url"].endswith("docs/runbook.md#creditsservicedown")
 
 
+def test_a_redis_that_dies_pages_and_its_return_is_told_to_who_is_on_duty(live: LiveOperations) -> None:
+    before = len(live.pager.deliveries)
+    wait_for("a known generation", lambda: live.query("count_over_time(shieldx_shard_generation[20s] offset 20s)"))
+
+    live.redis.kill()
+    wait_for("the page", lambda: live.pager.received("page", "CreditsNotReady", after=before))
+    live.start_redis()
+    wait_for("the end", lambda: live.pager.received("page", "CreditsNotReady", "resolved", after=before))
+    told = wait_for("the word", lambda: live.pager.received("duty", "CreditsRedisReplaced", after=before))
+
+    assert {alert["labels"]["shard"] for alert in told.body["alerts"]} <= {"0", "1"}
+    assert live.pager.received("page", "CreditsServiceDown", after=before) is None
+
+
+def test_a_client_that_uses_keys_twice_is_no_reason_to_wake_anybody(live: LiveOperations) -> None:
+    """The traffic of the stack has such a client."""
+    wait_for("the alert", lambda: "CreditsIdempotencyCollisions" in live.firing())
+
+    assert live.pager.received("page", "CreditsIdempotencyCollisions") is None
+    assert live.pager.received("duty", "CreditsIdempotencyCollisions") is None
+
+
 async def deploy_untested(url: str) -> int:
     """Give all units a variant for which there is no evidence, as an admin may; return the status."""
     name = fresh("unsafe")
