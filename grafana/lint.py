@@ -54,6 +54,7 @@ def selectors(expression: str) -> Iterator[tuple[promql_parser.VectorSelector, s
     faults  ValueError for what PromQL does not know
     """
     found: list[tuple[promql_parser.VectorSelector, str]] = []
+    function, ranged = "", False
 
     def visit(node: promql_parser.Expr) -> None:
         """Depth first: a range comes after the call it is an argument of, and its selector right after it."""
@@ -63,8 +64,6 @@ def selectors(expression: str) -> Iterator[tuple[promql_parser.VectorSelector, s
         if isinstance(node, promql_parser.VectorSelector):
             found.append((node, function if ranged else ""))
         ranged = isinstance(node, promql_parser.MatrixSelector)
-
-    function, ranged = "", False
 
     promql_parser.walk(promql_parser.parse(expression), visit)
     yield from found
