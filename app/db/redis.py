@@ -82,9 +82,10 @@ class RedisLink:
         if connection is not None:
             await connection.disconnect(nowait=True)
 
-    async def command(self, *words: str | int | bytes) -> Any:
+    async def command(self, *words: str | int | bytes, waits: bool = False) -> Any:
         """Send one command and return its answer. Any error closes the link, except an error reply.
 
+        waits  the server answers when there is something to tell: that is no round trip
         Raises KeysElsewhere, with the link closed, for the replies by which a server says that it is the wrong one.
         """
         connection = self._connection
@@ -109,7 +110,8 @@ class RedisLink:
             self._topology.outdate()
             await self.close()
             raise
-        trips.seconds.take(time.monotonic() - started_s)
+        if not waits:
+            trips.seconds.take(time.monotonic() - started_s)
         return answer
 
     async def evaluate(self, script: Script, keys: Sequence[str], words: Sequence[str | int | bytes]) -> Any:
