@@ -14,6 +14,8 @@ from grafana.rules import Alert
 URGENCY: Final = {
     "P0": "wakes somebody now", "P1": "reaches the person on duty within 15 minutes", "P2": "waits for the next day"
 }  # fmt: skip
+OBJECTIVE_WINDOW: Final = "30d"  # the time that the objectives in alerts/slo.yaml are for
+FIRING: Final = 'ALERTS{{alertstate="firing",alertname!="Watchdog",priority="{}"}}'
 COLUMNS: Final = {
     "priority": "Priority", "alertname": "Alert", "severity": "Severity", "job": "Job", "instance": "Instance",
     "shard": "Shard",
@@ -23,7 +25,7 @@ COLUMNS: Final = {
 def _now() -> Row:
     tiles = tuple(
         number(f"Firing {priority}", f"Alerts of priority {priority} that fire now. Such an alert {meaning}.", "none",
-               Query(f'sum(ALERTS{{alertstate="firing",priority="{priority}"}}) or vector(0)'), steps=NONE_IS_GOOD)
+               Query(f"sum({FIRING.format(priority)}) or vector(0)"), steps=NONE_IS_GOOD)
         for priority, meaning in URGENCY.items()
     )  # fmt: skip
     return Row("Now", (
@@ -55,6 +57,27 @@ def _which(known: list[Alert]) -> Row:
     ))  # fmt: skip
 
 
+def _objectives() -> Row:
+    burns = tuple(
+        Query(f"max by (slo) (job_slo:error_budget_burn:rate{window})", f"{{{{slo}}}} over {window}")
+        for window in ("5m", "1h", "6h", "3d")
+    )
+    failed, counted = (
+        f"sum by (slo) (avg_over_time(job_slo:{name}:rate5m[{OBJECTIVE_WINDOW}]))" for name in ("errors", "requests")
+    )
+    left = f"1 - {failed} / {counted} / on (slo) slo:error_budget:ratio"
+    return Row("Objectives", (
+        lines("Burn of the error budgets", "How many times as fast as allowed the budget of each objective is used up, over "
+              "several windows. At 1 it lasts exactly 30 days; 14.4 for an hour pages, so do 6 for six hours.", "none",
+              *burns, steps=((None, GREEN), (1, YELLOW), (6, RED)), width=16),
+        number("Budget left", "Part of the error budget of the last 30 days that is left, of the objective where least "
+               "is. Below 0 the objective is missed.", "percentunit", Query(f"min({left})"),
+               steps=((None, RED), (0, YELLOW), (0.5, GREEN)), height=8),
+        number("Requests that count", "Requests per second that the objective of availability counts.", "reqps",
+               Query('sum(job_slo:requests:rate5m{slo="availability"})'), height=8),
+    ))  # fmt: skip
+
+
 def _watchers() -> Row:
     failing = f"rate(prometheus_rule_evaluation_failures_total[{INTERVAL}])"
     sent = f"rate(alertmanager_notifications_total[{INTERVAL}])"
@@ -75,5 +98,5 @@ def alert_summary(known: list[Alert]) -> Board:
     return Board(
         "shieldx-alerts", "shieldx / Alerts",
         "What fires, what fired, how fast the error budget burns, and whether Prometheus and Alertmanager do their work.",
-        (_now(), _which(known), _watchers()), time_from="now-6h",
+        (_now(), _which(known), _objectives(), _watchers()), time_from="now-6h",
     )  # fmt: skip

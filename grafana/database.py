@@ -10,9 +10,9 @@ from grafana.served import BREAKER_WORDS, POOL_STEPS
 POSTGRES = "shieldx_postgres_roundtrip_seconds"
 REDIS = "shieldx_redis_roundtrip_seconds"
 ACTIVE, LIMIT = "db_pool_connections_active", "db_pool_connections_limit"
-TRIP_STEPS: Steps = ((None, GREEN), (0.05, YELLOW), (0.5, RED))  # seconds; a round trip is one to ten milliseconds
+TRIP_STEPS: Steps = ((None, GREEN), (0.05, YELLOW), (0.2, RED))  # seconds; red is where CreditsSlowCommits fires
 FAULT_STEPS: Steps = ((None, GREEN), (0.01, YELLOW), (1, RED))  # per second
-DAILY_STEPS: Steps = ((None, GREEN), (26 * 3_600, YELLOW), (50 * 3_600, RED))  # seconds since what is done once a day
+DAILY_STEPS: Steps = ((None, GREEN), (26 * 3_600, YELLOW), (48 * 3_600, RED))  # seconds since what is done once a day
 USED = f"{total(ACTIVE, 'pool')} / {total(LIMIT, 'pool')}"
 
 

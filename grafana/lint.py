@@ -22,7 +22,7 @@ CUMULATIVE: Final = re.compile(r".+_(total|bucket|sum|(seconds|entries)_count)")
 VARIABLE: Final = re.compile(r"\$(\w+)|\$\{(\w+)[^}]*\}")
 # What Grafana itself replaces in an expression: durations.
 MACROS: Final = {"__rate_interval": "5m", "__range": "1h"}
-RANGE: Final = re.compile(r"\[([^\]]+)\]")
+RANGE: Final = re.compile(r"([\w:]+)(?:\{[^}]*\})?\[([^\]]+)\]")
 Panel = dict[str, Any]
 
 
@@ -131,8 +131,9 @@ def _panels(dashboard: dict[str, Any]) -> Iterator[str]:
 def _queries(dashboard: dict[str, Any]) -> Iterator[str]:
     values = {variable["name"]: ".*" for variable in dashboard["templating"]["list"]} | MACROS
     for where, expression in expressions(dashboard):
-        for window in RANGE.findall(expression):
-            if window.partition(":")[0] not in {f"${name}" for name in MACROS}:
+        for name, window in RANGE.findall(expression):
+            # What is recorded for an objective has windows of its own, whatever time is shown.
+            if ":" not in name and window not in {f"${macro}" for macro in MACROS}:
                 yield f"{where}: [{window}] does not follow the time that is shown; use [$__rate_interval]"
         try:
             found = list(selectors(filled(expression, values)))

@@ -194,7 +194,7 @@ def _states(figure: Figure, box: Box, panel: dict[str, Any], series: list[Series
     for row, one in enumerate(series):
         for at, value in one.points:
             word = words.get(f"{value:g}")
-            axes.barh(row, window.step_s, 0.8, at, color=NAMED[word["color"]] if word else FAINT, align="center", linewidth=0)
+            axes.barh(row, window.step_s, 0.8, at, color=NAMED[word["color"]] if word else FAINT, linewidth=0)
     axes.grid(visible=False)
     axes.set_yticks(range(len(series)), [one.name for one in series])
     axes.set_ylim(len(series) - 0.5, -0.5)
