@@ -79,17 +79,19 @@ def _objectives() -> Row:
 
 
 def _watchers() -> Row:
-    failing = f"rate(prometheus_rule_evaluation_failures_total[{INTERVAL}])"
-    sent = f"rate(alertmanager_notifications_total[{INTERVAL}])"
-    failed = f"rate(alertmanager_notifications_failed_total[{INTERVAL}])"
+    def per_second(counter: str) -> str:
+        return f"sum(rate({counter}[{INTERVAL}]))"
+
     return Row("Who watches", (
-        lines("Rules that fail", "Evaluations per second that failed, by group of rules. Alerts of such a group cannot "
-              "fire.",
-              "cps", Query(f"sum by (rule_group) ({failing})", "{{rule_group}}"), steps=((None, GREEN), (0.001, RED))),
-        lines("Notifications", "Messages per second that Alertmanager sent, by kind of receiver.", "cps",
-              Query(f"sum by (integration) ({sent})", "{{integration}}")),
-        lines("Notifications that failed", "Messages per second that no receiver took. Somebody is not being told.", "cps",
-              Query(f"sum by (integration) ({failed})", "{{integration}}"), steps=((None, GREEN), (0.001, RED))),
+        lines("Rules", "Evaluations of rules per second, and those that failed: the alerts of such a rule cannot "
+              "fire.", "cps",
+              Query(per_second("prometheus_rule_evaluations_total"), "evaluated"),
+              Query(per_second("prometheus_rule_evaluation_failures_total"), "failed")),
+        lines("Notifications", "Messages per second that Alertmanager sent, and those that no receiver took: somebody is "
+              "not being told.", "cps", Query(per_second("alertmanager_notifications_total"), "sent"),
+              Query(per_second("alertmanager_notifications_failed_total"), "failed")),
+        lines("Scrapes", "How long the slowest scrape of each job took.", "s",
+              Query("max by (job) (scrape_duration_seconds)", "{{job}}")),
     ))  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from grafana.answers import Prometheus, Window
 from grafana.board import GRID_WIDTH
-from grafana.plots import GROUND, INK, PANEL, Box, plot
+from grafana.plots import FAINT, GROUND, INK, PANEL, Box, plot
 
 DASHBOARDS: Final = Path(__file__).parent / "dashboards"
 DOTS_PER_INCH: Final = 100
@@ -56,7 +56,7 @@ def picture(dashboard: dict[str, Any], prometheus: Prometheus, window: Window) -
         if panel["type"] == "row":
             figure.text(*box.at(4, 8), panel["title"], color=INK, fontsize=11, weight="bold")
             continue
-        figure.add_artist(Rectangle(box.at(0, 0), *box.size(), facecolor=PANEL, edgecolor="#2c3033", linewidth=0.8))
+        figure.add_artist(Rectangle(box.at(0, 0), *box.size(), facecolor=PANEL, edgecolor=FAINT, zorder=-1))
         figure.text(*box.at(8, box.height - 18), panel["title"], color=INK, fontsize=9)
         answers = [prometheus.series(target, window) for target in panel["targets"]]
         plot(figure, box, panel, [one for answer in answers for one in answer], window)

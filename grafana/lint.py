@@ -146,8 +146,9 @@ def _queries(dashboard: dict[str, Any]) -> Iterator[str]:
 
 def _selector(selector: promql_parser.VectorSelector, function: str) -> Iterator[str]:
     name = selector.name or ""
-    if bool(CUMULATIVE.fullmatch(name)) != (function in {"rate", "increase"}):
-        yield f"{name} is {'a counter and needs' if not function else 'no counter for'} rate() or increase()"
+    cumulative = CUMULATIVE.fullmatch(name) is not None
+    if cumulative != (function in {"rate", "increase"}):
+        yield f"{name} is {'a counter and needs' if cumulative else 'no counter for'} rate() or increase()"
     matched = {matcher.name for matcher in selector.matchers.matchers}
     if OURS.match(name) and not matched.issuperset(TARGET_LABELS):
         yield f"{name} is not limited to the chosen {', '.join(TARGET_LABELS)}"

@@ -165,8 +165,10 @@ def heat(title: str, description: str, unit: str, buckets: str, *, width: int = 
         y_axis=heatmap.YAxisConfig(unit=unit, axis_placement=common.AxisPlacement.LEFT),
         tooltip=heatmap.HeatmapTooltip(mode=common.TooltipDisplayMode.SINGLE, y_histogram=True, show_color_scale=True),
     )  # fmt: skip
+    field = _field(unit)
+    field.custom = heatmap.FieldConfig(scale_distribution=common.ScaleDistributionConfig(common.ScaleDistribution.LINEAR))
     return _panel(
-        "heatmap", title, description, _field(unit), options, (Query(buckets, "{{le}}"),),
+        "heatmap", title, description, field, options, (Query(buckets, "{{le}}"),),
         width=width, height=height, form=PromQueryFormat.HEATMAP,
     )  # fmt: skip
 

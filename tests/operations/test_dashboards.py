@@ -84,7 +84,10 @@ def rewrite(board: Board, old: str, new: str) -> None:
         (lambda board: first(board).update(description=""), "needs a description"),
         (lambda board: first(board)["fieldConfig"]["defaults"].pop("unit"), "needs a unit"),
         (lambda board: first(board)["fieldConfig"]["defaults"].update(unit="furlongs"), "needs a unit"),
-        (lambda board: first(board).update(datasource={"type": "prometheus", "uid": "abc"}), "data source is not the variable"),
+        (
+            lambda board: first(board).update(datasource={"type": "prometheus", "uid": "abc"}),
+            "data source is not the variable",
+        ),
         (lambda board: first(board).update(targets=[]), "needs queries"),
         (lambda board: first(board, "stat").update(title="Requests"), "needs a title that no other"),
         (lambda board: rewrite(board, "$__rate_interval", "5m"), "[5m] does not follow"),
