@@ -129,7 +129,7 @@ async def test_while_servers_run_nothing_is_restored(
 ) -> None:
     server = await asyncpg.connect(ledger_url, server_settings={"application_name": "shieldx"})
 
-    with pytest.raises(BackupRefused, match="servers are running on .*stop all of them"):
+    with pytest.raises(BackupRefused, match=r"servers are running on .*stop all of them"):
         await restore(ledger_url, backup, backups, journal, topology=None, seal=SEAL)
 
     await server.close()
