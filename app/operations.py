@@ -13,6 +13,7 @@ from app.credits.api import CREDITS
 from app.locator.api import LOCATOR
 from app.metrics import Metrics
 from app.shadow.api import SHADOW
+from app.web.fastpath import PATHS
 from app.web.routes import Answer, Handled, Route
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ async def ready(request: Request) -> Handled:
         checks["shadow"] = await _check(shadow.check)
     if LOCATOR in request.app:
         checks["locator"] = _locator(request.app[LOCATOR])
+    if request.app[PATHS].leaving:
+        checks["process"] = {"state": "stopping", "ms": 0.0}
     waiting = [name for name, check in checks.items() if check["state"] != "ok"]
     status = 503 if waiting or book is None else 200
     body = {"status": "ready" if status == 200 else "waiting", "waiting_for": waiting, "checks": checks}
