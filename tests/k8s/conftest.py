@@ -1,43 +1,22 @@
-"""What kubectl makes of each overlay, and the linters that read it."""
+"""What kubectl makes of each overlay."""
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
 import yaml
 
+from tests.linters import linter
 from tests.server import REPOSITORY
 
-LINTERS: Final = REPOSITORY / ".venv" / "linters"
 OVERLAYS: Final = ("dev", "prod", "prod/migrate")
 TIMEOUT_S: Final = 120
 Manifest = dict[str, Any]
 Manifests = Callable[[str], list[Manifest]]
-
-
-def linter(name: str) -> Path:
-    """Return a program of the linters' directory. AssertionError, saying what makes it, where it is missing."""
-    path = LINTERS / "bin" / name
-    assert path.is_file(), f"{path} is missing: `make .venv/.linters`, or `make test`, installs it"
-    return path
-
-
-def run_linters(program: str, *arguments: str, given: str = "") -> str:
-    """Run a Python program that imports the linters, which must not meet what the tests import; return what it printed."""
-    run = subprocess.run(
-        [sys.executable, Path(__file__).with_name(program), *arguments], input=given, capture_output=True, text=True,
-        timeout=TIMEOUT_S, check=False, cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": str(LINTERS), "PYTHONWARNINGS": "ignore", "LOG_LEVEL": "ERROR"},
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-4000:]
-    return run.stdout
 
 
 @cache

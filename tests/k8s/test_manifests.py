@@ -9,8 +9,10 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from tests.k8s.conftest import OVERLAYS, Manifest, Manifests, build, of_kind, pod_labels, pod_spec, run_linters
+from tests.k8s.conftest import OVERLAYS, Manifest, Manifests, build, of_kind, pod_labels, pod_spec
+from tests.linters import run_linters
 
+HERE: Final = Path(__file__).parent
 OLDEST, NEWEST = "1.30", "1.37"  # 1.30 is the first with a `sleep` before the end of a container
 # Kinds that Kubernetes has no schema of: an operator of somebody else brings them.
 OPERATOR_KINDS: Final = {"ServiceMonitor", "PrometheusRule", "ExternalSecret"}
@@ -37,7 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_oldest_and_newest_kubernetes_know_every_field(files: list[str]) -> None:
-    found = json.loads(run_linters("read_schemas.py", OLDEST, NEWEST, "--", *files))
+    found = json.loads(run_linters(HERE / "read_schemas.py", OLDEST, NEWEST, "--", *files))
 
     assert [one for one in found if one[1] not in OPERATOR_KINDS] == []
     assert {said for _, _, _, said in found} == {"no schema"}
@@ -48,14 +50,14 @@ def test_the_schemas_refuse_what_is_wrong(tmp_path: Path) -> None:
     deployment["spec"]["minReadySecond"] = 1
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(deployment))
 
-    found = json.loads(run_linters("read_schemas.py", NEWEST, "--", str(tmp_path / "wrong.yaml")))
+    found = json.loads(run_linters(HERE / "read_schemas.py", NEWEST, "--", str(tmp_path / "wrong.yaml")))
 
     assert [one[1] for one in found] == ["Deployment"]
     assert "minReadySecond" in found[0][3]
 
 
 def test_checkov_finds_nothing_that_is_not_waived_with_a_reason(files: list[str]) -> None:
-    found = json.loads(run_linters("read_policies.py", *files))
+    found = json.loads(run_linters(HERE / "read_policies.py", *files))
 
     assert found["unread"] == []
     assert found["passed"][0] > 500

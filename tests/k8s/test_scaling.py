@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ import pytest
 
 from tests.credits.ledger_client import AUTHORIZED, Client, fresh
 from tests.credits.ledger_house import Ledger, LedgerHouse
+from tests.guide import block
 from tests.k8s.conftest import Manifests, of_kind, pod_spec
 from tests.k8s.test_manifests import named
 from tests.server import ShieldxServer
@@ -23,6 +25,7 @@ ENDPOINTS_DELAY_S: Final = 1.0  # from the end of a pod being wished until no ne
 PACE_S: Final = 0.05  # between two requests of a caller
 CALLERS: Final = 4  # of each kind
 SHARDS: Final = 2
+START_TIMEOUT_S: Final = 120.0  # several start at once, beside the load
 BALANCE: Final = 10**6
 CALM_REQUESTS: Final = 200  # that must have passed before the next thing happens
 
@@ -138,7 +141,8 @@ class Deployment:
             self._ledger, f"scaled-{next(self._numbers)}", shards=SHARDS, services="credits,locator",
             **{name: self._shipped.setting(name) for name in names},
         )  # fmt: skip
-        await pod.start()
+        pod.launch()
+        await pod.wait_ready(START_TIMEOUT_S)
         self._balancer.endpoints.append(pod)
         return pod
 
@@ -158,18 +162,31 @@ class Deployment:
 
 
 @pytest.fixture
-async def postgres(house: LedgerHouse) -> AsyncIterator[tuple[Ledger, asyncpg.Connection[Any]]]:
-    """A ledger of the test's own, and a session there."""
+async def owner(house: LedgerHouse) -> AsyncIterator[tuple[Ledger, asyncpg.Connection[Any]]]:
+    """A ledger whose database was made and migrated as the guide says, for the role that serves; and a superuser there."""
     ledger = await house.make_ledger()
-    connection = await asyncpg.connect(ledger.database_url)
-    yield ledger, connection
-    await connection.close()
+    name = ledger.database_url.rpartition("/")[2].partition("?")[0]
+    superuser = await asyncpg.connect(ledger.database_url)
+    for statement in block("roles").split(";\n"):
+        if statement.strip() and not statement.startswith("CREATE DATABASE"):
+            with contextlib.suppress(asyncpg.DuplicateObjectError):
+                await superuser.execute(statement)
+    await superuser.execute(f"ALTER DATABASE {name} OWNER TO shieldx_owner")
+    served = ledger._replace(database_url=ledger.database_url.replace("postgres@", "shieldx_server@"))
+    migrating = house.server_on(
+        served, "migrating", shards=SHARDS,
+        migrate_database_url=ledger.database_url.replace("postgres@", "shieldx_owner@"),
+    )  # fmt: skip
+    run = migrating.run_command("migrate", "up", "--no-backup")
+    assert run.returncode == 0, run.stderr
+    yield served, superuser
+    await superuser.close()
 
 
 async def test_replicas_come_and_go_without_a_failed_request(
-    house: LedgerHouse, session: aiohttp.ClientSession, manifests: Manifests, postgres: tuple[Ledger, asyncpg.Connection[Any]]
+    house: LedgerHouse, session: aiohttp.ClientSession, manifests: Manifests, owner: tuple[Ledger, asyncpg.Connection[Any]]
 ) -> None:
-    ledger, connection = postgres
+    ledger, connection = owner
     shipped, balancer = Shipped(manifests), Balancer()
     deployment = Deployment(house, ledger, shipped, balancer)
     first = [await deployment.scale_up() for _ in range(2)]

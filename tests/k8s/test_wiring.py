@@ -15,13 +15,13 @@ from app.settings import SERVICES, read_settings, variable_of
 from app.shadow.api import EXPERIMENT_ROUTES
 from app.shadow.flags_api import FLAG_ROUTES
 from app.shadow.rules_api import RULE_ROUTES
+from tests.guide import GUIDE
 from tests.k8s.conftest import Manifest, Manifests, of_kind, pod_spec
 from tests.k8s.test_manifests import named
 from tests.server import REPOSITORY
 
 COMPONENTS: Final = ("credits", "shadow")
 STOP_RESERVE_S: Final = 10  # for the lease of the ledger, and a node that is busy
-DEPLOYMENT_GUIDE: Final = REPOSITORY / "docs" / "deployment.md"
 
 
 def environment_of(objects: list[Manifest], workload: Manifest) -> dict[str, str]:
@@ -111,7 +111,6 @@ def test_a_pod_has_time_for_everything_that_its_end_takes(manifests: Manifests, 
 
 
 def test_secrets_that_pods_read_are_all_told_how_to_make(manifests: Manifests) -> None:
-    guide = DEPLOYMENT_GUIDE.read_text()
     objects = manifests("prod")
     wanted = set(re.findall(r"(?:secretRef|secretKeyRef)': {'name': '([a-z-]+)'|'secretName': '([a-z-]+)'", str(objects)))
     names = {name for pair in wanted for name in pair if name} | {
@@ -119,7 +118,7 @@ def test_secrets_that_pods_read_are_all_told_how_to_make(manifests: Manifests) -
     }
 
     assert {"shieldx-secrets", "shieldx-keys", "shieldx-owner", "shieldx-metrics", "shieldx-tls"} == names
-    assert [name for name in names if f"secret generic {name}" not in guide and f"secret tls {name}" not in guide] == []
+    assert [name for name in names if f"secret generic {name}" not in GUIDE and f"secret tls {name}" not in GUIDE] == []
 
 
 def test_secrets_from_a_vault_have_the_names_that_pods_read(manifests: Manifests) -> None:
