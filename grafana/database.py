@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from grafana.board import Board, Row
-from grafana.panels import GREEN, RED, YELLOW, Steps, heat, lines, number, states
+from grafana.panels import GREEN, RED, SOME_IS_GOOD, YELLOW, Steps, heat, lines, number, states
 from grafana.promql import Query, chosen, highest, lowest, mean, quantile, quantiles, rate, total
 from grafana.served import BREAKER_WORDS, POOL_STEPS
 
@@ -107,13 +107,13 @@ def _upkeep() -> Row:
                Query(lowest("shieldx_verification_age_seconds")), steps=DAILY_STEPS),
         number("Partitions ahead", "Days for which partitions of the chain exist already. At 0 nothing can be written.", "d",
                Query(lowest("shieldx_partition_days_ahead")), steps=((None, RED), (7, YELLOW), (30, GREEN))),
-        number("Last backup", "Time since the last backup was finished.", "s", Query(lowest("shieldx_backup_age_seconds")),
-               steps=DAILY_STEPS),
-        number("Backup", "Whether the last backup was whole and verified.", "none",
-               Query(lowest("shieldx_backup_last_success")), words={0: ("failed", RED), 1: ("good", GREEN)},
-               steps=((None, RED), (1, GREEN))),
-        number("Backup size", "Compressed size of the last backup: disk that the next one needs.", "bytes",
-               Query(highest("shieldx_backup_size_bytes")), width=8),
+        number("Last backup", "Time since the newest good backup was finished.", "s",
+               Query("min(shieldx_backup_age_seconds)"), steps=DAILY_STEPS),
+        number("Backup", "Whether the last attempt made a good backup.", "none",
+               Query("max(shieldx_backup_last_success)"), words={0: ("failed", RED), 1: ("good", GREEN)},
+               steps=SOME_IS_GOOD),
+        number("Backup size", "Size of the newest good backup: about what the next one will need.", "bytes",
+               Query("max(shieldx_backup_size_bytes)"), width=8),
     ))  # fmt: skip
 
 

@@ -18,6 +18,8 @@ UID: Final = re.compile(r"[a-z0-9-]{8,40}")  # Grafana takes no more than 40 cha
 SENTENCE: Final = re.compile(r"[A-Z0-9].+[.]", re.DOTALL)
 TARGET_LABELS: Final = ("namespace", "job", "instance")
 OURS: Final = re.compile(r"(shieldx|credits|shadow|http|db|pg|process)_")
+# What nobody's replica shows: in Kubernetes the series of backups are recorded from those of the CronJob.
+OF_NO_TARGET: Final = re.compile(r"shieldx_backup_\w+")
 CUMULATIVE: Final = re.compile(r".+_(total|bucket|sum|(seconds|entries)_count)")
 VARIABLE: Final = re.compile(r"\$(\w+)|\$\{(\w+)[^}]*\}")
 # What Grafana itself replaces in an expression: durations.
@@ -150,5 +152,5 @@ def _selector(selector: promql_parser.VectorSelector, function: str) -> Iterator
     if cumulative != (function in {"rate", "increase"}):
         yield f"{name} is {'a counter and needs' if cumulative else 'no counter for'} rate() or increase()"
     matched = {matcher.name for matcher in selector.matchers.matchers}
-    if OURS.match(name) and not matched.issuperset(TARGET_LABELS):
+    if OURS.match(name) and not OF_NO_TARGET.fullmatch(name) and not matched.issuperset(TARGET_LABELS):
         yield f"{name} is not limited to the chosen {', '.join(TARGET_LABELS)}"

@@ -15,13 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import aiohttp
+
 from bench.load import LoadSpec, run_load
 from bench.workloads import CreateAccounts, Mixed, Origin, TopUpBatch
 from grafana.answers import Prometheus, Window
 from grafana.draw import POINTS, draw_all
+from tests.credits.ledger_client import Client
 from tests.credits.ledger_house import LedgerHouse
+from tests.metrics.traffic import use_experiments, use_keys, use_locator, use_money, use_webhooks
 from tests.operations.live_stack import Pager, running
-from tests.operations.live_traffic import bring_traffic
 from tests.operations.shipped import alertmanager_at, prometheus_at, write_alertmanager, write_prometheus
 from tests.server import REPOSITORY, ROOT_KEY, ShieldxServer, free_port
 from tests.stores import NOT_KILLED, running_postgres, running_redis, store_directory
@@ -64,10 +67,30 @@ async def load(origin: Origin, seconds: float) -> None:
 
 
 async def everything(url: str, until_s: float) -> None:
-    """Traffic of every kind that leaves a trace in the metrics, again and again."""
-    while time.monotonic() < until_s:
-        with contextlib.suppress(AssertionError, OSError):
-            await bring_traffic(url, 10)
+    """Traffic of every kind that leaves a trace in the metrics, again and again. A takeover may interrupt a round of it."""
+    async with aiohttp.ClientSession() as session:
+        client = Client(session, url)
+        while time.monotonic() < until_s:
+            with contextlib.suppress(AssertionError, KeyError, aiohttp.ClientError):
+                tenant = await use_money(client)
+                await use_keys(client, tenant)
+                await use_locator(client)
+                await outcomes(client)
+                await use_webhooks(client)
+
+
+async def outcomes(client: Client) -> None:
+    """Test two variants, of which one is better, and report what became of some units."""
+    tested, rule = await use_experiments(client)
+    for number in range(40):
+        variant = "ab"[number % 2]
+        outcome = {
+            "event_id": f"{tested}-{number}",
+            "variant": variant,
+            "success": number % (3 if variant == "b" else 5) == 0,
+        }
+        await client.post(f"/v1/experiments/{tested}/outcomes", outcome)
+        await client.post(f"/v1/rules/{rule}/evaluate", {"input": {"a": number % 4}})
 
 
 async def fault(replica: ShieldxServer, seconds: float) -> None:
@@ -103,7 +126,11 @@ def main() -> int:
         directory = stack.enter_context(store_directory("pictures"))
         house = LedgerHouse(redis, postgres, directory, stack)
         ledger = asyncio.run(house.make_ledger())
-        replicas = [house.server_on(ledger, name, shards=2) for name in ("replica-a", "replica-b")]
+        settings = {"backup_dir": str(directory / "backups"), "webhook_allow_http": "true", "webhook_ports": "0"}
+        settings |= {"webhook_allow_networks": "127.0.0.0/8", "check_networks": "127.0.0.0/8"}
+        replicas = [house.server_on(ledger, name, shards=2, **settings) for name in ("replica-a", "replica-b")]
+        for command in (("migrate", "up"), ("backup", "create")):
+            replicas[0].run_command(*command).check_returncode()
         for replica in replicas:
             asyncio.run(replica.start())
         prometheus = stack.enter_context(watched(replicas, directory))
