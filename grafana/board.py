@@ -57,13 +57,16 @@ class Board(NamedTuple):
     time_from: str = "now-1h"
 
 
-def _label_variable(name: str, label: str, matchers: str) -> VariableModel:
-    """Return a variable with all values that a label has; `All` also matches targets that do not have it."""
+def _label_variable(name: str, label: str, matchers: str, everything: str | None = ".*") -> VariableModel:
+    """Return a variable with all values that a label has.
+
+    everything  what `All` stands for: by default what also matches targets without the label; None for all values
+    """
     query = f"label_values(shieldx_build_info{{{matchers}}}, {name})"
     return VariableModel(
         type_val=VariableType.QUERY, name=name, label=label, datasource=DATASOURCE,
         query={"query": query, "refId": "StandardVariableQuery"}, refresh=VariableRefresh.ON_TIME_RANGE_CHANGED,
-        sort=VariableSort.ALPHABETICAL_ASC, multi=True, include_all=True, all_value=".*",
+        sort=VariableSort.ALPHABETICAL_ASC, multi=True, include_all=True, all_value=everything,
         current=VariableOption(selected=True, text=["All"], value=["$__all"]),
     )  # fmt: skip
 
@@ -76,7 +79,8 @@ def _variables() -> list[VariableModel]:
     return [
         datasource,
         _label_variable("namespace", "Namespace", ""),
-        _label_variable("job", "Job", 'namespace=~"$namespace"'),
+        # Not every job: Prometheus, too, has processes, with memory and files of their own.
+        _label_variable("job", "Job", 'namespace=~"$namespace"', None),
         _label_variable("instance", "Instance", 'namespace=~"$namespace",job=~"$job"'),
     ]
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from grafana.board import Board, Row
 from grafana.panels import GREEN, RED, SOME_IS_GOOD, YELLOW, Steps, heat, lines, number, states
-from grafana.promql import Query, chosen, highest, lowest, mean, quantile, quantiles, rate, total
+from grafana.promql import Query, highest, increase, lowest, mean, quantile, quantiles, rate, total
 from grafana.served import BREAKER_WORDS, POOL_STEPS
 
 POSTGRES: Final = "shieldx_postgres_roundtrip_seconds"
@@ -46,9 +46,9 @@ def _now() -> Row:
             ),
             number(
                 "Postgres p95",
-                "95 of 100 statements, over all pools, were answered within this time.",
+                "95 of 100 statements of the slowest pool were answered within this time.",
                 "s",
-                Query(quantile(0.95, POSTGRES)),
+                Query(f"max({quantile(0.95, POSTGRES, 'pool')})"),
                 steps=TRIP_STEPS,
             ),
             number(
@@ -164,9 +164,9 @@ def _postgres() -> Row:
             ),
             heat(
                 "Round trips",
-                "Round trips per second by how long they took, over all pools.",
+                "Round trips of the pools per second by how long they took. The writer's are the commits, below.",
                 "s",
-                rate(f"{POSTGRES}_bucket", "le"),
+                rate(f"{POSTGRES}_bucket", "le", where='pool!="writer"'),
                 width=8,
             ),
         ),
@@ -239,7 +239,7 @@ def _breakers() -> Row:
                 "Openings",
                 "Times that breakers opened.",
                 "none",
-                Query(f"sum by (name) (increase({chosen('shieldx_breaker_opened_total')}[$__rate_interval]))", "{{name}}"),
+                Query(increase("shieldx_breaker_opened_total", "name"), "{{name}}"),
                 width=12,
             ),
         ),

@@ -6,7 +6,7 @@ from typing import Final
 
 from grafana.board import Board, Row
 from grafana.panels import GREEN, NONE_IS_GOOD, RED, YELLOW, lines, number, rows
-from grafana.promql import Query, aggregate, chosen, highest, quantile, rate, share
+from grafana.promql import SHOWN, Query, aggregate, chosen, highest, increase, quantile, rate, share
 from grafana.served import DURATION, ERROR_STEPS, FAILED, LATENCY_STEPS, REQUESTS
 
 BEST: Final = "shadow_test_probability_best"
@@ -46,7 +46,7 @@ def _now() -> Row:
                 "Canary rollbacks",
                 "Canaries that were rolled back in the time that is shown.",
                 "none",
-                Query(f"sum(increase({chosen('shieldx_canary_rollbacks_total')}[$__range]))"),
+                Query(increase("shieldx_canary_rollbacks_total", over=SHOWN)),
                 steps=NONE_IS_GOOD,
             ),
             number(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana.board import Row
 from grafana.panels import GREEN, RED, YELLOW, lines, states
-from grafana.promql import Query, chosen, highest, mean, quantile, quantiles, rate
+from grafana.promql import Query, highest, increase, mean, quantile, quantiles, rate
 from grafana.served import CHAIN_LAG_STEPS, LAG_STEPS
 
 
@@ -68,7 +68,7 @@ def group_commit() -> Row:
                 "Recoveries",
                 "Shards taken over. Adopted: what Redis held was continued. Rebuilt: Redis was laid anew from Postgres.",
                 "none",
-                Query(f"sum by (kind) (increase({chosen('shieldx_recoveries_total')}[$__rate_interval]))", "{{kind}}"),
+                Query(increase("shieldx_recoveries_total", "kind"), "{{kind}}"),
             ),
         ),
     )

@@ -189,7 +189,7 @@ def _states(figure: Figure, box: Box, panel: dict[str, Any], series: list[Series
     }
     entries = [(word["text"], NAMED[word["color"]]) for word in words.values()]
     longest = max(len(one.name) for one in series)
-    left = min(16 + LETTER * longest, box.width * 0.45)
+    left = min(20 + 1.1 * LETTER * longest, box.width * 0.45)
     axes = _axes(figure, box, left=left, below=22 + _legend(figure, box, entries), window=window)
     for row, one in enumerate(series):
         found = [words.get(f"{value:g}") for _, value in one.points]

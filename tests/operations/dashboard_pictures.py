@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -34,8 +35,9 @@ LOAD_S: Final = 180.0
 KILLED_AT: Final = 0.5  # part of the load
 AWAY: Final = 0.1  # part of the load; 18 s are longer than it takes the other replica to lead
 RATE_PER_S: Final = 100.0  # tasks, of each of the two generators: what two cores take beside Prometheus and the stores
+PAUSE_S: Final = 0.03  # between two rounds of what is not credits: the load stays what it is
 TENANTS: Final = 200
-VALUES: Final = {"namespace": ".*", "job": ".*", "instance": ".*", "__rate_interval": "6s"}
+VALUES: Final = {"namespace": ".*", "job": "credits|shadow", "instance": ".*", "__rate_interval": "6s"}
 
 
 @contextlib.contextmanager
@@ -66,31 +68,56 @@ async def load(origin: Origin, seconds: float) -> None:
     )
 
 
-async def everything(url: str, until_s: float) -> None:
-    """Traffic of every kind that leaves a trace in the metrics, again and again. A takeover may interrupt a round of it."""
-    async with aiohttp.ClientSession() as session:
-        client = Client(session, url)
-        while time.monotonic() < until_s:
-            with contextlib.suppress(AssertionError, KeyError, aiohttp.ClientError):
-                tenant = await use_money(client)
-                await use_keys(client, tenant)
-                await use_locator(client)
-                await outcomes(client)
-                await use_webhooks(client)
+async def try_variants(client: Client) -> None:
+    """Two variants, of which the new one is better: units are assigned, and what became of them is reported."""
+    variants = [{"name": "old", "control": True}, {"name": "new"}]
+    await client.post("/v1/experiments", {"name": "checkout", "variants": variants, "allocation": "fixed"})
+    for number in itertools.count():
+        unit = f"unit-{number}"
+        given = await client.done("/v1/experiments/checkout/assign", {"unit_id": unit})
+        outcome = {"event_id": unit, "unit_id": unit, "success": number % (2 if given["variant"] == "new" else 3) == 0}
+        await client.post("/v1/experiments/checkout/outcomes", outcome)
+        await asyncio.sleep(PAUSE_S)
 
 
-async def outcomes(client: Client) -> None:
-    """Test two variants, of which one is better, and report what became of some units."""
-    tested, rule = await use_experiments(client)
-    for number in range(40):
-        variant = "ab"[number % 2]
-        outcome = {
-            "event_id": f"{tested}-{number}",
-            "variant": variant,
-            "success": number % (3 if variant == "b" else 5) == 0,
-        }
-        await client.post(f"/v1/experiments/{tested}/outcomes", outcome)
-        await client.post(f"/v1/rules/{rule}/evaluate", {"input": {"a": number % 4}})
+async def try_rules(client: Client) -> None:
+    """A rule and its challenger."""
+    versions = [{"name": f"v{limit}", "expression": f"input.amount > {limit}"} for limit in (900, 1000)]
+    rule = {"name": "limits", "versions": versions, "champion": "v1000", "challenger": "v900"}
+    await client.post("/v1/rules", rule)
+    for number in itertools.count():
+        await client.post("/v1/rules/limits/evaluate", {"input": {"amount": 800 + number % 300}})
+        await asyncio.sleep(PAUSE_S)
+
+
+async def call_services(client: Client) -> None:
+    """Three instances of a service, looked up by every strategy; one call in fifty fails."""
+    for name in "abc":
+        place = {"host": f"10.0.0.{ord(name)}", "port": 8080, "zone": "z1", "ttl_seconds": 600}
+        await client.call("PUT", f"/v1/services/payments/instances/payments-{name}", place)
+    strategies = ("p2c", "p2c", "round_robin", "least_connections", "response_time", "weighted_random")
+    for number in itertools.count():
+        lent = (await client.get(f"/v1/services/payments/lookup?strategy={strategies[number % len(strategies)]}")).body
+        report = {"lease_id": lent["lease_id"], "ok": number % 50 > 0, "latency_ms": 5.0 + number % 7}
+        await client.post("/v1/services/payments/report", report)
+        await asyncio.sleep(PAUSE_S)
+
+
+async def use_the_rest(client: Client) -> None:
+    """A little of everything else, again and again."""
+    await use_experiments(client)
+    await use_locator(client)
+    while True:
+        await use_keys(client, await use_money(client))
+        await use_webhooks(client)
+
+
+async def persist(url: str, work: Callable[[Client], Awaitable[None]], until_s: float) -> None:
+    """Go on with some work until a time; a takeover may interrupt it, and it begins anew then."""
+    while time.monotonic() < until_s:
+        with contextlib.suppress(AssertionError, KeyError, TypeError, aiohttp.ClientError, TimeoutError):
+            async with aiohttp.ClientSession() as session, asyncio.timeout(until_s - time.monotonic()):
+                await work(Client(session, url))
 
 
 async def fault(replica: ShieldxServer, seconds: float) -> None:
@@ -110,8 +137,8 @@ async def play(replicas: list[ShieldxServer], seconds: float) -> None:
     await asyncio.gather(
         load(origins[0], seconds),
         load(origins[1], seconds),
-        everything(replicas[0].url, until_s),
         fault(replicas[1], seconds),
+        *(persist(replicas[0].url, work, until_s) for work in (try_variants, try_rules, call_services, use_the_rest)),
     )
 
 
@@ -134,9 +161,11 @@ def main() -> int:
         for replica in replicas:
             asyncio.run(replica.start())
         prometheus = stack.enter_context(watched(replicas, directory))
+        print(f"two replicas run, load for {seconds:.0f} s", flush=True)
         start_s = time.time()
         asyncio.run(play(replicas, seconds))
         end_s = time.time()
+        print(f"drawing {end_s - start_s:.0f} s", flush=True)
         window = Window(start_s, end_s, (end_s - start_s) / POINTS, VALUES | {"__range": f"{seconds:.0f}s"})
         for path in draw_all(Prometheus(prometheus), window, PICTURES):
             print(f"{path.relative_to(REPOSITORY)} {path.stat().st_size:,} bytes")

@@ -19,7 +19,7 @@ from tests.operations.live_stack import LiveOperations, wait_for
 
 BOARDS: dict[str, dict[str, Any]] = {path.name: json.loads(path.read_text()) for path in sorted(DASHBOARDS.glob("*.json"))}
 # Scrapes come every half second here, and the traffic was at any time in the last quarter of an hour.
-VALUES = {"namespace": ".*", "job": ".*", "instance": ".*", "__rate_interval": "2s", "__range": "15m"}
+VALUES = {"namespace": ".*", "job": "credits|shadow", "instance": ".*", "__rate_interval": "2s", "__range": "15m"}
 SPAN_S, STEP_S = 900.0, 2.0
 
 
