@@ -16,15 +16,17 @@ from tests.stores import run_apart, running_redis, store_directory
 
 @pytest.fixture(scope="package")
 def operations(pytestconfig: pytest.Config) -> Iterator[LiveOperations]:
-    """A server of its own on a ledger of its own, Prometheus, Alertmanager, and traffic that was scraped."""
+    """A server of its own on a ledger of its own, with a backup, Prometheus, Alertmanager, and traffic that was scraped."""
     house = house_of(pytestconfig)
     with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(store_directory("operations"))
         redis = stack.enter_context(running_redis())
         ledger = Ledger(redis.url, run_apart(house.postgres.make_migrated_database()))
-        server = house.server_on(ledger, "operations", shards=2)
+        server = house.server_on(ledger, "operations", shards=2, backup_dir=str(directory / "backups"))
         stack.callback(server.kill)
+        backup = server.run_command("backup", "create")
+        assert backup.returncode == 0, backup.stderr
         run_apart(server.start())
-        directory = stack.enter_context(store_directory("operations"))
         live = stack.enter_context(live_operations(server, redis, ledger, directory))
         wait_for("the first scrape", lambda: live.query('up{job="credits"} == 1'))
         run_apart(bring_traffic(server.url))
