@@ -14,7 +14,7 @@ from app.backup.create import create_backup
 from app.backup.databases import Databases, open_databases
 from app.backup.directory import Backup, BackupDirectory, BackupRefused
 from app.backup.journal import Journal
-from app.backup.restore import restore
+from app.backup.restore import RestoreUnfinished, restore
 from app.db.topology import make_topology
 from tests.audit.chain import SEAL
 from tests.backup import migrator
@@ -121,6 +121,26 @@ async def test_acknowledged_operations_are_lost_only_when_somebody_says_so(
 
     assert int(await redis.hget(HEAD_KEY, "seq")) == seq
     await topology.close()
+    await redis.aclose()
+
+
+async def test_a_redis_that_goes_away_after_the_swap_is_told_apart_and_the_next_run_ends_it(
+    backup: Backup, backups: BackupDirectory, ledger_url: str, redis_url: str, redis: Redis
+) -> None:
+    topology, dead = make_topology(redis_url), make_topology("unix:///nonexistent")
+
+    def lose_redis(step: str) -> None:
+        if step == "rebuild Redis":
+            topology.pool = dead.pool  # type: ignore[method-assign]
+
+    losing = Journal(backups.path, "test", quiet=True, on_step=lose_redis)
+    with pytest.raises(RestoreUnfinished, match=r"Start no server.*run the same command again"):
+        await restore(ledger_url, backup, backups, losing, topology=topology, seal=SEAL)
+    again = make_topology(redis_url)
+    await restore(ledger_url, backup, backups, Journal(backups.path, "test", quiet=True), topology=again, seal=SEAL)
+
+    assert int(await redis.hget(HEAD_KEY, "seq")) == backup.heads[0].seq
+    await again.close()
     await redis.aclose()
 
 
