@@ -24,8 +24,8 @@ from tests.server import REPOSITORY, ShieldxServer
 
 CLIENTS = 6
 BALANCE = 10**6
-PAUSE_S = 0.02  # of a client between two spends: the point is that none fails, not how many there are
-ENOUGH = 40  # operations that a server must have answered before the next act begins
+PAUSE_S = 0.1  # of a client between two spends: the point is that none fails, not how many there are
+ENOUGH = 25  # operations that a server must have answered before the next act begins
 DEADLINE_S = 60.0
 RETRY_S = 0.02
 TRANSACTIONAL = """-- A column that the next release fills, on the table that every spend changes.
