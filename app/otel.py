@@ -61,7 +61,8 @@ class OtelTraces:
         self._ratio = ratio
         self._draw_01 = draw_01
         self._clock_s = clock_s
-        self._second = 0
+        self._second = -1
+        self._wall_offset_ns = 0  # as of that second
         self._begun = 0  # in that second
         self.left_out = 0  # requests beyond TRACES_PER_S_MAX
 
@@ -82,11 +83,12 @@ class OtelTraces:
         second = int(self._clock_s())
         if second != self._second:
             self._second, self._begun = second, 0
+            self._wall_offset_ns = time.time_ns() - time.monotonic_ns()
         if self._begun >= TRACES_PER_S_MAX:
             self.left_out += 1
             return None
         self._begun += 1
-        return Trace(parent)
+        return Trace(parent, self._wall_offset_ns)
 
     def end(self, trace: Trace, method: str, route: str, status: int | None, ended_ns: int) -> None:
         """Make the spans of a request that was answered, or whose client left."""

@@ -30,16 +30,17 @@ class Step(NamedTuple):
 class Trace:
     """One request on its way. Facts are numbers: no name that a caller chose is noted.
 
-    parent  what `Traces.begin` made of the caller's `traceparent`, for `Traces.end`
+    parent          what `Traces.begin` made of the caller's `traceparent`, for `Traces.end`
+    wall_offset_ns  what makes Unix time of monotonic time, ns: the same for all that share a batch
     """
 
     __slots__ = ("closed", "parent", "started_ns", "steps", "wall_offset_ns")
 
-    def __init__(self, parent: object = None) -> None:
+    def __init__(self, parent: object, wall_offset_ns: int) -> None:
         """Begin now."""
         self.parent: Final = parent
+        self.wall_offset_ns: Final = wall_offset_ns
         self.started_ns: Final = time.monotonic_ns()
-        self.wall_offset_ns: Final = time.time_ns() - self.started_ns  # so that a clock that is set bends no span
         self.steps: Final[list[Step]] = []
         self.closed = False
 
