@@ -20,14 +20,17 @@ from app.access.opening import Access
 from app.audit.note import NoteRefused
 from app.audit.signing_keys import SeedsRefused, audit_key, parse_seeds
 from app.audit.witness import Witness, parse_witnesses
+from app.backup.places import backup_directory
+from app.backup.series import BackupSeries
+from app.backup.upgrade import migrate_embedded
 from app.credits.api import CREDITS, PRIVACY, outage
 from app.credits.audit_api import AUDIT_ROUTES
 from app.credits.opening import Controls, Credits, Signing, Stores
 from app.credits.privacy_api import PRIVACY_ROUTES
 from app.credits.routes import ROUTES as CREDIT_ROUTES
-from app.db.migrate import MigrationRefused
+from app.db.migrations import MigrationRefused
 from app.db.topology import Topology, make_topology
-from app.embedded import EmbeddedServers, checkpoint_keys, root_key, secret_file
+from app.embedded import EmbeddedServers, Endpoints, checkpoint_keys, root_key, secret_file
 from app.locator.api import LOCATOR
 from app.locator.opening import Locator
 from app.locator.routes import LOCATOR_ROUTES
@@ -122,6 +125,32 @@ def checked_master_keys(settings: Settings) -> MasterKeys:
         raise SettingRefused(f"SHIELDX_MASTER_KEYS or SHIELDX_MASTER_KEY_FILE: {reason}") from None
 
 
+def watch_backups(settings: Settings, metrics: Metrics) -> None:
+    """Export how old backups are, where a setting names their directory."""
+    if settings.backup_dir:
+        metrics.registry.register(BackupSeries(backup_directory(settings)))
+
+
+@contextlib.asynccontextmanager
+async def embedded_stores(settings: Settings) -> AsyncIterator[Endpoints]:
+    """Run the embedded servers, their schema that of this release: nobody else serves from them.
+
+    Raises what the servers and `migrate_embedded` raise.
+    """
+
+    def report(name: str, code: int) -> None:
+        log.error("embedded server ended", extra={"server": name, "code": code})
+
+    async with EmbeddedServers(settings.data_dir, on_exit=report) as urls:
+        directory = backup_directory(settings)
+        applied = await migrate_embedded(
+            urls.admin_database_url, directory.path, settings.backup_keep_days, settings.services
+        )
+        if applied:
+            log.info("migrations applied", extra={"migrations": applied})
+        yield urls
+
+
 def make_app(settings: Settings, on_crash: Callable[[BaseException], None], traces: Traces | None = None) -> web.Application:
     """Return the application: its parts start left to right and stop right to left.
 
@@ -133,6 +162,7 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None], trac
     key = settings.root_key or root_key(settings.data_dir)
     metrics = Metrics(settings.revision)
     app[METRICS] = metrics
+    watch_backups(settings, metrics)
 
     async def record(kind: str, details: dict[str, Any]) -> None:
         await app[CREDITS].record(kind, details)
@@ -154,16 +184,12 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None], trac
 
     async def stores(app: web.Application) -> AsyncIterator[None]:
         """The embedded servers, unless URLs are given; then credits on top of them."""
-
-        def report(name: str, code: int) -> None:
-            log.error("embedded server ended", extra={"server": name, "code": code})
-
         if settings.redis_url:
             owner = settings.migrate_database_url or settings.database_url
             async for _ in _run_credits(app, settings.redis_url, settings.database_url, owner):
                 yield
         else:
-            async with EmbeddedServers(settings.data_dir, on_exit=report) as urls:
+            async with embedded_stores(settings) as urls:
                 async for _ in _run_credits(app, urls.redis_url, urls.database_url, urls.admin_database_url):
                     yield
 
@@ -176,7 +202,8 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None], trac
             credits_ = Credits(
                 Stores(redis_topology(redis_url, metrics), database_url, owner, settings.postgres_pool_size,
                        settings.postgres_pool_max, settings.ledger_shards,
-                       audit_key(settings, key), settings.replica_name, settings.verify_interval_seconds),
+                       audit_key(settings, key), settings.replica_name, settings.verify_interval_seconds,
+                       settings.services),
                 signing, controls, metrics, on_crash, traced=TRACES in app,
             )  # fmt: skip
             app[CREDITS] = credits_

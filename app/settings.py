@@ -43,6 +43,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     master_key_file: str = ""
     payment_keep_days: Annotated[int, Meta(ge=1, le=36_600)] = 540
     archive_after_days: Annotated[int, Meta(ge=0, le=36_600)] = 0
+    backup_dir: str = ""
+    backup_keep_days: Annotated[int, Meta(ge=1, le=36_600)] = 30
     webhook_key: str = ""
     webhook_old_key: str = ""
     webhook_allow_http: bool = False
@@ -86,6 +88,8 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "master_key_file": "file with such keys, one a line; by default one is made once and kept in the data directory",
     "payment_keep_days": "days for which payment data is kept; a charge can be disputed for 540",
     "archive_after_days": "days after its end at which a quarter of the chain is archived, at least 2; 0 for never",
+    "backup_dir": "directory of backups, which the server watches if it is set; by default backups in the data directory",
+    "backup_keep_days": "days for which backups are kept; the newest good one stays however old it is",
     "webhook_key": "secret from which those of webhooks are derived, at least 16 characters; by default from the root key",
     "webhook_old_key": "the webhook_key before, until every endpoint's secret has been rotated",
     "webhook_allow_http": "true lets webhooks go over plain http too",

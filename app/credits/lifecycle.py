@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 
 from app.clock import time_of
-from app.db.migrate import QUARTERS_AHEAD
+from app.db.founding import QUARTERS_AHEAD
 from app.db.postgres import open_transaction
 
 if TYPE_CHECKING:

@@ -33,14 +33,16 @@ from app.credits.series import ShardParts, ShardSeries
 from app.credits.traced import TracedLedger, TracedWriter
 from app.credits.upkeep import Upkeep
 from app.credits.verification import LOOK_INTERVAL_S, DailyVerification, Subject
+from app.db.founding import LedgerRow, found_ledger
 from app.db.keys import LIMITS_TAG, applied_channel, shard_tag
-from app.db.migrate import LedgerRow, found_ledger, migrate
+from app.db.migrations import check_schema
 from app.db.pool_series import PoolSeries
 from app.db.pool_upkeep import PoolUpkeep
 from app.db.postgres import open_owner, open_pool, open_reader, open_session
 from app.db.redis import RedisLink, ping, subscribe
 from app.db.retry import TRANSIENT, delay_ms
 from app.db.statements import Statements
+from app.settings import SERVICES
 from app.turns import end_task
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class Stores(NamedTuple):
     audit_key: bytes
     replica_name: str
     verify_interval_s: int
+    services: tuple[str, ...] = SERVICES
 
     def __repr__(self) -> str:
         """Show no secret: URLs may hold passwords."""
@@ -217,9 +220,9 @@ class Credits:
     async def _prepare_schema(self) -> LedgerRow:
         connection = await open_owner(self.stores.owner_database_url)
         try:
-            applied = await migrate(connection)
-            if applied:
-                log.info("migrations applied", extra={"migrations": applied})
+            ahead = await check_schema(connection, self.stores.services)
+            if ahead:
+                log.info("serving beside a newer release", extra={"migrations": [one.title for one in ahead]})
             return await found_ledger(connection, self.stores.shard_count, genesis_hash)
         finally:
             connection.terminate()
@@ -235,7 +238,7 @@ class Credits:
             shard = Shard(number, origins[number])
             tag = shard_tag(number)
             link = RedisLink(topology, tag)
-            decode = functools.partial(_decode, number, mask)
+            decode = functools.partial(decode_item, number, mask)
             folds = Folds(self._controls.webhooks.wake)
             shard.subscribe(folds.advanced)
             writer = make_writer(shard, seal, folds.of, link, decode)
@@ -316,5 +319,6 @@ class Credits:
         return self._replicas
 
 
-def _decode(number: int, mask: IdMask, generation: int, op: bytes, result: bytes) -> Any:
+def decode_item(number: int, mask: IdMask, generation: int, op: bytes, result: bytes) -> Any:
+    """Return the events of an item of a shard's outbox."""
     return events_of_item(number, generation, mask, op, result)

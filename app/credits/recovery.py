@@ -21,9 +21,9 @@ from app.audit.shard import Shard, ShardRow, shard_row
 from app.audit.writer import POSTGRES_ANSWER_TIMEOUT_S, Fenced, Lease, RedisForgot, Writer
 from app.clock import ms_of, now_ms, time_of
 from app.credits.controls import lua_state
+from app.db.founding import QUARTERS_AHEAD
 from app.db.keys import checkpoint_key, shard_keys, shard_tag
 from app.db.lua import load_script
-from app.db.migrate import QUARTERS_AHEAD
 from app.db.postgres import cut_off
 from app.db.sql import query
 

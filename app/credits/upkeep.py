@@ -11,7 +11,7 @@ import asyncpg
 import redis.exceptions
 
 from app.actor import ActorStopped, AskTimeout, InboxFull
-from app.db.migrate import QUARTERS_AHEAD
+from app.db.founding import QUARTERS_AHEAD
 from app.db.retry import TRANSIENT
 from app.db.sql import query
 from app.turns import end_task
