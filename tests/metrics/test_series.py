@@ -64,13 +64,18 @@ async def _use_all(client: Client) -> Busy:
 
 
 @pytest.fixture(scope="module")
-def busy(house: LedgerHouse) -> Iterator[Busy]:
+def busy(house: LedgerHouse, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Busy]:
     """A server with two shards and a witness that is away; it may call receivers and instances on this machine."""
+    directory = tmp_path_factory.mktemp("metrics")
     server = house.server_on(
         asyncio.run(house.make_ledger()), "metrics", shards=2, revision="0123abc",
-        witnesses=f"{KEY_OF_WITNESS.verifier.vkey} http://127.0.0.1:{free_port()}",
+        witnesses=f"{KEY_OF_WITNESS.verifier.vkey} http://127.0.0.1:{free_port()}", backup_dir=str(directory / "backups"),
         webhook_allow_http="true", webhook_allow_networks="127.0.0.0/8", webhook_ports="0", check_networks="127.0.0.0/8",
     )  # fmt: skip
+
+    for command in (("migrate", "up"), ("backup", "create")):
+        done = server.run_command(*command)
+        assert done.returncode == 0, done.stderr
 
     async def run() -> Busy:
         await server.start()
