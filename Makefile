@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test lint bench bench-shadow bench-locator soak clean manifests lock
+.PHONY: run test lint bench bench-shadow bench-locator dashboards dashboard-pictures soak clean manifests lock
 
 run: $(VENV)/.run
 	exec $(BIN)/shieldx serve $(ARGS)
@@ -16,8 +16,8 @@ test: $(VENV)/.dev $(VENV)/.linters
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff format --check app bench tests
-	$(BIN)/ruff check app bench tests
+	$(BIN)/ruff format --check app bench grafana tests
+	$(BIN)/ruff check app bench grafana tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -33,6 +33,13 @@ bench-locator: $(VENV)/.dev
 	$(BIN)/python -m bench.locator_http $(ARGS)
 	$(BIN)/python -m bench.postgres_pool
 
+dashboards: $(VENV)/.dev
+	$(BIN)/python -m grafana
+
+dashboard-pictures: $(VENV)/.dev
+	$(BIN)/python tests/debian.py
+	$(BIN)/python -m tests.operations.dashboard_pictures $(ARGS)
+
 soak: $(VENV)/.dev
 	$(BIN)/python -m bench --soak 600 $(ARGS)
 	$(BIN)/python -m pytest tests/recovery --recovery-rounds 10 $(ARGS)
@@ -40,7 +47,7 @@ soak: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find app bench tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find app bench grafana tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q
 

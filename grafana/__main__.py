@@ -12,17 +12,17 @@ from grafana.database import database
 from grafana.experiments import experiments
 from grafana.locator import locator
 from grafana.overview import overview
-from grafana.rules import alerts, runbook
+from grafana.rules import Runbook, alerts
 
 DASHBOARDS: Final = Path(__file__).parent / "dashboards"
 
 
-def boards() -> dict[str, Board]:
+def boards(runbook: Runbook) -> dict[str, Board]:
     """Return every dashboard by the name of its file."""
     return {
         "overview.json": overview(),
         "database.json": database(),
-        "alerts.json": alert_summary(alerts()),
+        "alerts.json": alert_summary(runbook),
         "experiments.json": experiments(),
         "locator.json": locator(),
     }
@@ -30,8 +30,8 @@ def boards() -> dict[str, Board]:
 
 def texts() -> dict[str, str]:
     """Return the JSON of every dashboard by the name of its file."""
-    address = runbook(alerts())
-    return {name: text(board, address) for name, board in boards().items()}
+    runbook = Runbook(alerts())
+    return {name: text(board, runbook) for name, board in boards(runbook).items()}
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -27,6 +28,7 @@ from grafana_foundation_sdk.models.dashboard import (
 
 from grafana.panels import DATASOURCE
 from grafana.promql import chosen
+from grafana.rules import Runbook
 
 GRID_WIDTH: Final = 24  # cells, Grafana's own
 TAG: Final = "shieldx"
@@ -41,22 +43,30 @@ class Row(NamedTuple):
 
 
 class Board(NamedTuple):
-    """What one dashboard is. `uid` is its address for good: links and bookmarks hold it."""
+    """What one dashboard is.
+
+    uid     its address for good: links and bookmarks hold it
+    alerts  by title of a panel: the alerts on what it shows, whose parts of the runbook it links
+    """
 
     uid: str
     title: str
     description: str
     rows: tuple[Row, ...]
+    alerts: Mapping[str, tuple[str, ...]]
     time_from: str = "now-1h"
 
 
-def _label_variable(name: str, label: str, matchers: str) -> VariableModel:
-    """Return a variable with all values that a label has; `All` also matches targets that do not have it."""
+def _label_variable(name: str, label: str, matchers: str, everything: str | None = ".*") -> VariableModel:
+    """Return a variable with all values that a label has.
+
+    everything  what `All` stands for: by default what also matches targets without the label; None for all values
+    """
     query = f"label_values(shieldx_build_info{{{matchers}}}, {name})"
     return VariableModel(
         type_val=VariableType.QUERY, name=name, label=label, datasource=DATASOURCE,
         query={"query": query, "refId": "StandardVariableQuery"}, refresh=VariableRefresh.ON_TIME_RANGE_CHANGED,
-        sort=VariableSort.ALPHABETICAL_ASC, multi=True, include_all=True, all_value=".*",
+        sort=VariableSort.ALPHABETICAL_ASC, multi=True, include_all=True, all_value=everything,
         current=VariableOption(selected=True, text=["All"], value=["$__all"]),
     )  # fmt: skip
 
@@ -69,7 +79,8 @@ def _variables() -> list[VariableModel]:
     return [
         datasource,
         _label_variable("namespace", "Namespace", ""),
-        _label_variable("job", "Job", 'namespace=~"$namespace"'),
+        # Not every job: Prometheus, too, has processes, with memory and files of their own.
+        _label_variable("job", "Job", 'namespace=~"$namespace"', None),
         _label_variable("instance", "Instance", 'namespace=~"$namespace",job=~"$job"'),
     ]
 
@@ -84,13 +95,13 @@ def _marks() -> list[AnnotationQuery]:
     ]  # fmt: skip
 
 
-def _links(board: Board, runbook: str) -> list[DashboardLink]:
+def _links(board: Board, runbook: Runbook) -> list[DashboardLink]:
     return [
         DashboardLink(
             title="shieldx dashboards", type_val=DashboardLinkType.DASHBOARDS, icon="external link", tags=[TAG],
             as_dropdown=True, include_vars=True, keep_time=True, tooltip=f"The others beside {board.title}",
         ),
-        DashboardLink(title="Runbook", type_val=DashboardLinkType.LINK, icon="doc", url=runbook, target_blank=True,
+        DashboardLink(title="Runbook", type_val=DashboardLinkType.LINK, icon="doc", url=runbook.address, target_blank=True,
                       tooltip="What each alert means and how to mend it"),
     ]  # fmt: skip
 
@@ -114,11 +125,29 @@ def _placed(rows: tuple[Row, ...]) -> list[Panel | RowPanel]:
     return placed
 
 
-def text(board: Board, runbook: str) -> str:
-    """Return the JSON of a dashboard, which is the same at every call. `runbook` is the address of the runbook."""
+def _explained(board: Board, runbook: Runbook) -> list[Panel | RowPanel]:
+    """Place the panels and link those that alerts are about.
+
+    faults  KeyError for an alert that there is not, ValueError for a title that no panel has
+    """
+    placed = _placed(board.rows)
+    if unknown := set(board.alerts) - {panel.title for panel in placed}:
+        raise ValueError(f"{board.title} has no panels {sorted(unknown)}")
+    for panel in placed:
+        if isinstance(panel, Panel):
+            names = board.alerts.get(panel.title or "", ())
+            panel.links = [DashboardLink(title=name, url=runbook.parts[name], target_blank=True) for name in names]
+    return placed
+
+
+def text(board: Board, runbook: Runbook) -> str:
+    """Return the JSON of a dashboard, which is the same at every call. `runbook` is linked from it.
+
+    faults  KeyError, ValueError for alerts and panels of `board.alerts` that there are not
+    """
     dashboard = Dashboard(
         uid=board.uid, title=board.title, description=board.description, tags=[TAG], timezone="browser", editable=False,
-        graph_tooltip=DashboardCursorSync.CROSSHAIR, refresh="30s", version=1, panels=_placed(board.rows),
+        graph_tooltip=DashboardCursorSync.CROSSHAIR, refresh="30s", version=1, panels=_explained(board, runbook),
         time=DashboardDashboardTime(from_val=board.time_from, to="now"),
         templating=DashboardDashboardTemplating(list_val=_variables()),
         annotations=AnnotationContainer(list_val=_marks()), links=_links(board, runbook),

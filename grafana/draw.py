@@ -21,7 +21,7 @@ from PIL import Image
 
 from grafana.answers import Prometheus, Window
 from grafana.board import GRID_WIDTH
-from grafana.plots import GROUND, INK, PANEL, Box, plot
+from grafana.plots import FAINT, GROUND, INK, PANEL, Box, plot
 
 DASHBOARDS: Final = Path(__file__).parent / "dashboards"
 DOTS_PER_INCH: Final = 100
@@ -56,7 +56,7 @@ def picture(dashboard: dict[str, Any], prometheus: Prometheus, window: Window) -
         if panel["type"] == "row":
             figure.text(*box.at(4, 8), panel["title"], color=INK, fontsize=11, weight="bold")
             continue
-        figure.add_artist(Rectangle(box.at(0, 0), *box.size(), facecolor=PANEL, edgecolor="#2c3033", linewidth=0.8))
+        figure.add_artist(Rectangle(box.at(0, 0), *box.size(), facecolor=PANEL, edgecolor=FAINT, zorder=-1))
         figure.text(*box.at(8, box.height - 18), panel["title"], color=INK, fontsize=9)
         answers = [prometheus.series(target, window) for target in panel["targets"]]
         plot(figure, box, panel, [one for answer in answers for one in answer], window)
@@ -87,11 +87,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Draw the dashboards from what a Prometheus answers.")
     parser.add_argument("prometheus", metavar="HOST:PORT")
     parser.add_argument("--minutes", type=float, default=60.0, help="how far back the pictures go (60)")
+    parser.add_argument("--job", default="credits|shadow", help="regular expression of the jobs (credits|shadow)")
     parser.add_argument("--rate-interval", default="1m", help="what $__rate_interval stands for: four scrapes (1m)")
     parser.add_argument("--into", type=Path, default=Path("docs/dashboards"), help="directory of the pictures")
     options = parser.parse_args()
     end_s, span_s = time.time(), options.minutes * 60
-    values = dict.fromkeys(("namespace", "job", "instance"), ".*")
+    values = {"namespace": ".*", "job": options.job, "instance": ".*"}
     values |= {"__rate_interval": options.rate_interval, "__range": f"{span_s:.0f}s"}
     window = Window(end_s - span_s, end_s, max(span_s / POINTS, 1.0), values)
     for path in draw_all(Prometheus(options.prometheus), window, options.into):

@@ -18,11 +18,13 @@ UID: Final = re.compile(r"[a-z0-9-]{8,40}")  # Grafana takes no more than 40 cha
 SENTENCE: Final = re.compile(r"[A-Z0-9].+[.]", re.DOTALL)
 TARGET_LABELS: Final = ("namespace", "job", "instance")
 OURS: Final = re.compile(r"(shieldx|credits|shadow|http|db|pg|process)_")
+# What nobody's replica shows: in Kubernetes the series of backups are recorded from those of the CronJob.
+OF_NO_TARGET: Final = re.compile(r"shieldx_backup_\w+")
 CUMULATIVE: Final = re.compile(r".+_(total|bucket|sum|(seconds|entries)_count)")
 VARIABLE: Final = re.compile(r"\$(\w+)|\$\{(\w+)[^}]*\}")
 # What Grafana itself replaces in an expression: durations.
 MACROS: Final = {"__rate_interval": "5m", "__range": "1h"}
-RANGE: Final = re.compile(r"\[([^\]]+)\]")
+RANGE: Final = re.compile(r"([\w:]+)(?:\{[^}]*\})?\[([^\]]+)\]")
 Panel = dict[str, Any]
 
 
@@ -131,8 +133,9 @@ def _panels(dashboard: dict[str, Any]) -> Iterator[str]:
 def _queries(dashboard: dict[str, Any]) -> Iterator[str]:
     values = {variable["name"]: ".*" for variable in dashboard["templating"]["list"]} | MACROS
     for where, expression in expressions(dashboard):
-        for window in RANGE.findall(expression):
-            if window.partition(":")[0] not in {f"${name}" for name in MACROS}:
+        for name, window in RANGE.findall(expression):
+            # What is recorded for an objective has windows of its own, whatever time is shown.
+            if ":" not in name and window not in {f"${macro}" for macro in MACROS}:
                 yield f"{where}: [{window}] does not follow the time that is shown; use [$__rate_interval]"
         try:
             found = list(selectors(filled(expression, values)))
@@ -145,8 +148,9 @@ def _queries(dashboard: dict[str, Any]) -> Iterator[str]:
 
 def _selector(selector: promql_parser.VectorSelector, function: str) -> Iterator[str]:
     name = selector.name or ""
-    if bool(CUMULATIVE.fullmatch(name)) != (function in {"rate", "increase"}):
-        yield f"{name} is {'a counter and needs' if not function else 'no counter for'} rate() or increase()"
+    cumulative = CUMULATIVE.fullmatch(name) is not None
+    if cumulative != (function in {"rate", "increase"}):
+        yield f"{name} is {'a counter and needs' if cumulative else 'no counter for'} rate() or increase()"
     matched = {matcher.name for matcher in selector.matchers.matchers}
-    if OURS.match(name) and not matched.issuperset(TARGET_LABELS):
+    if OURS.match(name) and not OF_NO_TARGET.fullmatch(name) and not matched.issuperset(TARGET_LABELS):
         yield f"{name} is not limited to the chosen {', '.join(TARGET_LABELS)}"

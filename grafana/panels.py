@@ -29,6 +29,7 @@ from grafana_foundation_sdk.models.dashboard import (
 from grafana_foundation_sdk.models.prometheus import Dataquery, PromQueryFormat
 
 from grafana.promql import Query
+from grafana.rules import Runbook
 
 DATASOURCE: Final = DataSourceRef(type_val="prometheus", uid="${datasource}")
 GREEN, YELLOW, RED, BLUE = "green", "yellow", "red", "blue"
@@ -79,11 +80,12 @@ def _panel(
     )  # fmt: skip
 
 
-def linked_by_name(panel: Panel, links: dict[str, tuple[str, str]]) -> Panel:
-    """Link each series of a panel, by what it is called: the title and the address of its link."""
+def explained_by_name(panel: Panel, runbook: Runbook) -> Panel:
+    """Link each series that is called like an alert to its part of the runbook."""
     assert panel.field_config is not None
     panel.field_config.overrides = [
-        _override(name, "links", [{"title": title, "url": url, "targetBlank": True}]) for name, (title, url) in links.items()
+        _override(name, "links", [{"title": f"Runbook: {name}", "url": url, "targetBlank": True}])
+        for name, url in runbook.parts.items()
     ]
     return panel
 
@@ -165,8 +167,10 @@ def heat(title: str, description: str, unit: str, buckets: str, *, width: int = 
         y_axis=heatmap.YAxisConfig(unit=unit, axis_placement=common.AxisPlacement.LEFT),
         tooltip=heatmap.HeatmapTooltip(mode=common.TooltipDisplayMode.SINGLE, y_histogram=True, show_color_scale=True),
     )  # fmt: skip
+    field = _field(unit)
+    field.custom = heatmap.FieldConfig(scale_distribution=common.ScaleDistributionConfig(common.ScaleDistribution.LINEAR))
     return _panel(
-        "heatmap", title, description, _field(unit), options, (Query(buckets, "{{le}}"),),
+        "heatmap", title, description, field, options, (Query(buckets, "{{le}}"),),
         width=width, height=height, form=PromQueryFormat.HEATMAP,
     )  # fmt: skip
 

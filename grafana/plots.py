@@ -189,12 +189,12 @@ def _states(figure: Figure, box: Box, panel: dict[str, Any], series: list[Series
     }
     entries = [(word["text"], NAMED[word["color"]]) for word in words.values()]
     longest = max(len(one.name) for one in series)
-    left = min(16 + LETTER * longest, box.width * 0.45)
+    left = min(20 + 1.1 * LETTER * longest, box.width * 0.45)
     axes = _axes(figure, box, left=left, below=22 + _legend(figure, box, entries), window=window)
     for row, one in enumerate(series):
-        for at, value in one.points:
-            word = words.get(f"{value:g}")
-            axes.barh(row, window.step_s, 0.8, at, color=NAMED[word["color"]] if word else FAINT, align="center", linewidth=0)
+        found = [words.get(f"{value:g}") for _, value in one.points]
+        colours = [FAINT if word is None else NAMED[word["color"]] for word in found]
+        axes.broken_barh([(at, window.step_s) for at, _ in one.points], (row - 0.4, 0.8), facecolors=colours, linewidth=0)
     axes.grid(visible=False)
     axes.set_yticks(range(len(series)), [one.name for one in series])
     axes.set_ylim(len(series) - 0.5, -0.5)

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 CHOSEN: Final = 'namespace=~"$namespace",job=~"$job",instance=~"$instance"'
 INTERVAL: Final = "$__rate_interval"
+SHOWN: Final = "$__range"
 QUANTILES: Final = (0.5, 0.95, 0.99)
 
 
@@ -48,6 +49,11 @@ def lowest(name: str, *by: str, where: str = "") -> str:
 def rate(counter: str, *by: str, where: str = "") -> str:
     """Return how fast a counter grows, per second, summed over the chosen targets."""
     return aggregate("sum", f"rate({chosen(counter, where)}[{INTERVAL}])", *by)
+
+
+def increase(counter: str, *by: str, over: str = INTERVAL) -> str:
+    """Return how often something rare was counted in a time. Rounded: Prometheus extrapolates to the ends of the time."""
+    return f"round({aggregate('sum', f'increase({chosen(counter)}[{over}])', *by)})"
 
 
 def share(counter: str, part: str, *by: str, where: str = "") -> str:

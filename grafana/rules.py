@@ -33,12 +33,20 @@ def alerts(directory: Path = ALERTS) -> list[Alert]:
     return sorted(found)
 
 
-def runbook(known: list[Alert]) -> str:
-    """Return the address of the runbook itself.
+class Runbook:
+    """Where each alert is explained.
 
-    faults  ValueError when the alerts do not share one: a link could then only lead to some of them
+    address  of the whole
     """
-    addresses = {alert.runbook.partition("#")[0] for alert in known}
-    if len(addresses) != 1:
-        raise ValueError(f"all alerts need one runbook, there are {sorted(addresses)}")
-    return addresses.pop()
+
+    def __init__(self, known: list[Alert]) -> None:
+        """Take all alerts.
+
+        faults  ValueError when they do not share one runbook: a link could then only lead to some of them
+        """
+        addresses = {alert.runbook.partition("#")[0] for alert in known}
+        if len(addresses) != 1:
+            raise ValueError(f"all alerts need one runbook, there are {sorted(addresses)}")
+        self.address: Final = addresses.pop()
+        self.parts: Final = {alert.name: alert.runbook for alert in known}
+        """Addresses by name of the alert."""

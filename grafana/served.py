@@ -17,12 +17,13 @@ FAILED: Final = 'status=~"5.."'
 ERROR_STEPS: Final[Steps] = ((None, GREEN), (0.001, YELLOW), (0.05, RED))
 # Seconds. 80 ms is the product's target for the 99th percentile, 1 s where CreditsSlowTransactions fires.
 LATENCY_STEPS: Final[Steps] = ((None, GREEN), (0.08, YELLOW), (1, RED))
-# Seconds that the event loop was late: what every request in the process waits in addition.
-LAG_STEPS: Final[Steps] = ((None, GREEN), (0.05, YELLOW), (0.25, RED))
+# Seconds that the event loop was late: what every request in the process waits in addition. Red is where ShieldxEventLoopLag
+# fires.
+LAG_STEPS: Final[Steps] = ((None, GREEN), (0.05, YELLOW), (0.2, RED))
 # Share of a pool's connections that are in use; red is where CreditsDatabasePoolExhausted fires.
 POOL_STEPS: Final[Steps] = ((None, GREEN), (0.7, YELLOW), (0.9, RED))
-# Entries that Redis has applied and the chain does not hold yet: a second or so of the load that one shard takes.
-CHAIN_LAG_STEPS: Final[Steps] = ((None, GREEN), (1_000, YELLOW), (10_000, RED))
+# Entries that Redis has applied and the chain does not hold yet; red is where CreditsChainLagging fires.
+CHAIN_LAG_STEPS: Final[Steps] = ((None, GREEN), (500, YELLOW), (2_000, RED))
 
 BREAKER_WORDS: Final = {0: ("closed", GREEN), 1: ("half-open", YELLOW), 2: ("open", RED)}
 """What shieldx_breaker_state tells by number."""

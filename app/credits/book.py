@@ -110,7 +110,10 @@ class Book:
                 reply(None, error)
                 return
             outcome = outcomes[0]
-            if isinstance(outcome, Remembered | NeedsEvidence):
+            if type(outcome) is Applied:  # the usual end; what is replayed comes back as Remembered
+                self.tally.applied[fields["op"]] += 1
+                reply(outcome, None)
+            elif isinstance(outcome, Remembered | NeedsEvidence):
                 answer_from_task(self._finish_one(fields, outcome), reply)
             else:
                 self.tally.take(fields["op"], outcome)

@@ -126,6 +126,7 @@ class Credits:
         self._pool: Pool | None = None
         self._pool_upkeep: PoolUpkeep | None = None
         self._parts: list[ShardParts] = []
+        metrics.add(ShardSeries(self._parts).collect)
         self._upkeep: Upkeep | None = None
         self._rounds: Rounds | None = None
         self._replicas: Replicas | None = None
@@ -257,7 +258,6 @@ class Credits:
         ledgers = [parts.ledger for parts in self._parts]
         reads = AccountReads(lambda: open_reader(self.stores.database_url))
         self.book = Book(ledgers, self.shards, records, Fingerprints(row.salt), mask, reads)
-        self._metrics.add(ShardSeries(self._parts).collect)
         self._metrics.add(self.book.tally.collect)
         self.book.transfers.start(self._on_crash)
         self.book.account_reads.start(self._on_crash)

@@ -37,15 +37,10 @@ class ShardParts(NamedTuple):
 # name, meaning, what is read
 _GAUGES: Final[tuple[tuple[str, str, Callable[[ShardParts], float]], ...]] = (
     ("mailbox_depth", "Operations in the mailbox", lambda p: p.ledger.waiting),
-    ("ledger_operations", "Operations decided since the start", lambda p: p.ledger.operations),
-    ("ledger_batches", "Script calls since the start", lambda p: p.ledger.batches),
-    ("chain_commits", "Transactions of the chain since the start", lambda p: p.writer.commits),
-    ("chain_events", "Entries appended since the start", lambda p: p.writer.events_committed),
     ("chain_head_seq", "Last durable seq", lambda p: p.shard.durable),
     ("chain_lag_entries", "Entries that this process has applied in Redis and that are not durable", lambda p: p.ledger.lag),
     ("log_size", "Entries under the last signed checkpoint", lambda p: p.signer.size),
     ("log_lag_seconds", "Age of the last checkpoint while newer entries wait", lambda p: p.signer.lag_s),
-    ("log_checkpoints", "Checkpoints signed since the start", lambda p: p.signer.checkpoints),
     ("log_refused", "1 while the log is not signed because it would fork", lambda p: p.signer.state == "refused"),
     ("checkpoint_age_seconds", "Since this process signed a checkpoint, 0 where another does", lambda p: p.signer.age_s),
     ("checkpoint_lag_entries", "Durable entries that no checkpoint covers", lambda p: p.signer.lag_entries),
@@ -53,6 +48,14 @@ _GAUGES: Final[tuple[tuple[str, str, Callable[[ShardParts], float]], ...]] = (
     ("shard_leader", "1 in the process that writes the chain", lambda p: p.shard.leading),
     ("shard_generation", "Incarnation of Redis", lambda p: p.shard.generation),
     ("shard_epoch", "Writers that the chain has had", lambda p: p.shard.seen_epoch),
+)  # fmt: skip
+_COUNTERS: Final[tuple[tuple[str, str, Callable[[ShardParts], float]], ...]] = (
+    ("mailbox_rejected", "Requests that found the mailbox full", lambda p: p.ledger.rejected),
+    ("ledger_operations", "Operations decided, steps that nobody asked for included", lambda p: p.ledger.operations),
+    ("ledger_batches", "Script calls that decided them", lambda p: p.ledger.batches),
+    ("chain_commits", "Transactions that appended to the chain", lambda p: p.writer.commits),
+    ("chain_events", "Entries appended to the chain", lambda p: p.writer.events_committed),
+    ("log_checkpoints", "Checkpoints signed", lambda p: p.signer.checkpoints),
 )  # fmt: skip
 
 
@@ -65,19 +68,16 @@ class ShardSeries:
 
     def collect(self) -> Iterator[Metric]:
         """Yield all series."""
-        for name, meaning, read in _GAUGES:
-            values = [(str(one.shard.number), read(one)) for one in self._parts]
-            yield labelled(GaugeMetricFamily, f"shieldx_{name}", meaning, "shard", values)
+        for kind, series in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
+            for name, meaning, read in series:
+                values = [(str(one.shard.number), read(one)) for one in self._parts]
+                yield labelled(kind, f"shieldx_{name}", meaning, "shard", values)
         cosigned = [
             (str(one.shard.number), min(feed.cosigned_size for feed in one.feeds)) for one in self._parts if one.feeds
         ]
         yield labelled(
             GaugeMetricFamily, "shieldx_log_cosigned_size", "Entries that every witness has seen", "shard", cosigned
         )
-        yield labelled(
-            CounterMetricFamily, "shieldx_mailbox_rejected", "Requests that found the mailbox full", "shard",
-            [(str(one.shard.number), one.ledger.rejected) for one in self._parts],
-        )  # fmt: skip
         yield labelled(
             CounterMetricFamily, "shieldx_recoveries", "Times that Redis was taken over after a restart, or rebuilt", "kind",
             (

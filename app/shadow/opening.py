@@ -24,7 +24,7 @@ from app.shadow.checkpoint import Checkpoints
 from app.shadow.counters import Counters
 from app.shadow.recovery import lay
 from app.shadow.rules_opening import Rules
-from app.shadow.series import ShadowSeries
+from app.shadow.series import Counts, ShadowSeries
 from app.shadow.steady import SteadyClock
 from app.shadow.steward import Steward
 from app.shadow.store import ExperimentStore, row_of
@@ -32,7 +32,7 @@ from app.shadow.watch import ExperimentWatch
 from app.turns import end_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from app.db.pool import Pool
     from app.metrics import Metrics
@@ -84,7 +84,7 @@ class Shadow:
         self.waiting_for = "the ledger"
         self.rules: Final = Rules(metrics)
         self._metrics = metrics
-        metrics.add(ShadowSeries(lambda: () if self._parts is None else self._parts.catalog, self._taken).collect)
+        metrics.add(ShadowSeries(lambda: () if self._parts is None else self._parts.catalog, self._counts).collect)
 
     @property
     def catalog(self) -> Catalog:
@@ -129,8 +129,10 @@ class Shadow:
         await self._parts.counters.ping()
         return {"experiments": len(self._parts.catalog), "restored": self.restored}
 
-    def _taken(self) -> Mapping[str, int]:
-        return {} if self.calls is None else self.calls.taken
+    def _counts(self) -> Counts:
+        if self.calls is None or self._parts is None:
+            return Counts()
+        return Counts(self.calls.taken, self._parts.steward.rollbacks)
 
     async def _open(self, places: Places, ready: Callable[[], bool]) -> None:
         while not ready():

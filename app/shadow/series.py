@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
@@ -21,16 +21,23 @@ OUTCOME_RESULTS: Final = ("counted", "duplicate", "late", "quarantined", "refuse
 CANARY_STATES: Final = ("stepping", "waiting", "paused", "completed", "rolled_back")
 
 
+class Counts(NamedTuple):
+    """What a process did since its start: outcomes that it took, by OUTCOME_RESULTS; rollbacks that it decided."""
+
+    outcomes: Mapping[str, int] = {}
+    rollbacks: int = 0
+
+
 class ShadowSeries:
     """Reads the experiments at every scrape; probabilities are as old as the last look at the experiment.
 
     Every replica knows all experiments, as Postgres has them: what is not of this process alone is the same on each.
     """
 
-    def __init__(self, experiments: Callable[[], Iterable[Experiment]], outcomes: Callable[[], Mapping[str, int]]) -> None:
-        """`experiments` returns all that are known; `outcomes` what became of those that this process took."""
+    def __init__(self, experiments: Callable[[], Iterable[Experiment]], counts: Callable[[], Counts]) -> None:
+        """`experiments` returns all that are known; `counts` what this process did."""
         self._experiments = experiments
-        self._outcomes = outcomes
+        self._counts = counts
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families."""
@@ -60,11 +67,12 @@ class ShadowSeries:
             "shadow_deployments_without_testing", "Deployments for which an admin passed over failed checks",
             sum(one.state.untested for one in known),
         )  # fmt: skip
+        own = self._counts()
         yield CounterMetricFamily(
-            "shieldx_canary_rollbacks", "Tests that were rolled back to their control, by a guardrail or a person",
-            sum(one.state.rollback is not None for one in known),
+            "shieldx_canary_rollbacks", "Tests that this process rolled back to their control, for a guardrail or a person",
+            own.rollbacks,
         )  # fmt: skip
-        taken = dict.fromkeys(OUTCOME_RESULTS, 0) | dict(self._outcomes())
+        taken = dict.fromkeys(OUTCOME_RESULTS, 0) | dict(own.outcomes)
         yield labelled(
             CounterMetricFamily,
             "shieldx_shadow_outcomes",

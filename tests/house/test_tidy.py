@@ -194,14 +194,14 @@ def test_every_module_class_and_function_for_others_has_a_docstring() -> None:
     assert bare == []
 
 
-@pytest.mark.parametrize("directory", ["app", "bench", "tests"])
+@pytest.mark.parametrize("directory", ["app", "bench", "grafana", "tests"])
 def test_ruff_has_nothing_to_say(tool: Tool, directory: str) -> None:
     run = tool("ruff", "check", "--no-cache", directory)
 
     assert run.returncode == 0, run.stdout[-4000:]
 
 
-@pytest.mark.parametrize("directory", ["app", "bench", "tests"])
+@pytest.mark.parametrize("directory", ["app", "bench", "grafana", "tests"])
 def test_every_file_is_formatted(tool: Tool, directory: str) -> None:
     run = tool("ruff", "format", "--no-cache", "--check", directory)
 

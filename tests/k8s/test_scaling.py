@@ -119,7 +119,9 @@ class Shipped:
         pod = pod_spec(named(objects, "Deployment", "shieldx-credits"))
         self.pre_stop_s: Final = int(pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"])
         self.grace_s: Final = int(pod["terminationGracePeriodSeconds"])
-        self.settings: Final[dict[str, str]] = of_kind(objects, "ConfigMap")[0]["data"]
+        self.settings: Final[dict[str, str]] = next(
+            one["data"] for one in of_kind(objects, "ConfigMap") if one["metadata"]["name"].startswith("shieldx-config")
+        )
 
     def setting(self, name: str) -> str:
         """Return a setting as the manifests give it."""

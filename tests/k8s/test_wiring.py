@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -25,6 +26,8 @@ from tests.k8s.test_manifests import named
 from tests.server import REPOSITORY
 
 COMPONENTS: Final = ("credits", "shadow")
+# What `kubectl apply` can remember of an object in its annotation.
+OBJECT_MAX_BYTES: Final = 262_144
 STOP_RESERVE_S: Final = 10  # for the lease of the ledger, and a node that is busy
 
 
@@ -203,3 +206,11 @@ def test_backups_are_watched_by_what_kubernetes_knows_of_the_job(tmp_path: Path)
     run = subprocess.run([program("promtool"), "test", "rules", tmp_path / "test.yaml"], capture_output=True, text=True, check=False)
 
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_every_dashboard_is_given_to_grafana(manifests: Manifests) -> None:
+    maps = [one for one in of_kind(manifests("prod"), "ConfigMap") if one["metadata"]["labels"].get("grafana_dashboard")]
+    given = {name for one in maps for name in one["data"]}
+
+    assert given == {path.name for path in (REPOSITORY / "grafana" / "dashboards").glob("*.json")}
+    assert max(len(json.dumps(one)) for one in maps) < OBJECT_MAX_BYTES

@@ -16,14 +16,17 @@ from tests.stores import run_apart, store_directory
 
 @pytest.fixture(scope="package")
 def operations(pytestconfig: pytest.Config) -> Iterator[LiveOperations]:
-    """A server of its own on a ledger of its own, Prometheus, Alertmanager, and traffic that was scraped."""
+    """A server of its own on a ledger of its own, with a backup, Prometheus, Alertmanager, and traffic that was scraped."""
     house = house_of(pytestconfig)
     ledger = run_apart(house.make_ledger())
-    server = house.server_on(ledger, "operations", shards=2)
-    run_apart(server.start())
     with contextlib.ExitStack() as stack:
-        stack.callback(server.kill)
         directory = stack.enter_context(store_directory("operations"))
+        server = house.server_on(ledger, "operations", shards=2, backup_dir=str(directory / "backups"))
+        stack.callback(server.kill)
+        for command in (("migrate", "up"), ("backup", "create")):
+            done = server.run_command(*command)
+            assert done.returncode == 0, done.stderr
+        run_apart(server.start())
         live = stack.enter_context(live_operations(server, ledger, directory))
         wait_for("the first scrape", lambda: live.query('up{job="credits"} == 1'))
         run_apart(bring_traffic(server.url))

@@ -150,6 +150,10 @@ class LiveOperations:
         """Return the alerts that Prometheus holds for firing now."""
         return {alert["labels"]["alertname"] for alert in self._ask("alerts")["alerts"] if alert["state"] == "firing"}
 
+    def names(self) -> set[str]:
+        """Return the names of all series that Prometheus has."""
+        return set(self._ask("label/__name__/values"))
+
     def rule_faults(self) -> dict[str, str]:
         """Return the rules that could not be evaluated, with the reason."""
         groups = self._ask("rules")["groups"]

@@ -67,8 +67,9 @@ async def experiment(client: Client, number: int) -> None:
 
 
 async def look_up(client: Client) -> None:
-    """Ask the locator, with success and without, and call without a key."""
-    await client.get("/v1/services/live/lookup")
+    """Ask the locator, with success and without, report a call, and call without a key."""
+    lent = (await client.get("/v1/services/live/lookup")).body
+    await client.post("/v1/services/live/report", {"lease_id": lent["lease_id"], "ok": True, "latency_ms": 3.5})
     await client.get("/v1/services/nobody/lookup")
     await client.call("GET", "/v1/accounts", Authorization=None)
 
