@@ -31,6 +31,7 @@ from app.embedded import EmbeddedServers, checkpoint_keys, root_key, secret_file
 from app.locator.api import LOCATOR
 from app.locator.opening import Locator
 from app.locator.routes import LOCATOR_ROUTES
+from app.loop_lag import LoopLag
 from app.metrics import Metrics
 from app.operations import METRICS, OPERATION_ROUTES
 from app.privacy.envelope import MasterKeyRefused, make_master_key_file, read_master_keys
@@ -61,10 +62,10 @@ MASTER_KEY_FILE: Final = "master.key"  # in the data directory; 64 hex digits a 
 GC_ALLOCATIONS: Final = 50_000  # container objects between two collections: about 10 MB of garbage at most
 
 
-def redis_topology(redis_url: str) -> Topology:
+def redis_topology(redis_url: str, metrics: Metrics) -> Topology:
     """Return what REDIS_URL names. Raises SettingRefused."""
     try:
-        return make_topology(redis_url)
+        return make_topology(redis_url, metrics.redis)
     except ValueError as error:
         raise SettingRefused(f"REDIS_URL: {error}") from None
 
@@ -121,7 +122,7 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
     """Return the application: its parts start left to right and stop right to left."""
     app = web.Application()
     key = settings.root_key or root_key(settings.data_dir)
-    metrics = Metrics()
+    metrics = Metrics(settings.revision)
     app[METRICS] = metrics
 
     async def record(kind: str, details: dict[str, Any]) -> None:
@@ -131,6 +132,8 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
         Access(key, record), Webhooks(signing_keys(settings, key), rules_of(settings)),
         Privacy(lambda: master_keys(settings), record, settings.payment_keep_days), settings.archive_after_days,
     )  # fmt: skip
+    metrics.add(controls.access.series.collect)
+    metrics.add(controls.webhooks.series.collect)
     app[ACCESS], app[WEBHOOKS], app[PRIVACY] = controls.access, controls.webhooks, controls.privacy
     set_up(app, controls.access.gate.entrance, metrics.record, outage)
     services = (*add_shadow(app, settings, metrics, on_crash), *add_locator(app, settings, metrics))
@@ -155,13 +158,15 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
                     yield
 
     async def _run_credits(app: web.Application, redis_url: str, database_url: str, owner: str) -> AsyncIterator[None]:
+        lag = LoopLag(metrics.lag)
+        lag.start()
         async with Outgoing() as client:
             controls.privacy.load(checked_master_keys(settings))
             if settings.redis_url and not settings.master_keys and not settings.master_key_file:
                 log.warning("private data is under a key of this process's data directory: give all replicas the same one")
             signing = Signing(checkpoint_seeds(settings), named_witnesses(settings), client.post)
             credits_ = Credits(
-                Stores(redis_topology(redis_url), database_url, owner, settings.postgres_pool_size,
+                Stores(redis_topology(redis_url, metrics), database_url, owner, settings.postgres_pool_size,
                        settings.postgres_pool_max, settings.ledger_shards,
                        audit_key(settings, key), settings.replica_name, settings.verify_interval_seconds),
                 signing, controls, metrics, on_crash,
@@ -172,6 +177,7 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
             async with open_shadow(app, places), open_locator(app, credits_.stores.topology, on_crash):
                 yield
             await credits_.stop()
+        lag.stop()
 
     app.cleanup_ctx.append(stores)
     return app

@@ -45,9 +45,9 @@ def _ms(started: float) -> float:
     return round((time.perf_counter() - started) * 1000, 3)
 
 
-async def ready(request: Request) -> Handled:
-    """GET /ready: Redis, Postgres, shards and chain, each with state and ms; 503 names what is waited for."""
-    credits_ = request.app[CREDITS]
+async def readiness(app: web.Application) -> dict[str, Any]:
+    """Return every check with state and ms, within CHECK_TIMEOUT_S: Redis, Postgres, shards, chain, and the services."""
+    credits_ = app[CREDITS]
     book = credits_.book
     if book is None:
         checks: dict[str, Any] = {"postgres": {"state": "waiting", "ms": 0.0, "reason": credits_.waiting_for}}
@@ -60,13 +60,23 @@ async def ready(request: Request) -> Handled:
             _check(credits_.ping), _check(postgres), _check(book.records.check_heads)
         )
         checks = {"redis": redis_check, "postgres": postgres_check, "shard": _shards(credits_), "chain": chain_check}
-    shadow = request.app.get(SHADOW)
+    shadow = app.get(SHADOW)
     if shadow is not None:
         checks["shadow"] = await _check(shadow.check)
-    if LOCATOR in request.app:
-        checks["locator"] = _locator(request.app[LOCATOR])
-    waiting = [name for name, check in checks.items() if check["state"] != "ok"]
-    status = 503 if waiting or book is None else 200
+    if LOCATOR in app:
+        checks["locator"] = _locator(app[LOCATOR])
+    return checks
+
+
+def _waiting(checks: dict[str, Any]) -> list[str]:
+    return [name for name, check in checks.items() if check["state"] != "ok"]
+
+
+async def ready(request: Request) -> Handled:
+    """GET /ready: Redis, Postgres, shards and chain, each with state and ms; 503 names what is waited for."""
+    checks = await readiness(request.app)
+    waiting = _waiting(checks)
+    status = 503 if waiting else 200
     body = {"status": "ready" if status == 200 else "waiting", "waiting_for": waiting, "checks": checks}
     fields = "Retry-After: 1\r\n" if status == 503 else ""
     return Answer(orjson.dumps(body), status=status, fields=fields)
@@ -91,7 +101,8 @@ def _locator(locator: Locator) -> dict[str, Any]:
 
 
 async def metrics(request: Request) -> Handled:
-    """GET /metrics: all series in the Prometheus text format."""
+    """GET /metrics: all series in the Prometheus text format; `shieldx_ready` is what /ready would say now."""
+    request.app[METRICS].ready = not _waiting(await readiness(request.app))
     return Answer(request.app[METRICS].text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -57,6 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     header_timeout_seconds: Annotated[int, Meta(ge=1, le=300)] = 10
     connections_max: Annotated[int, Meta(ge=1, le=100_000)] = 4096
     log_level: Annotated[str, Meta(pattern=r"^(debug|info|warning|error)\Z")] = "info"
+    revision: Annotated[str, Meta(max_length=64)] = ""
     replica_name: Annotated[str, Meta(min_length=1, max_length=64)] = f"{socket.gethostname()[:40]}-{os.getpid()}"
 
     def __repr__(self) -> str:
@@ -97,6 +98,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "header_timeout_seconds": "seconds within which a connection must send its first request header",
     "connections_max": "connections at once; more are closed",
     "log_level": "debug, info, warning or error",
+    "revision": "source revision that this was built from, for shieldx_build_info",
     "replica_name": "name of this process in ledger_shards and logs",
 }
 

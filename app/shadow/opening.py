@@ -11,6 +11,7 @@ import asyncpg
 from redis.exceptions import RedisError
 
 from app.db.keys import RULES_TAG
+from app.db.pool_series import PoolSeries
 from app.db.postgres import open_pool, open_reader
 from app.db.redis import RedisLink
 from app.db.retry import TRANSIENT, delay_ms
@@ -23,7 +24,7 @@ from app.shadow.checkpoint import Checkpoints
 from app.shadow.counters import Counters
 from app.shadow.recovery import lay
 from app.shadow.rules_opening import Rules
-from app.shadow.series import ShadowSeries
+from app.shadow.series import Counts, ShadowSeries
 from app.shadow.steady import SteadyClock
 from app.shadow.steward import Steward
 from app.shadow.store import ExperimentStore, row_of
@@ -82,7 +83,8 @@ class Shadow:
         self.restored: dict[str, Any] = {}
         self.waiting_for = "the ledger"
         self.rules: Final = Rules(metrics)
-        metrics.registry.register(ShadowSeries(lambda: () if self._parts is None else self._parts.catalog))
+        self._metrics = metrics
+        metrics.add(ShadowSeries(lambda: () if self._parts is None else self._parts.catalog, self._counts).collect)
 
     @property
     def catalog(self) -> Catalog:
@@ -127,6 +129,11 @@ class Shadow:
         await self._parts.counters.ping()
         return {"experiments": len(self._parts.catalog), "restored": self.restored}
 
+    def _counts(self) -> Counts:
+        if self.calls is None or self._parts is None:
+            return Counts()
+        return Counts(self.calls.taken, self._parts.steward.rollbacks)
+
     async def _open(self, places: Places, ready: Callable[[], bool]) -> None:
         while not ready():
             await asyncio.sleep(OPEN_POLL_S)
@@ -147,7 +154,7 @@ class Shadow:
 
     async def _open_parts(self, places: Places) -> None:
         pool = await open_pool(places.database_url, POOL_SIZE)
-        topology = make_topology(places.redis_url)
+        topology = make_topology(places.redis_url, self._metrics.redis)
         counters = Counters(topology)
         try:
             clock = SteadyClock()
@@ -161,6 +168,7 @@ class Shadow:
         watch = ExperimentWatch(catalog, lambda: open_reader(places.database_url), steward.notice)
         checkpoints = Checkpoints(catalog, counters, steward.notice)
         self._parts = _Parts(pool, counters, catalog, steward, watch, checkpoints)
+        self._metrics.add(PoolSeries("shadow", pool).collect)
         for part in (steward, watch, checkpoints):
             part.start(self._on_crash)
         self.rules.open(Statements(pool), RedisLink(topology, RULES_TAG), self._on_crash)
