@@ -148,7 +148,9 @@ class Guard:
         for name in self._objects:
             given = getattr(body, name)
             if isinstance(given, dict) and (kept := clean_metadata(given)) is not given:
-                force_setattr(body, name, kept)
+                # In the object itself: its type knows more than its fields.
+                given.clear()
+                given.update(kept)
         if self._name_lists or self._parts:
             self._clean_inner(body)
 
