@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 PUBLISH_S: Final = 0.2  # how often changed counts go to Redis
 CHECKPOINT_S: Final = 2.0  # how often they go to Postgres: with its own time below the 5 s that may be lost
 KEEP_S: Final = 86_400  # how long Redis keeps what nobody writes any more; Postgres has it
+LOOKS_MAX: Final = 50  # trials looked at between two writes to Postgres, about 5 ms each; those that waited longest first
 SAMPLES_WAITING_MAX: Final = 1_000  # samples that wait for a store that is away; the oldest go first
 SAMPLE_BYTES_MAX: Final = 32_768  # of one sample's JSON; beyond it the input is left out
 
@@ -79,6 +80,7 @@ class Exchange:
         self._unsaved: deque[Sample] = deque(maxlen=SAMPLES_WAITING_MAX)
         self._dirty: set[Trial] = set()  # published and not yet in Postgres
         self._crossed: dict[Trial, datetime] = {}  # of trials that are counted here
+        self._looked_s: dict[Trial, float] = {}  # the same
         self._serial = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -136,10 +138,7 @@ class Exchange:
         self._take_samples()
         trials = self._trials
         dirty = self._dirty | trials.changed
-        names = {(rule.rule_id, rule.trial): rule.name for rule in self._book.rules()}
-        for trial in dirty & names.keys() - self._crossed.keys():
-            if trials.tallies[trial].challenger_only:
-                await self._look(names[trial], trial, (await self._counted(trial))[0])
+        await self._look_at(dirty)
         if dirty:
             texts = {trial: msgspec.json.encode(trials.tallies[trial]).decode() for trial in dirty}
             await self._store.save_tallies(self._process, texts)
@@ -153,6 +152,17 @@ class Exchange:
             if not self._book.is_current(*trial):
                 del trials.tallies[trial]
                 self._crossed.pop(trial, None)
+                self._looked_s.pop(trial, None)
+
+    async def _look_at(self, changed: set[Trial]) -> None:
+        """Find first crossings of trials that have changed here, although nobody asks for a report."""
+        names = {(rule.rule_id, rule.trial): rule.name for rule in self._book.rules()}
+        differing = (
+            one for one in changed & names.keys() - self._crossed.keys() if self._trials.tallies[one].challenger_only
+        )
+        for trial in sorted(differing, key=lambda one: self._looked_s.get(one, 0.0))[:LOOKS_MAX]:
+            self._looked_s[trial] = time.monotonic()
+            await self._look(names[trial], trial, (await self._counted(trial))[0])
 
     async def gather(self, rule: Rule, trial: int) -> Gathered:
         """Return the counts of all processes: the newest of what Redis, Postgres and this process itself have."""
