@@ -50,7 +50,7 @@ class KeyWatch(Watch):
         self, table: KeyTable, rates: TenantRates, connect: Callable[[], Awaitable[asyncpg.Connection[Any]]]
     ) -> None:
         """`connect` opens a Postgres session of the server's role."""
-        super().__init__("key", CHANNEL, connect, interval_s=POLL_INTERVAL_S)
+        super().__init__("keys", CHANNEL, connect, interval_s=POLL_INTERVAL_S)
         self._table = table
         self._rates = rates
         self._keys_revision: int | None = None

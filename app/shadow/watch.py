@@ -37,7 +37,7 @@ class ExperimentWatch(Watch):
         on_changed: Callable[[Experiment], None],
     ) -> None:
         """`connect` opens a Postgres session of the server's role; `on_changed` hears of what others changed."""
-        super().__init__("experiment", CHANNEL, connect, interval_s=POLL_INTERVAL_S)
+        super().__init__("experiments", CHANNEL, connect, interval_s=POLL_INTERVAL_S)
         self._catalog = catalog
         self._on_changed = on_changed
 
