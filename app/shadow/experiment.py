@@ -293,7 +293,7 @@ class Experiment(Actor[Add | Enrol]):
                 place = places.get(what)
                 if place is None:
                     place = places[what] = len(work.classes) + 1
-                    work.classes.append(enrolled(self._row(message.version), message.variant))
+                    work.classes.append(enrolled(message.variant))
                     work.evidence.append([])
                     work.latencies.append("")
                 work.units.extend((message.unit, what, place))
@@ -317,7 +317,7 @@ class Experiment(Actor[Add | Enrol]):
         if found is None:
             fixed = self.definition.allocation == "fixed"
             weights = () if fixed or one.shares is None else self._row(one.shares)
-            found = added(self.definition, one), evidence_of(self.definition, one, weights)
+            found = added(one), evidence_of(self.definition, one, weights)
             size = len(found[0]) + sum(map(len, found[1]))
             self._class_fields += size
             if self._class_fields > CLASS_FIELDS_CACHED:
