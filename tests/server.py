@@ -21,8 +21,8 @@ import app
 REPOSITORY: Final = Path(app.__file__).resolve().parents[1]
 ROOT_KEY: Final = "shx_root_of-the-tests-and-nothing-else"
 MASTER_KEY: Final = bytes(range(32)).hex()
-READY_TIMEOUT_S: Final = 30.0
-STOP_TIMEOUT_S: Final = 30.0
+READY_TIMEOUT_S: Final = 90.0
+STOP_TIMEOUT_S: Final = 90.0
 POLL_S: Final = 0.02
 LOG_TAIL_CHARACTERS: Final = 6_000
 ACCESS_LOGGER: Final = '"logger":"shieldx.web"'

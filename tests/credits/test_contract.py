@@ -65,7 +65,7 @@ def test_generated_requests_get_documented_answers(server: ShieldxServer, tmp_pa
     ]  # fmt: skip
 
     run = subprocess.run(
-        [str(word) for word in command], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
+        [str(word) for word in command], cwd=tmp_path, capture_output=True, text=True, timeout=290, check=False
     )
 
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
