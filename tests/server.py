@@ -17,6 +17,7 @@ import aiohttp
 import orjson
 
 import app
+from tests.server_fork import ForkedServer, server_fork
 
 REPOSITORY: Final = Path(app.__file__).resolve().parents[1]
 ROOT_KEY: Final = "shx_root_of-the-tests-and-nothing-else"
@@ -50,19 +51,24 @@ class ShieldxServer:
         *,
         shards: int = 1,
         name: str = "replica",
+        forked: bool = True,
         **settings: str,
     ) -> None:
-        """`directory` gets the log; without URLs also the embedded servers. `settings` are further SHIELDX_ variables."""
+        """`directory` gets the log; without URLs also the embedded servers. `settings` are further SHIELDX_ variables.
+
+        forked  from a process that has imported the program; else the command is started as users start it
+        """
         directory.mkdir(parents=True, exist_ok=True)
         self.name: Final = name
         self.port: Final = free_port()
         self.shadow_port: Final = free_port()
         self.log: Final = directory / f"{name}.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | ForkedServer | None = None
         self.paused = False
         self.pauses = 0
         self.up = False
         self._directory = directory
+        self._forked = forked
         self._environment = {
             name: value for name, value in os.environ.items()
             if not name.startswith(("SHIELDX_", "PG")) and name not in {"REDIS_URL", "DATABASE_URL"}
@@ -97,16 +103,17 @@ class ShieldxServer:
 
     def launch(self) -> None:
         """Start the process and return at once."""
-        self.up = False
+        self.up = self.paused = False
+        arguments = ["serve", "--port", str(self.port), "--shadow-port", str(self.shadow_port)]
+        arguments += ["--data-dir", str(self._directory / "data")]
+        if self._forked:
+            self.process = server_fork().launch(arguments, self._environment, self._directory, self.log)
+            return
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [
-                    sys.executable, "-m", "app", "serve", "--port", str(self.port), "--shadow-port", str(self.shadow_port),
-                    "--data-dir", str(self._directory / "data"),
-                ],
+                [sys.executable, "-m", "app", *arguments],
                 cwd=self._directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment,
             )  # fmt: skip
-        self.paused = False
 
     async def start(self) -> None:
         """Start the process and wait until it is ready."""

@@ -35,7 +35,7 @@ async def test_sigterm_under_load_drains_and_keeps_everything_that_was_acknowled
     house: LedgerHouse, session: aiohttp.ClientSession
 ) -> None:
     ledger = await house.make_ledger()
-    server = house.server_on(ledger, "drained")
+    server = house.server_on(ledger, "drained", forked=False)
     await server.start()
     client = Client(session, server.url)
     tenant = await client.tenant(10**6)
@@ -81,7 +81,7 @@ async def test_sigterm_under_load_drains_and_keeps_everything_that_was_acknowled
 async def test_a_server_that_starts_again_goes_on_where_it_stopped(
     house: LedgerHouse, session: aiohttp.ClientSession
 ) -> None:
-    server = house.server_on(await house.make_ledger(), "again")
+    server = house.server_on(await house.make_ledger(), "again", forked=False)
     await server.start()
     client = Client(session, server.url)
     tenant, key = await client.tenant(100), fresh("key")
@@ -128,7 +128,7 @@ async def test_without_its_stores_a_server_waits_says_so_and_stops_in_order(
     house: LedgerHouse, ledger: Ledger, session: aiohttp.ClientSession
 ) -> None:
     nowhere = "postgresql://postgres@/x?host=/nonexistent&port=5432"
-    server = house.server_on(Ledger(ledger.redis_url, nowhere), "waiting")
+    server = house.server_on(Ledger(ledger.redis_url, nowhere), "waiting", forked=False)
     server.launch()
     deadline_s = time.monotonic() + DEADLINE_S
     while (found := await server.readiness())[0] == 0:

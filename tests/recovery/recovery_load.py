@@ -15,7 +15,9 @@ from tests.lag import Lag, disk_waited_s, starved_s
 from tests.server import ROOT_KEY, ShieldxServer
 
 OUTAGE_ANSWER_MAX_S: Final = 2.0  # callers hear of an outage within this time
-SCHEDULING_MARGIN_S: Final = 0.25  # for two busy cores; what this process and the server waited for one, or for a disk, is added
+SCHEDULING_MARGIN_S: Final = (
+    0.25  # for two busy cores; what this process and the server waited for one, or for a disk, is added
+)
 HANG_S: Final = 60.0  # a request that takes longer is given up, and reported
 RETRY_PAUSE_S: Final = 0.05
 SETTLE_TIMEOUT_S: Final = 120.0  # after the last fault every retry must be answered within this time
