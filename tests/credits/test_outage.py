@@ -11,6 +11,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import psutil
 import pytest
 
+from app.audit import log
+from app.credits import account_reads, batch, ledger, records
+from app.db import statements
 from tests.credits.ledger_client import Client, Reply, fresh
 from tests.credits.ledger_house import LedgerHouse
 from tests.lag import Lag, disk_waited_s, starved_s
@@ -49,6 +52,22 @@ def freeze(request: pytest.FixtureRequest, house: LedgerHouse, server: ShieldxSe
             await house_of_two.wait_ready()
 
     return frozen
+
+
+@pytest.mark.parametrize(
+    "longest_s",
+    [
+        # An actor looks eight times in each time limit for asks that are past it.
+        ledger.ASK_TIMEOUT_S * 9 / 8,
+        account_reads.ASK_TIMEOUT_S * 9 / 8,
+        batch.ANSWER_WITHIN_S,
+        records.READ_TIMEOUT_S,
+        log.READ_TIMEOUT_S,
+        statements.STATEMENT_WAIT_S,
+    ],
+)
+def test_every_wait_for_a_store_ends_within_two_seconds(longest_s: float) -> None:
+    assert longest_s < ANSWER_MAX_S
 
 
 async def timed(client: Client, tenant: str, key: str) -> tuple[float, Reply]:
