@@ -88,5 +88,5 @@ $(VENV)/.dev: requirements-dev.lock pyproject.toml | $(VENV)/.pip
 # A directory of their own, because checkov pins old releases of what others need.
 $(VENV)/.linters: requirements-linters.lock | $(VENV)/.pip
 	rm -rf $(VENV)/linters
-	$(INSTALL) --require-hashes --target $(VENV)/linters -r requirements-linters.lock
+	$(INSTALL) --no-warn-conflicts --require-hashes --target $(VENV)/linters -r requirements-linters.lock
 	touch $@

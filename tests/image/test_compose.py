@@ -72,9 +72,7 @@ def test_credits_and_shadow_together_run_every_service(compose: dict[str, Any]) 
 
 
 def test_every_file_that_is_mounted_is_there(compose: dict[str, Any]) -> None:
-    mounted = [
-        volume.split(":")[0] for service in compose["services"].values() for volume in service.get("volumes", [])
-    ]
+    mounted = [volume.split(":")[0] for service in compose["services"].values() for volume in service.get("volumes", [])]
 
     assert [path for path in mounted if path.startswith("./") and not (REPOSITORY / path).exists()] == []
     assert {path for path in mounted if not path.startswith("./")} == set(compose["volumes"])

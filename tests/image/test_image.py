@@ -65,7 +65,9 @@ class Image:
 
     def __init__(self, builder: Builder) -> None:
         """Look at it."""
-        self.config: dict[str, Any] = json.loads(builder.run("inspect", "--type", "image", "localhost/shieldx:tests"))["Docker"]["config"]
+        self.config: dict[str, Any] = json.loads(builder.run("inspect", "--type", "image", "localhost/shieldx:tests"))[
+            "Docker"
+        ]["config"]
         self.container = builder.run("from", "--pull-never", "localhost/shieldx:tests")
         self.root = Path(builder.run("mount", self.container))
 
