@@ -66,6 +66,9 @@ async def restore(
         await _outrun(with_database(url, new), marks, known)
         journal.step("swap", database=databases.name, new=new)
         kept = await databases.swap(new)
+        if kept and await _is_empty(with_database(url, kept)):
+            await databases.drop(kept)
+            kept = ""
     journal.done("swapped", database=databases.name, kept=kept or "nothing")
     entries = {head.shard: head.seq + 1 for head in backup.heads}
     if topology is not None and seal is not None and backup.heads:
@@ -100,6 +103,15 @@ async def _known(databases: Databases) -> list[asyncpg.Record]:
         return await connection.fetch("SELECT shard, epoch, generation, head_seq FROM public.ledger_shards ORDER BY shard")
     finally:
         connection.terminate()
+
+
+async def _is_empty(url: str) -> bool:
+    """Whether a database has no table: it was made to be restored into."""
+    connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S)
+    try:
+        return not (await read_facts(connection)).rows
+    finally:
+        await connection.close()
 
 
 def _refuse_loss(backup: Backup, known: list[asyncpg.Record], marks: list[Mark], *, accept_loss: bool) -> None:
