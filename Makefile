@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test lint bench bench-shadow bench-locator dashboards dashboard-pictures soak clean lock
+.PHONY: run test lint bench bench-shadow bench-locator dashboards dashboard-pictures soak clean manifests lock
 
 run: $(VENV)/.run
 	exec $(BIN)/shieldx serve $(ARGS)
@@ -50,6 +50,9 @@ clean:
 	find app bench grafana tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q
+
+manifests: $(VENV)/bin/python
+	$(BIN)/python k8s/rules.py
 
 lock: $(VENV)/.dev
 	$(LOCK) pyproject.toml --extra embedded -o requirements.lock

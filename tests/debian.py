@@ -28,6 +28,9 @@ class Wanted(NamedTuple):
 
 PROGRAMS: Final[dict[str, Wanted]] = {
     "redis-server": Wanted("redis-server", 7),
+    # They build and run the image without a daemon.
+    "buildah": Wanted("buildah"),
+    "runc": Wanted("runc"),
     "prometheus": Wanted("prometheus", 2),
     "promtool": Wanted("prometheus"),
     "prometheus-alertmanager": Wanted("prometheus-alertmanager"),
