@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 LOST_SHOWN_MAX: Final = 5  # shards named in a refusal
 
 
+class RestoreUnfinished(Exception):
+    """The database is replaced, Redis is not laid from it yet; the text says what to do."""
+
+
 class Restored(NamedTuple):
     """What a restore has done. `kept` is the name of the database that was there before, "" when there was none."""
 
@@ -50,7 +54,7 @@ async def restore(
     seal         of the ledger's rows, to check them, and needed with a topology
     accept_loss  go on although entries that were acknowledged after the backup are lost by it
 
-    Raises BackupRefused before anything is changed, and BinaryMissing; what asyncpg and Redis raise.
+    Raises BackupRefused before anything is changed, and BinaryMissing; what asyncpg and Redis raise; RestoreUnfinished.
     """
     async with open_databases(url) as databases:
         known = await _known(databases)
@@ -65,11 +69,17 @@ async def restore(
     journal.done("swapped", database=databases.name, kept=kept or "nothing")
     entries = {head.shard: head.seq + 1 for head in backup.heads}
     if topology is not None and seal is not None and backup.heads:
-        journal.step("rebuild Redis", shards=len(backup.heads))
-        await forget(topology, [mark for mark in marks if mark.shard in entries], entries)
-        await rebuild(url, topology, seal, journal)
-        journal.step("verify", database=databases.name)
-        await prove_chain(url, seal, journal)
+        try:
+            journal.step("rebuild Redis", shards=len(backup.heads))
+            await forget(topology, [mark for mark in marks if mark.shard in entries], entries)
+            await rebuild(url, topology, seal, journal)
+            journal.step("verify", database=databases.name)
+            await prove_chain(url, seal, journal)
+        except Exception as error:
+            raise RestoreUnfinished(
+                f"{databases.name} is the backup {backup.id} now, but Redis was not laid from it ({type(error).__name__}: "
+                f"{error}). Start no server; mend what is named, then run the same command again"
+            ) from error
     return Restored(databases.name, kept, sum(entries.values()))
 
 
