@@ -1,7 +1,7 @@
 """`make dashboard-pictures`: docs/dashboards/*.png, from a real Prometheus that watches two real replicas under load.
 
 The load is mixed and open-loop; in the middle the replica that leads is killed and starts again, so that the pictures show
-what a takeover looks like. Time runs 30 times as fast for Prometheus and its rules, as in the tests: a scrape every half second.
+what a takeover looks like. Time runs 15 times as fast for Prometheus and its rules, as in the tests: a scrape a second.
 """
 
 from __future__ import annotations
