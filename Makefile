@@ -23,8 +23,8 @@ programs:
 	$(PYTHON) tests/debian.py
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff format --check app bench grafana tests
-	$(BIN)/ruff check app bench grafana tests
+	$(BIN)/ruff format --check app bench grafana k8s tests
+	$(BIN)/ruff check app bench grafana k8s tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -54,7 +54,7 @@ soak: $(VENV)/.dev
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find app bench grafana tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find app bench grafana k8s tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q
 

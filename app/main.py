@@ -344,7 +344,7 @@ async def serve(settings: Settings) -> int:
 
 
 async def leave(app: web.Application, delay_s: float, hurried: asyncio.Event) -> None:
-    """Let clients go elsewhere for `delay_s`, or until `hurried`: requests are served, but /ready says 503 and answers close.
+    """Let clients go elsewhere for `delay_s`, or until `hurried`: requests are served, /ready says 503, answers close.
 
     A load balancer needs a moment to see that a replica ends, and a client that keeps a connection has to be told: one that
     is closed between two requests can lose the next one.

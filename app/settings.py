@@ -101,7 +101,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "ledger_shards": "number of ledger shards; fixed when the ledger is created",
     "postgres_pool_size": "Postgres connections for reads at first; each shard takes one more",
     "postgres_pool_max": "how far that may grow while callers wait and Postgres has connections to spare",
-    "shutdown_delay_seconds": "seconds from SIGTERM during which requests are still taken, /ready says 503 and answers close",
+    "shutdown_delay_seconds": "seconds from SIGTERM during which requests are still taken, /ready says 503, answers close",
     "shutdown_grace_seconds": "seconds that SIGTERM gives open requests",
     "header_timeout_seconds": "seconds within which a connection must send its first request header",
     "connections_max": "connections at once; more are closed",

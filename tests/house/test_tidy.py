@@ -29,7 +29,7 @@ UNDONE = [
     "not " + "implemented",
 ]
 TEXT_SUFFIXES = {".py", ".lua", ".sql", ".md", ".toml", ".yaml", ".yml", ".css", ".sh", ".json", ""}
-LOCKS = {"requirements.lock", "requirements-dev.lock"}
+LOCKS = {path.name for path in REPOSITORY.glob("requirements*.lock")}
 
 
 @cache
@@ -194,14 +194,14 @@ def test_every_module_class_and_function_for_others_has_a_docstring() -> None:
     assert bare == []
 
 
-@pytest.mark.parametrize("directory", ["app", "bench", "grafana", "tests"])
+@pytest.mark.parametrize("directory", ["app", "bench", "grafana", "k8s", "tests"])
 def test_ruff_has_nothing_to_say(tool: Tool, directory: str) -> None:
     run = tool("ruff", "check", "--no-cache", directory)
 
     assert run.returncode == 0, run.stdout[-4000:]
 
 
-@pytest.mark.parametrize("directory", ["app", "bench", "grafana", "tests"])
+@pytest.mark.parametrize("directory", ["app", "bench", "grafana", "k8s", "tests"])
 def test_every_file_is_formatted(tool: Tool, directory: str) -> None:
     run = tool("ruff", "format", "--no-cache", "--check", directory)
 

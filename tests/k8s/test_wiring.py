@@ -145,7 +145,7 @@ def test_the_ingress_sends_each_path_to_who_has_it(manifests: Manifests) -> None
     }
 
     def backend(path: str) -> Any:
-        fitting = [prefix for prefix in paths if prefix == "/" or path == prefix or path.startswith(prefix + "/")]
+        fitting = [prefix for prefix in paths if prefix in {"/", path} or path.startswith(prefix + "/")]
         return paths[max(fitting, key=len)]["name"]
 
     for routes, name in (
