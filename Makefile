@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 run: $(VENV)/.run
 	exec $(BIN)/shieldx serve $(ARGS)
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.linters
 	$(BIN)/python tests/debian.py
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
@@ -42,10 +42,13 @@ clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find app bench tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
+LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -q
+
 lock: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements.lock
-	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-header -q -o requirements-dev.lock
+	$(LOCK) pyproject.toml --extra embedded -o requirements.lock
+	$(LOCK) pyproject.toml -c requirements.lock -o requirements-image.lock
+	$(LOCK) pyproject.toml --extra embedded --group dev -o requirements-dev.lock
+	$(LOCK) --group linters -o requirements-linters.lock
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -57,4 +60,10 @@ $(VENV)/.run: requirements.lock pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: requirements-dev.lock $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
+	touch $@
+
+# uv, because pip needs 45 s of processor time for these, uv 2 s.
+$(VENV)/.linters: requirements-linters.lock $(VENV)/.dev
+	rm -rf $(VENV)/linters
+	$(BIN)/uv pip install --quiet --require-hashes --python $(BIN)/python --target $(VENV)/linters -r requirements-linters.lock
 	touch $@

@@ -30,6 +30,9 @@ PROGRAMS: Final[dict[str, Wanted]] = {
     "redis-server": Wanted("redis-server", 7),
     "prometheus": Wanted("prometheus", 2),
     "chromium": Wanted("chromium"),
+    "promtool": Wanted("prometheus"),
+    "prometheus-alertmanager": Wanted("prometheus-alertmanager"),
+    "amtool": Wanted("prometheus-alertmanager"),
     # Debian builds its Prometheus without consul_sd; this one has it.
     "victoria-metrics": Wanted("victoria-metrics"),
 }

@@ -45,6 +45,7 @@ class Shard:
         self.reason = "waiting for Postgres"
         self.leading = False
         self.epoch = 0  # of this process's lease while it leads
+        self.seen_epoch = 0  # the last one that Postgres named, whoever leads
         self._changed = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -21,6 +22,7 @@ from app.db.keys import applied_channel, shard_keys, shard_tag
 from app.db.lua import load_script
 from app.db.redis import ScriptInterrupted
 from app.db.retry import TRANSIENT, delay_ms
+from app.metrics import COMMIT_BUCKETS_S, Histogram
 from app.turns import Turns, end_task
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class _Chunk(NamedTuple):
     members: list[Order]  # one for each operation
     orders: list[Order]
     kept: asyncio.Task[None] | None  # until Postgres has the refusals
+    applied_s: float  # monotonic
 
 
 class Ledger(Actor[Order]):
@@ -91,6 +94,8 @@ class Ledger(Actor[Order]):
         self._turns = Turns()
         self.batches = 0
         self.operations = 0
+        self.commit_waits: Final = Histogram(COMMIT_BUCKETS_S)  # from the script's answer until operations were durable
+        self.expired = 0
         shard.subscribe(self._on_shard_change)
 
     def start(self, on_crash: Callable[[BaseException], None]) -> None:
@@ -120,6 +125,11 @@ class Ledger(Actor[Order]):
         Raises InboxFull or ActorStopped; `reply` may get AskTimeout.
         """
         self.post(Order([fields]), reply)
+
+    @property
+    def lag(self) -> int:
+        """Entries that this process has applied in Redis and that are not durable yet."""
+        return max(0, self._applied[-1].head - self._shard.durable) if self._applied else 0
 
     def doubt(self) -> None:
         """Have the shard rebuilt before the next operation: Postgres knows something that Redis has forgotten."""
@@ -244,7 +254,7 @@ class Ledger(Actor[Order]):
                 orders.append(order)
         self.batches += 1
         self.operations += len(chunk)
-        self._applied.append(_Chunk(generation, head, [order for order, _ in chunk], orders, kept))
+        self._applied.append(_Chunk(generation, head, [order for order, _ in chunk], orders, kept, time.monotonic()))
         self._applied_operations += len(chunk)
         if kept is None:
             self._settle()
@@ -307,16 +317,24 @@ class Ledger(Actor[Order]):
                 break
             self._applied.popleft()
             self._applied_operations -= len(chunk.members)
-            if failed:
-                for order in chunk.members:
-                    order.generation = NEVER
-            for order in chunk.orders:
-                if order.generation == generation:
-                    self._turns.add(order.tell)
-                elif order.open:
-                    lost.append(order)
+            lost += self._release(chunk, generation, failed=failed)
         if lost:
             self.put_back(lost)
+
+    def _release(self, chunk: _Chunk, generation: int, *, failed: bool) -> list[Order]:
+        """Answer the orders that end with a chunk, and return those that are to be submitted again."""
+        if failed:
+            for order in chunk.members:
+                order.generation = NEVER
+        elif chunk.generation == generation:
+            self.commit_waits.take(time.monotonic() - chunk.applied_s, len(chunk.members))
+        lost: list[Order] = []
+        for order in chunk.orders:
+            if order.generation == generation:
+                self._turns.add(order.tell)
+            elif order.open:
+                lost.append(order)
+        return lost
 
     async def gather(self) -> None:
         """Stay one batch ahead of the writer: a small batch that would only wait for its commit grows instead.
@@ -343,4 +361,5 @@ class Ledger(Actor[Order]):
                     expired = outcomes[0].holds if isinstance(outcomes[0], Done) else 0
                 except (InboxFull, ActorStopped, AskTimeout):
                     expired = 0
+                self.expired += expired
             await asyncio.sleep(0 if expired == limit else SWEEP_INTERVAL_S)

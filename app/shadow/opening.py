@@ -11,6 +11,7 @@ import asyncpg
 from redis.exceptions import RedisError
 
 from app.db.keys import RULES_TAG
+from app.db.pool_series import PoolSeries
 from app.db.postgres import open_pool, open_reader
 from app.db.redis import RedisLink
 from app.db.retry import TRANSIENT, delay_ms
@@ -31,7 +32,7 @@ from app.shadow.watch import ExperimentWatch
 from app.turns import end_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from app.db.pool import Pool
     from app.metrics import Metrics
@@ -82,7 +83,8 @@ class Shadow:
         self.restored: dict[str, Any] = {}
         self.waiting_for = "the ledger"
         self.rules: Final = Rules(metrics)
-        metrics.registry.register(ShadowSeries(lambda: () if self._parts is None else self._parts.catalog))
+        self._metrics = metrics
+        metrics.add(ShadowSeries(lambda: () if self._parts is None else self._parts.catalog, self._taken).collect)
 
     @property
     def catalog(self) -> Catalog:
@@ -127,6 +129,9 @@ class Shadow:
         await self._parts.counters.ping()
         return {"experiments": len(self._parts.catalog), "restored": self.restored}
 
+    def _taken(self) -> Mapping[str, int]:
+        return {} if self.calls is None else self.calls.taken
+
     async def _open(self, places: Places, ready: Callable[[], bool]) -> None:
         while not ready():
             await asyncio.sleep(OPEN_POLL_S)
@@ -147,7 +152,7 @@ class Shadow:
 
     async def _open_parts(self, places: Places) -> None:
         pool = await open_pool(places.database_url, POOL_SIZE)
-        topology = make_topology(places.redis_url)
+        topology = make_topology(places.redis_url, self._metrics.redis)
         counters = Counters(topology)
         try:
             clock = SteadyClock()
@@ -161,6 +166,7 @@ class Shadow:
         watch = ExperimentWatch(catalog, lambda: open_reader(places.database_url), steward.notice)
         checkpoints = Checkpoints(catalog, counters, steward.notice)
         self._parts = _Parts(pool, counters, catalog, steward, watch, checkpoints)
+        self._metrics.add(PoolSeries("shadow", pool).collect)
         for part in (steward, watch, checkpoints):
             part.start(self._on_crash)
         self.rules.open(Statements(pool), RedisLink(topology, RULES_TAG), self._on_crash)

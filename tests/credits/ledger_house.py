@@ -37,11 +37,11 @@ class LedgerHouse:
         self._embedded: ShieldxServer | None = None
 
     async def make_ledger(self) -> Ledger:
-        """Return an empty database of each store."""
+        """Return an empty Redis database, and a migrated one of Postgres."""
         number = next(self._numbers)
         assert number < REDIS_DATABASES, "the session's Redis has no database left"
         redis_url = self.redis.url.replace("db=0", f"db={number}")
-        return Ledger(redis_url, await self.postgres.make_database(f"shieldx_{number}"))
+        return Ledger(redis_url, await self.postgres.make_migrated_database())
 
     def server(self, shards: int) -> tuple[ShieldxServer, Ledger]:
         """Return the session's server with this many ledger shards. For use outside an event loop."""

@@ -12,8 +12,10 @@ import asyncpg
 import pytest
 
 from app.audit.entry import genesis_hash
-from app.db import migrate as migrate_module
-from app.db.migrate import MIGRATION_LOCK, MigrationRefused, found_ledger, migrate
+from app.db import migrations as migrations_module
+from app.db.founding import found_ledger
+from app.db.migrate import MIGRATION_LOCK, MigrationFailed, migrate
+from app.db.migrations import MigrationRefused
 from app.db.resources import resource_dir
 
 FILES = sorted(path.name for path in (resource_dir("sql") / "migrations").glob("*.up.sql"))
@@ -23,7 +25,7 @@ FILES = sorted(path.name for path in (resource_dir("sql") / "migrations").glob("
 def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A copy of the migrations that a test may change."""
     shutil.copytree(resource_dir("sql"), tmp_path / "sql")
-    monkeypatch.setattr(migrate_module, "resource_dir", lambda kind: tmp_path / kind)
+    monkeypatch.setattr(migrations_module, "resource_dir", lambda kind: tmp_path / kind)
     return tmp_path / "sql" / "migrations"
 
 
@@ -74,12 +76,12 @@ async def test_a_wrong_name_is_refused(empty: asyncpg.Connection[Any], files: Pa
 
 async def test_a_migration_that_fails_leaves_nothing_and_can_be_mended(empty: asyncpg.Connection[Any], files: Path) -> None:
     late = files / "9999_late.up.sql"
-    late.write_text("CREATE TABLE half (x int); SELECT 1 / 0")
+    late.write_text("-- service: credits\nCREATE TABLE half (x int); SELECT 1 / 0")
 
-    with pytest.raises(asyncpg.DivisionByZeroError):
+    with pytest.raises(MigrationFailed, match="DivisionByZero"):
         await migrate(empty)
     left = await empty.fetchval("SELECT to_regclass('half')")
-    late.write_text("CREATE TABLE half (x int)")
+    late.write_text("-- service: credits\nCREATE TABLE half (x int)")
 
     assert left is None
     assert await migrate(empty) == [late.name]

@@ -128,7 +128,7 @@ async def test_another_number_of_shards_is_refused_at_start(house: LedgerHouse, 
     assert "Traceback" not in server.log_tail
 
 
-async def test_a_login_without_the_right_to_migrate_is_refused_at_start(house: LedgerHouse, ledger: Ledger) -> None:
+async def test_a_login_that_may_not_read_the_schema_is_refused_at_start(house: LedgerHouse, ledger: Ledger) -> None:
     connection = await asyncpg.connect(ledger.database_url)
     await connection.execute("DROP ROLE IF EXISTS powerless")
     await connection.execute("CREATE ROLE powerless LOGIN")
@@ -139,7 +139,20 @@ async def test_a_login_without_the_right_to_migrate_is_refused_at_start(house: L
     code = await until_ended(server)
 
     assert code not in {0, None}
-    assert "permission denied" in server.log_tail
+    assert "grant shieldx_app" in server.log_tail
+
+
+async def test_a_database_that_is_behind_is_refused_with_the_command_to_run(house: LedgerHouse, ledger: Ledger) -> None:
+    empty = await house.postgres.make_own_database()
+    server = house.server_on(Ledger(ledger.redis_url, empty), "behind")
+    server.launch()
+
+    code = await until_ended(server)
+
+    assert code not in {0, None}
+    assert "0001_ledger" in server.log_tail
+    assert "Run `shieldx migrate up`" in server.log_tail
+    assert "Traceback" not in server.log_tail
 
 
 async def test_without_its_stores_a_server_waits_says_so_and_stops_in_order(
