@@ -50,9 +50,13 @@ class ShieldxServer:
         *,
         shards: int = 1,
         name: str = "replica",
+        code: Path = REPOSITORY,
         **settings: str,
     ) -> None:
-        """`directory` gets the log; without URLs also the embedded servers. `settings` are further SHIELDX_ variables."""
+        """`directory` gets the log; without URLs also the embedded servers. `settings` are further SHIELDX_ variables.
+
+        code  the checkout that it runs
+        """
         directory.mkdir(parents=True, exist_ok=True)
         self.name: Final = name
         self.port: Final = free_port()
@@ -71,7 +75,7 @@ class ShieldxServer:
             "SHIELDX_MASTER_KEYS": MASTER_KEY if redis_url else "",
             "SHIELDX_LEDGER_SHARDS": str(shards),
             "SHIELDX_REPLICA_NAME": name,
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": str(code),
         } | {f"SHIELDX_{key.upper()}": value for key, value in settings.items()}  # fmt: skip
         if redis_url:
             self._environment |= {"REDIS_URL": redis_url, "DATABASE_URL": database_url}

@@ -88,10 +88,11 @@ async def _migrate(arguments: argparse.Namespace, settings: Settings, seal: RowS
         order = Order(
             services, settings.backup_keep_days, backup=not arguments.no_backup, restore=not arguments.no_restore, seal=seal
         )
-        if arguments.action == "up":
-            done = await migrate_up(places.owner_url, directory, order, journal)
-        else:
-            done = await migrate_down(places.owner_url, directory, order, journal, arguments.to)
+        with journal.told():
+            if arguments.action == "up":
+                done = await migrate_up(places.owner_url, directory, order, journal)
+            else:
+                done = await migrate_down(places.owner_url, directory, order, journal, arguments.to)
         print(f"{len(done)} migrations {'applied' if arguments.action == 'up' else 'taken back'}")
         return EXIT_DONE
 
@@ -159,25 +160,26 @@ async def _backup(arguments: argparse.Namespace, settings: Settings, seal: RowSe
         return _list(arguments, settings)
     directory.prepare()
     journal = Journal(directory.path, f"backup {arguments.action}")
-    match arguments.action:
-        case "create":
-            async with open_places(settings) as places:
-                with directory.hold():
-                    made = await create_backup(places.owner_url, directory, "manual", journal)
-                    await prune(directory, settings.backup_keep_days, journal)
-            print(made.id)
-        case "verify":
-            backup = directory.read(arguments.id)
-            await verify_backup(directory, backup, journal)
-            if arguments.try_restore:
+    with journal.told():
+        match arguments.action:
+            case "create":
                 async with open_places(settings) as places:
                     with directory.hold():
-                        await try_restore(places.owner_url, backup, directory, journal, seal)
-            print(f"{backup.id} is good: {backup.size_bytes} bytes, SHA-256 {backup.sha256}")
-        case _:
-            with directory.hold():
-                removed = await prune(directory, settings.backup_keep_days, journal)
-            print(f"{len(removed)} backups removed")
+                        made = await create_backup(places.owner_url, directory, "manual", journal)
+                        await prune(directory, settings.backup_keep_days, journal)
+                print(made.id)
+            case "verify":
+                backup = directory.read(arguments.id)
+                await verify_backup(directory, backup, journal)
+                if arguments.try_restore:
+                    async with open_places(settings) as places:
+                        with directory.hold():
+                            await try_restore(places.owner_url, backup, directory, journal, seal)
+                print(f"{backup.id} is good: {backup.size_bytes} bytes, SHA-256 {backup.sha256}")
+            case _:
+                with directory.hold():
+                    removed = await prune(directory, settings.backup_keep_days, journal)
+                print(f"{len(removed)} backups removed")
     return EXIT_DONE
 
 
@@ -208,14 +210,11 @@ async def _restore(arguments: argparse.Namespace, settings: Settings, seal: RowS
     async with open_places(settings, make=True) as places:
         topology = None if arguments.no_redis else make_topology(places.redis_url)
         try:
-            with directory.hold():
+            with journal.told(), directory.hold():
                 done = await restore(
                     places.owner_url, backup, directory, journal, topology=topology, seal=seal,
                     accept_loss=arguments.accept_loss,
                 )  # fmt: skip
-        except Exception as error:
-            journal.fail(type(error).__name__)
-            raise
         finally:
             if topology is not None:
                 await topology.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +18,7 @@ from app.clock import now_ms, time_text
 from app.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import TextIO
 
 LOG_NAME: Final = "log.jsonl"
@@ -56,10 +57,14 @@ class Journal:
         self._write("warning", text, details)
         self._show(text, details, YELLOW)
 
-    def fail(self, text: str, **details: Any) -> None:
-        """Say why the work ends here."""
-        self._write("failed", text, details)
-        self._show(text, details, RED)
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Log why the work inside fails. The command says it to whoever watches, as its last line."""
+        try:
+            yield
+        except BaseException as error:
+            self._write("failed", f"{type(error).__name__}: {error}", {})
+            raise
 
     def bar(self, total: int, label: str) -> Progress:
         """Return a progress bar; silent where nobody watches."""

@@ -146,7 +146,7 @@ async def _after_failure(
     done: list[Migration],
 ) -> str:  # fmt: skip
     """Bring back what can be, and say what was done and what state is left."""
-    journal.fail(str(error))
+    journal.warn(str(error))
     names = ", ".join(one.title for one in done)
     if not done:
         return f"{error}. Nothing was changed"
@@ -234,4 +234,5 @@ async def migrate_embedded(url: str, backups: Path, keep_days: int, services: tu
     directory.prepare()
     journal = Journal(backups, "migrate up", quiet=True)
     order = Order(services, keep_days)
-    return [one.title for one in await migrate_up(url, directory, order, journal)]
+    with journal.told():
+        return [one.title for one in await migrate_up(url, directory, order, journal)]
