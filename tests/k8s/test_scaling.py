@@ -157,13 +157,32 @@ class Deployment:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._forget(pod))
             group.create_task(asyncio.sleep(self._shipped.pre_stop_s))
-        code = await asyncio.to_thread(pod.stop)
-        assert code == 0, pod.log_tail
+        ended = asyncio.create_task(asyncio.to_thread(pod.stop))
+        await until_leaving(pod)
+        assert await ended == 0, pod.log_tail
         return time.monotonic() - started_s
 
     async def _forget(self, pod: ShieldxServer) -> None:
         await asyncio.sleep(ENDPOINTS_DELAY_S)
         self._balancer.endpoints.remove(pod)
+
+
+async def until_leaving(pod: ShieldxServer) -> None:
+    """Wait until a replica that was told to end says so."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while (found := await pod.readiness())[0] != 503:
+        assert pod.alive, f"{pod.name} ended without a word:\n{pod.log_tail}"
+        assert time.monotonic() < deadline_s, pod.log_tail
+        await asyncio.sleep(PACE_S)
+    assert found[1]["waiting_for"] == ["process"], found
+
+
+async def until_gone(pod: ShieldxServer) -> None:
+    """Wait until a replica has ended."""
+    deadline_s = time.monotonic() + START_TIMEOUT_S
+    while pod.alive:
+        assert time.monotonic() < deadline_s, pod.log_tail
+        await asyncio.sleep(PACE_S)
 
 
 @pytest.fixture
@@ -221,5 +240,12 @@ async def test_replicas_come_and_go_without_a_failed_request(
     assert (await Client(session, later[0].url).account(tenant))["balance"] == BALANCE - load.spent
     assert await connection.fetchval("SELECT count(*) FROM audit_entries WHERE type = 'consume'") == load.spent
     assert later[0].run_command("audit", "verify", database_url=ledger.database_url).returncode == 0
-    for pod in later:
-        pod.kill()
+
+    hurried, last = later
+    assert hurried.process is not None
+    hurried.process.terminate()
+    await until_leaving(hurried)
+    hurried.process.terminate()
+    await until_gone(hurried)
+    assert hurried.exit_code == 0, "a second signal ends the wait, in order"
+    last.kill()

@@ -110,7 +110,9 @@ def test_a_pod_has_time_for_everything_that_its_end_takes(manifests: Manifests, 
     readiness = container["readinessProbe"]
 
     ends_s = (
-        container["lifecycle"]["preStop"]["sleep"]["seconds"] + settings.shutdown_delay_seconds + settings.shutdown_grace_seconds
+        container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        + settings.shutdown_delay_seconds
+        + settings.shutdown_grace_seconds
     )
 
     assert pod["terminationGracePeriodSeconds"] >= ends_s + STOP_RESERVE_S
@@ -121,7 +123,8 @@ def test_secrets_that_pods_read_are_all_told_how_to_make(manifests: Manifests) -
     objects = manifests("prod")
     wanted = set(re.findall(r"(?:secretRef|secretKeyRef)': {'name': '([a-z-]+)'|'secretName': '([a-z-]+)'", str(objects)))
     names = {name for pair in wanted for name in pair if name} | {
-        monitor["spec"]["endpoints"][0]["authorization"]["credentials"]["name"] for monitor in of_kind(objects, "ServiceMonitor")
+        monitor["spec"]["endpoints"][0]["authorization"]["credentials"]["name"]
+        for monitor in of_kind(objects, "ServiceMonitor")
     }
 
     assert {"shieldx-secrets", "shieldx-keys", "shieldx-owner", "shieldx-metrics", "shieldx-tls"} == names
@@ -129,9 +132,7 @@ def test_secrets_that_pods_read_are_all_told_how_to_make(manifests: Manifests) -
 
 
 def test_secrets_from_a_vault_have_the_names_that_pods_read(manifests: Manifests) -> None:
-    external = list(
-        yaml.safe_load_all((REPOSITORY / "k8s/components/external-secrets/external-secrets.yaml").read_text())
-    )
+    external = list(yaml.safe_load_all((REPOSITORY / "k8s/components/external-secrets/external-secrets.yaml").read_text()))
 
     assert {one["spec"]["target"]["name"] for one in external} == {"shieldx-secrets", "shieldx-keys", "shieldx-owner"}
     assert all(one["metadata"]["name"] == one["spec"]["target"]["name"] for one in external)
@@ -144,7 +145,7 @@ def test_the_ingress_sends_each_path_to_who_has_it(manifests: Manifests) -> None
     }
 
     def backend(path: str) -> Any:
-        fitting = [prefix for prefix in paths if prefix == "/" or path == prefix or path.startswith(prefix + "/")]
+        fitting = [prefix for prefix in paths if prefix in {"/", path} or path.startswith(prefix + "/")]
         return paths[max(fitting, key=len)]["name"]
 
     for routes, name in (
@@ -182,7 +183,9 @@ def test_the_rules_are_those_of_prometheus() -> None:
 def test_backups_are_watched_by_what_kubernetes_knows_of_the_job(tmp_path: Path) -> None:
     rules = yaml.safe_load((WRITTEN.parent / "backup-rules.yaml").read_text())["spec"]
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
-    last, success = (f'kube_cronjob_status_last_{what}_time{{cronjob="shieldx-backup"}}' for what in ("schedule", "successful"))
+    last, success = (
+        f'kube_cronjob_status_last_{what}_time{{cronjob="shieldx-backup"}}' for what in ("schedule", "successful")
+    )
 
     def expected(minutes: int, age_s: int, good: int) -> list[Any]:
         labels = '{cronjob="shieldx-backup"}'
@@ -203,7 +206,9 @@ def test_backups_are_watched_by_what_kubernetes_knows_of_the_job(tmp_path: Path)
         }],
     }))  # fmt: skip
 
-    run = subprocess.run([program("promtool"), "test", "rules", tmp_path / "test.yaml"], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [program("promtool"), "test", "rules", tmp_path / "test.yaml"], capture_output=True, text=True, check=False
+    )
 
     assert run.returncode == 0, run.stdout + run.stderr
 
