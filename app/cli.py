@@ -168,8 +168,14 @@ def _backup(arguments: argparse.Namespace) -> int:
     from app.backup.commands import run_backup_command  # noqa: PLC0415
 
     flags = {name: getattr(arguments, name, None) for name in ("data_dir", "backup_dir", "backup_keep_days")}
-    settings = read_settings(flags, os.environ)
-    if arguments.command == "restore" and not settings.database_url:
+    environment = dict(os.environ)
+    owner, server = environment.get("SHIELDX_MIGRATE_DATABASE_URL"), environment.get("DATABASE_URL")
+    if not environment.get("REDIS_URL"):  # needed to serve, and to restore, which says so
+        environment |= {"SHIELDX_MIGRATE_DATABASE_URL": owner or server or "", "DATABASE_URL": ""}
+    elif owner and not server:
+        environment["DATABASE_URL"] = owner
+    settings = read_settings(flags, environment)
+    if arguments.command == "restore" and not settings.database_url and not settings.migrate_database_url:
         root_key(settings.data_dir)  # a new data directory gets one, as at the first start of a server
     return run_backup_command(arguments, settings, _seal(settings))
 

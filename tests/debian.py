@@ -35,6 +35,7 @@ PROGRAMS: Final[dict[str, Wanted]] = {
     "promtool": Wanted("prometheus"),
     "prometheus-alertmanager": Wanted("prometheus-alertmanager"),
     "amtool": Wanted("prometheus-alertmanager"),
+    "chromium": Wanted("chromium"),
     # Debian builds its Prometheus without consul_sd; this one has it.
     "victoria-metrics": Wanted("victoria-metrics"),
 }

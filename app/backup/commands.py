@@ -19,7 +19,7 @@ from app.backup.directory import BackupRefused
 from app.backup.journal import GREEN, PLAIN, RED, YELLOW, Journal
 from app.backup.places import Places, backup_directory, open_places
 from app.backup.prune import prune, verify_backup
-from app.backup.restore import restore, try_restore
+from app.backup.restore import RestoreUnfinished, restore, try_restore
 from app.backup.upgrade import Order, migrate_down, migrate_up
 from app.db.migrate import MigrationFailed, plan
 from app.db.migrations import MigrationRefused, Schema, read_schema, with_credits
@@ -52,7 +52,7 @@ def run_backup_command(arguments: argparse.Namespace, settings: Settings, seal: 
     }
     try:
         return uvloop.run(runs[arguments.command]())
-    except MigrationFailed as error:
+    except (MigrationFailed, RestoreUnfinished) as error:
         return _say(str(error), EXIT_FAILED)
     except _REFUSED as error:
         return _say(str(error), EXIT_REFUSED)
@@ -201,7 +201,7 @@ def _list(arguments: argparse.Namespace, settings: Settings) -> int:
 async def _restore(arguments: argparse.Namespace, settings: Settings, seal: RowSeal | None) -> int:
     directory = backup_directory(settings)
     backup = directory.read(arguments.id)
-    if settings.database_url and not arguments.no_redis:
+    if (settings.database_url or settings.migrate_database_url) and not arguments.no_redis:
         if not settings.redis_url:
             raise BackupRefused("REDIS_URL: Expected the Redis of the ledger, to lay it from the backup; or add --no-redis")
         if seal is None:

@@ -76,6 +76,8 @@ class Databases:
         try:
             if not await self._session.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", APP_ROLE):
                 await self._session.execute(f"CREATE ROLE {APP_ROLE} NOLOGIN")
+                # Since PostgreSQL 16 whoever makes a role may grant it, but may not yet act as it.
+                await self._session.execute(f"GRANT {APP_ROLE} TO CURRENT_USER")
             await self._session.execute(
                 f"CREATE DATABASE {quoted(name)} TEMPLATE template0 ENCODING {_literal(backup.encoding)} "
                 f"LC_COLLATE {_literal(backup.collation)} LC_CTYPE {_literal(backup.character_type)}"

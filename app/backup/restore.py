@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 LOST_SHOWN_MAX: Final = 5  # shards named in a refusal
 
 
+class RestoreUnfinished(Exception):
+    """The database is replaced, Redis is not laid from it yet; the text says what to do."""
+
+
 class Restored(NamedTuple):
     """What a restore has done. `kept` is the name of the database that was there before, "" when there was none."""
 
@@ -50,7 +54,7 @@ async def restore(
     seal         of the ledger's rows, to check them, and needed with a topology
     accept_loss  go on although entries that were acknowledged after the backup are lost by it
 
-    Raises BackupRefused before anything is changed, and BinaryMissing; what asyncpg and Redis raise.
+    Raises BackupRefused before anything is changed, and BinaryMissing; what asyncpg and Redis raise; RestoreUnfinished.
     """
     async with open_databases(url) as databases:
         known = await _known(databases)
@@ -62,14 +66,23 @@ async def restore(
         await _outrun(with_database(url, new), marks, known)
         journal.step("swap", database=databases.name, new=new)
         kept = await databases.swap(new)
+        if kept and await _is_empty(with_database(url, kept)):
+            await databases.drop(kept)
+            kept = ""
     journal.done("swapped", database=databases.name, kept=kept or "nothing")
     entries = {head.shard: head.seq + 1 for head in backup.heads}
     if topology is not None and seal is not None and backup.heads:
-        journal.step("rebuild Redis", shards=len(backup.heads))
-        await forget(topology, [mark for mark in marks if mark.shard in entries], entries)
-        await rebuild(url, topology, seal, journal)
-        journal.step("verify", database=databases.name)
-        await prove_chain(url, seal, journal)
+        try:
+            journal.step("rebuild Redis", shards=len(backup.heads))
+            await forget(topology, [mark for mark in marks if mark.shard in entries], entries)
+            await rebuild(url, topology, seal, journal)
+            journal.step("verify", database=databases.name)
+            await prove_chain(url, seal, journal)
+        except Exception as error:
+            raise RestoreUnfinished(
+                f"{databases.name} is the backup {backup.id} now, but Redis was not laid from it ({type(error).__name__}: "
+                f"{error}). Start no server; mend what is named, then run the same command again"
+            ) from error
     return Restored(databases.name, kept, sum(entries.values()))
 
 
@@ -90,6 +103,15 @@ async def _known(databases: Databases) -> list[asyncpg.Record]:
         return await connection.fetch("SELECT shard, epoch, generation, head_seq FROM public.ledger_shards ORDER BY shard")
     finally:
         connection.terminate()
+
+
+async def _is_empty(url: str) -> bool:
+    """Whether a database has no table: it was made to be restored into."""
+    connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S)
+    try:
+        return not (await read_facts(connection)).rows
+    finally:
+        await connection.close()
 
 
 def _refuse_loss(backup: Backup, known: list[asyncpg.Record], marks: list[Mark], *, accept_loss: bool) -> None:

@@ -43,6 +43,7 @@ class Patience(NamedTuple):
     lock_timeout_ms       for a lock on a table: all that come after it wait as long, so it is short, and tried again
     statement_timeout_ms  for one statement in a transaction, which holds its locks meanwhile
     alone_timeout_ms      for a statement outside one: an index of 10^9 rows takes hours, and stops nobody
+    alone_lock_timeout_ms for the transactions that such a statement lets end first: nobody waits behind it
     tries                 of each file that did not get its locks
     delay_s, delay_max_s  between two tries: the first one, doubled each time, up to the most
     """
@@ -51,6 +52,7 @@ class Patience(NamedTuple):
     lock_timeout_ms: int = 2_000
     statement_timeout_ms: int = 300_000
     alone_timeout_ms: int = 21_600_000
+    alone_lock_timeout_ms: int = 600_000
     tries: int = 10
     delay_s: float = 0.5
     delay_max_s: float = 15.0
@@ -211,7 +213,7 @@ async def _run(
                     f"{name}: others hold the locks that it needs, {attempt} tries long ({error}). Look for long "
                     "transactions in pg_stat_activity (xact_start), end them, or run this again at a quieter time"
                 ) from error
-            delay_s = min(patience.delay_s * 2 ** (attempt - 1), patience.delay_max_s) * random.uniform(0.8, 1.2)  # noqa: S311
+            delay_s = min(patience.delay_s * 2 ** (attempt - 1), patience.delay_max_s) * random.uniform(0.8, 1.2)  # noqa: S311 - spreads runners, keeps no secret
             tell(f"{name}: {error}; try {attempt + 1} of {patience.tries} in {delay_s:.1f} s")
             await asyncio.sleep(delay_s)
         except asyncpg.QueryCanceledError as error:
@@ -245,7 +247,7 @@ async def _execute(connection: asyncpg.Connection[Any], script: Script, patience
 async def _execute_alone(connection: asyncpg.Connection[Any], name: str, script: Script, patience: Patience) -> None:
     """Run the one statement of a script outside a transaction; leave no index behind that is not valid."""
     await connection.execute(
-        f"SET lock_timeout = {patience.lock_timeout_ms}; SET statement_timeout = {patience.alone_timeout_ms}"
+        f"SET lock_timeout = {patience.alone_lock_timeout_ms}; SET statement_timeout = {patience.alone_timeout_ms}"
     )
     try:
         await _drop_invalid(connection, script.makes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import secrets
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -27,6 +28,7 @@ CONCURRENT = (
     "-- An index.\n-- service: credits\n-- migrate: compatible, no-transaction\n"
     "CREATE INDEX CONCURRENTLY IF NOT EXISTS credit_accounts_more ON credit_accounts (version);\n"
 )
+LAST_VERSION = 9999
 _templates: dict[str, str] = {}
 
 
@@ -59,29 +61,21 @@ async def template_of(postgres: PrivatePostgres, name: str, last_version: int) -
     return name
 
 
+async def copy_of(postgres: PrivatePostgres, name: str, last_version: int) -> str:
+    """Return the URL of a database of the caller's own like that template."""
+    return await postgres.make_database(f"t_{secrets.token_hex(6)}", await template_of(postgres, name, last_version))
+
+
 @pytest.fixture
 def old_url(postgres_server: PrivatePostgres) -> str:
     """URL of a ledger of ten operations at the version of an older release."""
-
-    async def make() -> str:
-        template = await template_of(postgres_server, "backup_old", OLD_VERSION)
-        own = await postgres_server.make_own_database()
-        name = own.partition("?")[0].rpartition("/")[2]
-        session = await asyncpg.connect(postgres_server.url("postgres"))
-        await session.execute(f'DROP DATABASE "{name}"')
-        await session.close()
-        return await postgres_server.make_database(name, template)
-
-    return run_apart(make())
+    return run_apart(copy_of(postgres_server, "backup_old", OLD_VERSION))
 
 
 @pytest.fixture
-async def ledger_url(postgres_server: PrivatePostgres, database_url: str) -> str:
+def ledger_url(postgres_server: PrivatePostgres) -> str:
     """URL of a ledger of ten operations at the version of this release."""
-    connection = await asyncpg.connect(database_url)
-    await make_chain(connection, ten_operations().events)
-    await connection.close()
-    return database_url
+    return run_apart(copy_of(postgres_server, "backup_ledger", LAST_VERSION))
 
 
 @pytest.fixture
@@ -92,11 +86,25 @@ async def session(ledger_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
     await connection.close()
 
 
+@pytest.fixture(scope="session")
+def saved(postgres_server: PrivatePostgres, tmp_path_factory: pytest.TempPathFactory) -> BackupDirectory:
+    """A directory with a backup of such a ledger."""
+
+    async def make() -> BackupDirectory:
+        directory = BackupDirectory(tmp_path_factory.mktemp("saved"))
+        url = await copy_of(postgres_server, "backup_ledger", LAST_VERSION)
+        await create_backup(url, directory, "manual", Journal(directory.path, "test", quiet=True))
+        return directory
+
+    return run_apart(make())
+
+
 @pytest.fixture
-async def backup(ledger_url: str, backups: BackupDirectory, journal: Journal) -> Backup:
-    """A backup of that ledger."""
-    with backups.hold():
-        return await create_backup(ledger_url, backups, "manual", journal)
+def backup(saved: BackupDirectory, backups: BackupDirectory) -> Backup:
+    """That backup, in the directory of the test."""
+    for path in saved.path.iterdir():
+        shutil.copy2(path, backups.path)
+    return backups.read("latest")
 
 
 @pytest.fixture

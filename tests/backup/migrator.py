@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -97,21 +97,21 @@ def child(work: Work, backups: Path, *words: str) -> Iterator[Child]:
         ours.close()
 
 
-def kill_at_each_step(work: Work, backups: Path, *words: str) -> Iterator[str]:
+def kill_at_each_step(work: Work, backups: Path, *words: str, survived: Collection[str] = ()) -> Iterator[str]:
     """Run the work again and again, killed before its first step, then its second, and so on, until one run is done.
 
-    Yields the step of each death.
+    Yields the step of each death. Nobody is killed before the steps `survived`.
     """
     number = 0
     while True:
         with child(work, backups, *words) as process:
-            for _ in range(number):
-                if not process.next_step():
-                    return
+            come_to = 0
+            while step := process.next_step():
+                if step not in survived and (come_to := come_to + 1) > number:
+                    process.kill()
+                    break
                 process.go_on()
-            step = process.next_step()
-            if not step:
-                return
-            process.kill()
+        if not step:
+            return
         yield step
         number += 1

@@ -114,11 +114,22 @@ def test_a_backup_is_made_listed_verified_pruned_and_restored(console: Console, 
 def test_a_restore_without_redis_or_key_says_what_to_set(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     console.run("backup", "create")
     monkeypatch.delenv("SHIELDX_ROOT_KEY")
+    no_key = console.run("restore", "latest")
+    monkeypatch.delenv("REDIS_URL")
+    no_redis = console.run("restore", "latest")
 
-    code, _, err = console.run("restore", "latest")
+    assert (no_key[0], no_redis[0]) == (2, 2)
+    assert "SHIELDX_AUDIT_KEY or SHIELDX_ROOT_KEY" in no_key[2]
+    assert "REDIS_URL" in no_redis[2]
 
-    assert code == 2
-    assert "SHIELDX_AUDIT_KEY or SHIELDX_ROOT_KEY" in err
+
+def test_one_url_of_postgres_is_enough_for_all_but_serving(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDIS_URL")
+    monkeypatch.delenv("SHIELDX_MIGRATE_DATABASE_URL")
+
+    code, _, _ = console.run("migrate", "status")
+
+    assert code == 3
 
 
 @pytest.mark.parametrize("words", [("migrate", "status"), ("backup", "create"), ("backup", "verify", "--restore")])

@@ -14,12 +14,13 @@ from app.backup.create import create_backup
 from app.backup.databases import Databases, open_databases
 from app.backup.directory import Backup, BackupDirectory, BackupRefused
 from app.backup.journal import Journal
-from app.backup.restore import restore
+from app.backup.restore import RestoreUnfinished, prove, restore
 from app.db.topology import make_topology
 from tests.audit.chain import SEAL
 from tests.backup import migrator
 
 HEAD_KEY = "{s00}:shard"
+NOTHING_BEFORE = ("read backup", "compare", "outrun")  # steps that come after one that changes nothing
 
 
 async def databases_of(session: asyncpg.Connection[Any], url: str) -> list[str]:
@@ -53,8 +54,9 @@ async def test_the_backup_takes_the_place_of_the_database_and_redis_follows(
     backup: Backup, backups: BackupDirectory, journal: Journal, ledger_url: str, redis_url: str, redis: Redis
 ) -> None:
     before = await balances(ledger_url)
-    # Given a Redis that knows of other times: a newer generation, a larger signed tree.
-    await redis.hset(HEAD_KEY, mapping={"generation": 7, "durable": backup.heads[0].seq, "seq": backup.heads[0].seq})
+    seq = backup.heads[0].seq
+    # Given a Redis that knows of other times: a newer generation, three more entries, a larger signed tree.
+    await redis.hset(HEAD_KEY, mapping={"generation": 7, "durable": seq + 3, "seq": seq + 3})
     await redis.hset("{s00}:checkpoint", mapping={"size": 1_000_000, "root": "x"})
     await redis.set("{locator}:mine", "stays")
     connection = await asyncpg.connect(ledger_url)
@@ -66,12 +68,18 @@ async def test_the_backup_takes_the_place_of_the_database_and_redis_follows(
     await lose_rows(ledger_url)
     topology = make_topology(redis_url)
 
-    done = await restore(ledger_url, backup, backups, journal, topology=topology, seal=SEAL)
+    with pytest.raises(
+        BackupRefused, match=rf"shard 0 ends at seq {seq + 3}, the backup at {seq}: 3 entries.*--accept-loss"
+    ):
+        await restore(ledger_url, backup, backups, journal, topology=topology, seal=SEAL)
+    refused = await balances(ledger_url)
+    done = await restore(ledger_url, backup, backups, journal, topology=topology, seal=SEAL, accept_loss=True)
 
+    assert refused == {}
     assert await balances(ledger_url) == before != {}
     assert (await verify_ledger(ledger_url, seals={SEAL.key_id: SEAL}, progress=lambda *_: None)).ok
     head = await redis.hgetall(HEAD_KEY)
-    assert (int(head["generation"]), int(head["seq"])) == (8, backup.heads[0].seq)
+    assert (int(head["generation"]), int(head["seq"])) == (8, seq)
     tenant, balance = next(iter(before.items()))
     assert int(await redis.hget(f"{{s00}}:account:{tenant}", "balance")) == balance
     assert await redis.exists("{s00}:checkpoint") == 0
@@ -92,12 +100,13 @@ async def test_a_restore_that_is_killed_before_any_step_is_finished_by_the_next(
     await session.close()
     await lose_rows(ledger_url)
     steps = []
+    words = (ledger_url, redis_url, backup.id)
 
-    for step in migrator.kill_at_each_step(migrator.put_back, backups.path, ledger_url, redis_url, backup.id):
+    for step in migrator.kill_at_each_step(migrator.put_back, backups.path, *words, survived=NOTHING_BEFORE):
         steps.append(step)
         assert await balances(ledger_url) in ({}, before), f"killed before {step}"
 
-    assert {"read backup", "make database", "load", "compare", "outrun", "swap", "rebuild Redis", "verify"} <= set(steps)
+    assert steps == ["make database", "load", "swap", "rebuild Redis", "verify"]
     assert await balances(ledger_url) == before
     assert int(await redis.hget(HEAD_KEY, "seq")) == backup.heads[0].seq
     connection = await asyncpg.connect(ledger_url)
@@ -106,22 +115,18 @@ async def test_a_restore_that_is_killed_before_any_step_is_finished_by_the_next(
     await redis.aclose()
 
 
-async def test_acknowledged_operations_are_lost_only_when_somebody_says_so(
-    backup: Backup, backups: BackupDirectory, journal: Journal, ledger_url: str, redis_url: str, redis: Redis
+async def test_a_redis_that_goes_away_after_the_swap_is_told_apart_from_a_refusal(
+    backup: Backup, backups: BackupDirectory, ledger_url: str, redis_url: str
 ) -> None:
-    seq = backup.heads[0].seq
-    await redis.hset(HEAD_KEY, mapping={"generation": 1, "durable": seq + 3, "seq": seq + 3})
-    topology = make_topology(redis_url)
+    topology, dead = make_topology(redis_url), make_topology("unix:///nonexistent")
 
-    with pytest.raises(
-        BackupRefused, match=rf"shard 0 ends at seq {seq + 3}, the backup at {seq}: 3 entries.*--accept-loss"
-    ):
-        await restore(ledger_url, backup, backups, journal, topology=topology, seal=SEAL)
-    await restore(ledger_url, backup, backups, journal, topology=topology, seal=SEAL, accept_loss=True)
+    def lose_redis(step: str) -> None:
+        if step == "rebuild Redis":
+            topology.pool = dead.pool  # type: ignore[method-assign]
 
-    assert int(await redis.hget(HEAD_KEY, "seq")) == seq
-    await topology.close()
-    await redis.aclose()
+    losing = Journal(backups.path, "test", quiet=True, on_step=lose_redis)
+    with pytest.raises(RestoreUnfinished, match=r"Start no server.*run the same command again"):
+        await restore(ledger_url, backup, backups, losing, topology=topology, seal=SEAL)
 
 
 async def test_while_servers_run_nothing_is_restored(
@@ -150,22 +155,16 @@ async def test_while_anybody_is_connected_the_swap_is_refused_and_names_them(
     assert left == [new]
 
 
-async def test_what_is_not_what_was_backed_up_never_takes_the_place(
-    backup: Backup, backups: BackupDirectory, journal: Journal, ledger_url: str
+async def test_a_database_that_is_not_what_was_backed_up_is_told_by_table(
+    backup: Backup, journal: Journal, ledger_url: str
 ) -> None:
     lied = msgspec.structs.replace(backup, rows=backup.rows | {"public.credit_accounts": 77})
-    before = await balances(ledger_url)
 
     with pytest.raises(BackupRefused, match=r"credit_accounts has \d+ rows, the backup 77"):
-        await restore(ledger_url, lied, backups, journal, topology=None, seal=SEAL)
-
-    assert await balances(ledger_url) == before
-    connection = await asyncpg.connect(ledger_url)
-    assert len(await databases_of(connection, ledger_url)) == 1
-    await connection.close()
+        await prove(ledger_url, lied, SEAL, journal)
 
 
-async def test_a_tampered_chain_is_found_before_the_swap(
+async def test_a_tampered_chain_is_found_before_the_swap_and_leaves_no_database(
     backups: BackupDirectory, journal: Journal, ledger_url: str
 ) -> None:
     connection = await asyncpg.connect(ledger_url)
@@ -175,6 +174,10 @@ async def test_a_tampered_chain_is_found_before_the_swap(
 
     with pytest.raises(BackupRefused, match=r"not intact: shard 0, seq 3"):
         await restore(ledger_url, tampered, backups, journal, topology=None, seal=SEAL)
+
+    connection = await asyncpg.connect(ledger_url)
+    assert len(await databases_of(connection, ledger_url)) == 1
+    await connection.close()
 
 
 async def test_a_database_that_is_gone_is_made_again(
