@@ -18,6 +18,7 @@ from tests.credits.ledger_house import Ledger
 from tests.debian import program
 from tests.operations.shipped import alertmanager_at, prometheus_at, write_alertmanager, write_prometheus
 from tests.server import ROOT_KEY, ShieldxServer, free_port
+from tests.stores import PrivateRedis, run_apart
 
 DEADLINE_S: Final = 30.0
 POLL_S: Final = 0.05
@@ -115,17 +116,26 @@ class LiveOperations:
     """What an operator has: the server and its stores, Prometheus, Alertmanager, and a pager.
 
     server   the process itself, for faults; who kills it starts it again
+    redis    the server's own, likewise
     ledger   URLs of its Redis, and of its Postgres as the superuser
     pager    what Alertmanager told, by receiver: page, duty, ticket, heartbeat
     """
 
-    def __init__(self, server: ShieldxServer, ledger: Ledger, prometheus: str, alertmanager: str, pager: Pager) -> None:
+    def __init__(
+        self, server: ShieldxServer, redis: PrivateRedis, ledger: Ledger, prometheus: str, alertmanager: str, pager: Pager
+    ) -> None:
         """Addresses are host:port. Everything runs already."""
         self.server: Final = server
+        self.redis: Final = redis
         self.ledger: Final = ledger
         self.prometheus: Final = f"http://{prometheus}"
         self.alertmanager: Final = f"http://{alertmanager}"
         self.pager: Final = pager
+
+    def start_redis(self) -> None:
+        """Start the server's Redis again and wait until it answers. In this thread: it would die with another one."""
+        self.redis.launch()
+        run_apart(self.redis.wait_ready())
 
     def _ask(self, path: str, **query: str | float) -> Any:
         answer = requests.get(f"{self.prometheus}/api/v1/{path}", params=query, timeout=30).json()
@@ -161,7 +171,7 @@ class LiveOperations:
 
 
 @contextlib.contextmanager
-def live_operations(server: ShieldxServer, ledger: Ledger, directory: Path) -> Iterator[LiveOperations]:
+def live_operations(server: ShieldxServer, redis: PrivateRedis, ledger: Ledger, directory: Path) -> Iterator[LiveOperations]:
     """Prometheus and Alertmanager with the shipped configuration on a server that runs."""
     pager = Pager()
     alerting, watching = directory / "alertmanager", directory / "prometheus"
@@ -183,4 +193,4 @@ def live_operations(server: ShieldxServer, ledger: Ledger, directory: Path) -> I
         stack.enter_context(
             running("prometheus", prometheus, watching, "--config.file=prometheus.yml", "--storage.tsdb.path=data")
         )
-        yield LiveOperations(server, ledger, prometheus, alertmanager, pager)
+        yield LiveOperations(server, redis, ledger, prometheus, alertmanager, pager)

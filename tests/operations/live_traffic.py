@@ -10,6 +10,7 @@ import aiohttp
 from tests.credits.ledger_client import Client, Reply, fresh
 
 ROUNDS: Final = 15
+PATIENCE_S: Final = 30.0
 EXPERIMENT: Final = {
     "name": "live-checkout", "allocation": "fixed", "variants": [{"name": "old", "control": True}, {"name": "new"}],
 }  # fmt: skip
@@ -28,9 +29,10 @@ class Patient(Client):
     """A client that repeats, under the same key, what is answered with 503, as the API asks it to."""
 
     async def call(self, *arguments: Any, **fields: Any) -> Reply:
-        """Call until the answer is not 503."""
-        while (reply := await super().call(*arguments, **fields)).status == 503:
-            await asyncio.sleep(0.1)
+        """Call until the answer is not 503. TimeoutError when it stays so."""
+        async with asyncio.timeout(PATIENCE_S):
+            while (reply := await super().call(*arguments, **fields)).status == 503:
+                await asyncio.sleep(0.1)
         return reply
 
 

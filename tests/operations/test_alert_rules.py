@@ -26,6 +26,7 @@ RUNBOOK = "https://shieldx.example/docs/runbook.md#"
 WORDS = frozenset(
     ["and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "offset", "bool", "inf", "nan"]
 )
+ALERT_TABLE = (REPOSITORY / "docs/alerts.md").read_text()
 OTHERS = ("up", "prometheus_", "alertmanager_")  # series of Prometheus and Alertmanager themselves
 
 
@@ -169,3 +170,21 @@ def test_promtool_takes_the_configuration_of_prometheus_as_it_is_shipped(tmp_pat
 
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert f"{len(RULE_FILES)} rule files found" in checked.stdout
+
+
+def test_the_table_of_alerts_names_each_with_the_fault_that_made_it_fire() -> None:
+    rows = re.findall(r"^\| \[(\w+)\]\(runbook.md#(\w+)\) \| (\S+) \| (\S+) \| (.+) \|$", ALERT_TABLE, re.MULTILINE)
+    found = {name: (anchor, priority, lasting, set(fault.split("; "))) for name, anchor, priority, lasting, fault in rows}
+    faults: dict[str, set[str]] = {}
+    for path in TEST_FILES:
+        for test in load(path)["tests"]:
+            if any(case.get("exp_alerts") for case in test["alert_rule_test"]):
+                name, _, fault = test["name"].partition(": ")
+                faults.setdefault(name, set()).update(fault.split("; "))
+
+    assert set(found) == {alert["alert"] for alert in alerts()}
+    for alert in alerts():
+        anchor, priority, lasting, told = found[alert["alert"]]
+        assert (anchor, priority) == (alert["alert"].lower(), alert["labels"]["priority"])
+        assert lasting == alert.get("for", "-")
+        assert {fault for fault in told if not fault.startswith("**")} == faults[alert["alert"]]

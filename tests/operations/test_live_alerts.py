@@ -12,8 +12,6 @@ from tests.operations.shipped import rules
 from tests.operations.test_alert_rules import names_in
 from tests.stores import run_apart
 
-# What a server shows only where it is told to watch backups.
-ELSEWHERE = {"shieldx_backup_age_seconds", "shieldx_backup_last_success"}
 INTEGRITY_DEADLINE_S = 90.0  # a look every 30 s, a verification in a process of the lowest priority, a busy machine
 
 
@@ -21,7 +19,7 @@ def test_every_rule_is_evaluated_and_every_series_that_one_reads_is_there(live: 
     read = {name for rule in rules() for name in names_in(rule["expr"])}
 
     def missing() -> set[str]:
-        return read - live.names() - ELSEWHERE
+        return read - live.names()
 
     wait_for("every series that a rule reads", lambda: not missing())
     assert live.rule_faults() == {}
@@ -41,6 +39,28 @@ def test_a_killed_server_pages_and_its_return_resolves_the_page(live: LiveOperat
         "alertname": "CreditsServiceDown", "severity": "critical", "priority": "P0",
     }  # fmt: skip
     assert alert["annotations"]["runbook_url"].endswith("docs/runbook.md#creditsservicedown")
+
+
+def test_a_redis_that_dies_pages_and_its_return_is_told_to_who_is_on_duty(live: LiveOperations) -> None:
+    before = len(live.pager.deliveries)
+    wait_for("a known generation", lambda: live.query("count_over_time(shieldx_shard_generation[20s] offset 20s)"))
+
+    live.redis.kill()
+    wait_for("the page", lambda: live.pager.received("page", "CreditsNotReady", after=before))
+    live.start_redis()
+    wait_for("the end", lambda: live.pager.received("page", "CreditsNotReady", "resolved", after=before))
+    told = wait_for("the word", lambda: live.pager.received("duty", "CreditsRedisReplaced", after=before))
+
+    assert {alert["labels"]["shard"] for alert in told.body["alerts"]} <= {"0", "1"}
+    assert live.pager.received("page", "CreditsServiceDown", after=before) is None
+
+
+def test_a_client_that_uses_keys_twice_is_no_reason_to_wake_anybody(live: LiveOperations) -> None:
+    """The traffic of the stack has such a client."""
+    wait_for("the alert", lambda: "CreditsIdempotencyCollisions" in live.firing())
+
+    assert live.pager.received("page", "CreditsIdempotencyCollisions") is None
+    assert live.pager.received("duty", "CreditsIdempotencyCollisions") is None
 
 
 async def deploy_untested(url: str) -> int:
