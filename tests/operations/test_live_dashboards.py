@@ -20,7 +20,13 @@ from tests.operations.shipped import SPEED
 
 BOARDS: dict[str, dict[str, Any]] = {path.name: json.loads(path.read_text()) for path in sorted(DASHBOARDS.glob("*.json"))}
 # Four scrapes, as Grafana has it, and the traffic was at any time in the last quarter of an hour.
-VALUES = {"namespace": ".*", "job": "credits|shadow", "instance": ".*", "__rate_interval": f"{4 * 15 // SPEED}s", "__range": "15m"}
+VALUES = {
+    "namespace": ".*",
+    "job": "credits|shadow",
+    "instance": ".*",
+    "__rate_interval": f"{4 * 15 // SPEED}s",
+    "__range": "15m",
+}
 SPAN_S, STEP_S = 900.0, 2.0
 
 
