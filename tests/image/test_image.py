@@ -196,6 +196,8 @@ def test_it_serves_confined_as_in_kubernetes(image: Image, run: Callable[..., Co
     ledger = run_apart(house.make_ledger())
     port = free_port()
     sockets = [str(house.redis.socket.parent), str(house.postgres.sockets)]
+    for path in (*map(Path, sockets), house.redis.socket, house.postgres.socket):
+        path.chmod(0o777)  # for the user of the image; servers of the tests run as another one
     container = run({
         "REDIS_URL": ledger.redis_url, "DATABASE_URL": ledger.database_url, "SHIELDX_ROOT_KEY": ROOT_KEY,
         "SHIELDX_MASTER_KEYS": MASTER_KEY, "SHIELDX_CHECKPOINT_KEYS": MASTER_KEY, "SHIELDX_PORT": str(port),

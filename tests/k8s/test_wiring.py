@@ -12,6 +12,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from app.cli import _parser
 from app.credits.routes import ROUTES as CREDIT_ROUTES
 from app.locator.routes import LOCATOR_ROUTES
 from app.settings import SERVICES, read_settings, variable_of
@@ -214,8 +215,32 @@ def test_backups_are_watched_by_what_kubernetes_knows_of_the_job(tmp_path: Path)
 
 
 def test_every_dashboard_is_given_to_grafana(manifests: Manifests) -> None:
-    maps = [one for one in of_kind(manifests("prod"), "ConfigMap") if one["metadata"]["labels"].get("grafana_dashboard")]
+    maps = [
+        one for one in of_kind(manifests("prod"), "ConfigMap") if one["metadata"].get("labels", {}).get("grafana_dashboard")
+    ]
     given = {name for one in maps for name in one["data"]}
 
     assert given == {path.name for path in (REPOSITORY / "grafana" / "dashboards").glob("*.json")}
     assert max(len(json.dumps(one)) for one in maps) < OBJECT_MAX_BYTES
+
+
+def test_every_command_in_the_guide_exists() -> None:
+    commands = next(action.choices for action in _parser()._actions if action.dest == "command")
+    assert commands is not None
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+
+    assert set(
+        re.findall(
+            r"\bshieldx ([a-z]+)\b(?= [a-z])",
+            "\n".join(re.findall(r"`([^`]+)`|^(?:kubectl|docker) .*$", GUIDE, re.MULTILINE)),
+        )
+    ) <= set(commands)
+    assert set(re.findall(r"\bmake ([a-z-]+)$", GUIDE, re.MULTILINE)) <= targets
+    assert [
+        path for path in re.findall(r"`((?:k8s|docs|grafana)/[\w./-]+)`", GUIDE) if not (REPOSITORY / path).exists()
+    ] == []
+    assert [
+        path
+        for path in re.findall(r"-k (\S+)$", GUIDE, re.MULTILINE)
+        if not (REPOSITORY / path / "kustomization.yaml").exists()
+    ] == []
