@@ -29,7 +29,7 @@ WIDTH: Final = 1_600  # pixels; a cell of the grid is 66 wide
 CELL_HEIGHT: Final = 34  # pixels
 HEADER_HEIGHT: Final = 44  # pixels, for title and time
 GAP: Final = 6  # pixels between panels
-COLOURS: Final = 64  # enough for lines and areas on one ground; a palette makes the file a third as large
+COLOURS: Final = 96  # enough for lines and areas on one ground; a palette makes the file a third as large
 POINTS: Final = 240  # steps over the time that is shown: as many as a panel has room for
 
 
@@ -62,7 +62,7 @@ def picture(dashboard: dict[str, Any], prometheus: Prometheus, window: Window) -
         plot(figure, box, panel, [one for answer in answers for one in answer], window)
     drawn, written = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", facecolor=GROUND)
-    Image.open(drawn).convert("RGB").quantize(COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+    Image.open(drawn).convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
         written, "PNG", optimize=True
     )
     return written.getvalue()

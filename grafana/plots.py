@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from grafana.answers import Series, Window
 
-GROUND, PANEL, INK, FAINT = "#111217", "#181b1f", "#ccccdc", "#2f343b"
+GROUND, PANEL, INK, FAINT = "#111217", "#1d2127", "#ccccdc", "#2f343b"
 NAMED: Final = {"green": "#73bf69", "yellow": "#fade2a", "red": "#f2495c", "blue": "#5794f2", "text": INK}
 # One colour for each series in turn, as Grafana's classic palette begins.
 PALETTE: Final = (

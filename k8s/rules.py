@@ -1,7 +1,7 @@
 """`python k8s/rules.py`, which is `make manifests`: writes the rules of grafana/alerts as PrometheusRule objects.
 
-The Prometheus Operator wants as `spec` what Prometheus reads from a file, so a file is taken as it stands, two columns further
-right, with its comments.
+The Prometheus Operator wants as `spec` what Prometheus reads from a file, so a file is taken as it stands, two columns
+further right, with its comments.
 """
 
 from __future__ import annotations

@@ -31,11 +31,14 @@ class Wanted(NamedTuple):
 
 PROGRAMS: Final[dict[str, Wanted]] = {
     "redis-server": Wanted("redis-server", 7),
+    # They build and run the image without a daemon.
+    "buildah": Wanted("buildah"),
+    "runc": Wanted("runc"),
     "prometheus": Wanted("prometheus", 2),
     "promtool": Wanted("prometheus"),
+    "chromium": Wanted("chromium"),
     "prometheus-alertmanager": Wanted("prometheus-alertmanager"),
     "amtool": Wanted("prometheus-alertmanager"),
-    "chromium": Wanted("chromium"),
     # Debian builds its Prometheus without consul_sd; this one has it.
     "victoria-metrics": Wanted("victoria-metrics"),
 }

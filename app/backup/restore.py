@@ -66,6 +66,9 @@ async def restore(
         await _outrun(with_database(url, new), marks, known)
         journal.step("swap", database=databases.name, new=new)
         kept = await databases.swap(new)
+        if kept and await _is_empty(with_database(url, kept)):
+            await databases.drop(kept)
+            kept = ""
     journal.done("swapped", database=databases.name, kept=kept or "nothing")
     entries = {head.shard: head.seq + 1 for head in backup.heads}
     if topology is not None and seal is not None and backup.heads:
@@ -102,12 +105,25 @@ async def _known(databases: Databases) -> list[asyncpg.Record]:
         connection.terminate()
 
 
+async def _is_empty(url: str) -> bool:
+    """Whether a database has no table: it was made to be restored into."""
+    connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S)
+    try:
+        return not (await read_facts(connection)).rows
+    finally:
+        await connection.close()
+
+
 def _refuse_loss(backup: Backup, known: list[asyncpg.Record], marks: list[Mark], *, accept_loss: bool) -> None:
-    """Refuse a backup that ends before what Postgres or Redis know to have been acknowledged."""
+    """Refuse a backup that ends before what Postgres or Redis know to have been acknowledged.
+
+    Without the database before it, all that Redis has decided counts: nobody else can tell what of it was acknowledged.
+    """
     heads = {head.shard: head.seq for head in backup.heads}
-    ends: dict[int, int] = {}
-    for shard, seq in (*((row["shard"], row["head_seq"]) for row in known), *((m.shard, m.durable) for m in marks)):
-        ends[shard] = max(seq, ends.get(shard, -1))
+    ends = {row["shard"]: int(row["head_seq"]) for row in known}
+    for mark in marks:
+        seq = mark.durable if mark.shard in ends else mark.applied
+        ends[mark.shard] = max(seq, mark.signed - 1, ends.get(mark.shard, -1))
     lost = [
         f"shard {shard} ends at seq {seq}, the backup at {heads.get(shard, -1)}: {seq - heads.get(shard, -1)} entries"
         for shard, seq in sorted(ends.items())

@@ -160,7 +160,8 @@ async def test_two_releases_serve_one_database_under_load(releases: Releases, se
     assert migrated.stdout == "2 migrations applied\n"
     assert load.wrong == []
     log = await asyncio.to_thread(releases.older_again.log.read_text)
-    assert '"migrations":["9001_plan","9002_plan_index"]' in log
+    assert "serving beside a newer release" in log
+    assert "9002_plan_index" in log
     connection = await asyncpg.connect(releases.ledger.database_url)
     rows = await connection.fetch("SELECT transaction_id FROM audit_entries WHERE type = 'consume'")
     balance = await connection.fetchval("SELECT balance FROM credit_accounts WHERE tenant_id = $1", tenant)

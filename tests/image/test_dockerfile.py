@@ -20,7 +20,12 @@ def instructions(name: str) -> list[str]:
 
 def test_hadolint_has_nothing_to_say() -> None:
     run = subprocess.run(
-        [linter("hadolint"), "--no-color", "Dockerfile"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+        [linter("hadolint"), "--no-color", "Dockerfile"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
     assert (run.returncode, run.stdout) == (0, "")
@@ -48,9 +53,7 @@ def test_the_image_and_make_run_have_the_same_versions() -> None:
 
 
 def test_the_build_sees_only_what_it_copies() -> None:
-    allowed = {
-        line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")
-    }
+    allowed = {line[1:] for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {source for line in instructions("COPY") if not line.startswith("--from") for source in line.split()[:-1]}
 
     assert copied == allowed

@@ -93,7 +93,9 @@ def test_objects_carry_the_recommended_labels(manifests: Manifests, overlay: str
 
         assert "app.kubernetes.io/name" in labels
         if labels["app.kubernetes.io/name"] == "shieldx":
-            assert {"app.kubernetes.io/component", "app.kubernetes.io/part-of", "app.kubernetes.io/managed-by"} <= set(labels)
+            assert {"app.kubernetes.io/component", "app.kubernetes.io/part-of", "app.kubernetes.io/managed-by"} <= set(
+                labels
+            )
 
 
 @pytest.mark.parametrize("component", ["credits", "shadow"])
