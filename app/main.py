@@ -37,6 +37,7 @@ from app.locator.routes import LOCATOR_ROUTES
 from app.loop_lag import LoopLag
 from app.metrics import Metrics
 from app.operations import METRICS, OPERATION_ROUTES
+from app.otel import open_traces
 from app.privacy.envelope import MasterKeyRefused, make_master_key_file, read_master_keys
 from app.privacy.opening import Privacy
 from app.settings import SettingRefused, Settings
@@ -51,6 +52,7 @@ from app.web.edge import set_up
 from app.web.fastpath import PATHS
 from app.web.outgoing import Outgoing
 from app.web.routes import Route, add_routes
+from app.web.traced import TRACES
 from app.webhooks.api import WEBHOOK_ROUTES, WEBHOOKS
 from app.webhooks.opening import Webhooks
 from app.webhooks.signature import signing_keys
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from app.privacy.envelope import MasterKeys
+    from app.traces import Traces
 
 log = logging.getLogger(__name__)
 
@@ -149,9 +152,14 @@ async def embedded_stores(settings: Settings) -> AsyncIterator[Endpoints]:
         yield urls
 
 
-def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> web.Application:
-    """Return the application: its parts start left to right and stop right to left."""
+def make_app(settings: Settings, on_crash: Callable[[BaseException], None], traces: Traces | None = None) -> web.Application:
+    """Return the application: its parts start left to right and stop right to left.
+
+    traces  takes traces; by default what the settings ask for
+    Raises SettingRefused.
+    """
     app = web.Application()
+    add_traces(app, settings, traces)
     key = settings.root_key or root_key(settings.data_dir)
     metrics = Metrics(settings.revision)
     app[METRICS] = metrics
@@ -187,9 +195,7 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
                     yield
 
     async def _run_credits(app: web.Application, redis_url: str, database_url: str, owner: str) -> AsyncIterator[None]:
-        lag = LoopLag(metrics.lag)
-        lag.start()
-        async with Outgoing() as client:
+        async with observing(app), Outgoing() as client:
             controls.privacy.load(checked_master_keys(settings))
             if settings.redis_url and not settings.master_keys and not settings.master_key_file:
                 log.warning("private data is under a key of this process's data directory: give all replicas the same one")
@@ -199,7 +205,7 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
                        settings.postgres_pool_max, settings.ledger_shards,
                        audit_key(settings, key), settings.replica_name, settings.verify_interval_seconds,
                        settings.services),
-                signing, controls, metrics, on_crash,
+                signing, controls, metrics, on_crash, traced=TRACES in app,
             )  # fmt: skip
             app[CREDITS] = credits_
             credits_.start()
@@ -207,10 +213,27 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
             async with open_shadow(app, places), open_locator(app, credits_.stores.topology, on_crash):
                 yield
             await credits_.stop()
-        lag.stop()
 
     app.cleanup_ctx.append(stores)
     return app
+
+
+def add_traces(app: web.Application, settings: Settings, traces: Traces | None) -> None:
+    """Let `traces`, or what the settings ask for, take traces of the application's requests. Before its routes are added."""
+    taken_by = traces or open_traces(settings)
+    if taken_by is not None:
+        app[TRACES] = taken_by
+
+
+@contextlib.asynccontextmanager
+async def observing(app: web.Application) -> AsyncIterator[None]:
+    """Sample the lag of the event loop meanwhile, and send the last traces at the end."""
+    lag = LoopLag(app[METRICS].lag)
+    lag.start()
+    yield
+    lag.stop()
+    if TRACES in app:
+        await app[TRACES].close()
 
 
 def add_shadow(

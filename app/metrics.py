@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import platform
 from bisect import bisect_left
+from functools import cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -37,12 +38,24 @@ BATCH_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 LAG_BUCKETS_S: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
+# Methods that a route may have, and those that clients try; whatever else they make up counts as one.
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"})
+OTHER_METHOD: Final = "other"
+_REQUESTS: Final = ("http_requests_total", "Requests answered", "counter")
+_DURATIONS: Final = ("http_request_duration_seconds", "Time from request to answer", "histogram")
+
+
+@cache
+def _bound_texts(bounds: tuple[float, ...]) -> tuple[str, ...]:
+    return (*map(floatToGoString, bounds), "+Inf")
+
+
 class Histogram:
     """Counts by bucket, the last one unbounded, and the sum of what was counted. For one thread."""
 
     __slots__ = ("bounds", "counts", "sum")
 
-    def __init__(self, bounds: Sequence[float]) -> None:
+    def __init__(self, bounds: tuple[float, ...]) -> None:
         """`bounds` are the upper bounds of the buckets, rising, each inclusive."""
         self.bounds: Final = bounds
         self.counts: Final = [0] * (len(bounds) + 1)
@@ -55,7 +68,7 @@ class Histogram:
 
     def add_to(self, family: HistogramMetricFamily, labels: Sequence[str] = ()) -> None:
         """Show it in a family, under these values of its labels."""
-        bounds = [*map(floatToGoString, self.bounds), "+Inf"]
+        bounds = _bound_texts(self.bounds)
         family.add_metric(labels, list(zip(bounds, accumulate(self.counts), strict=True)), self.sum)
 
     def add(self, other: Histogram) -> None:
@@ -96,6 +109,33 @@ def labelled(
     return family
 
 
+class _Requests(NamedTuple):
+    """Requests of one route with one status: their times, and the labels as they stand in the text."""
+
+    labels: str
+    seconds: Histogram
+
+    def bucket_lines(self) -> Iterator[str]:
+        name, labels = _DURATIONS[0], self.labels
+        total = 0
+        for bound, count in zip(_bound_texts(self.seconds.bounds), self.seconds.counts, strict=True):
+            total += count
+            yield f'{name}_bucket{{le="{bound}",{labels}}} {total}.0'
+        yield f"{name}_count{{{labels}}} {total}.0"
+        yield f"{name}_sum{{{labels}}} {self.seconds.sum!r}"
+
+
+def _requests_text(requests: Iterable[_Requests]) -> bytes:
+    """Return both families of requests as text. They are most of all lines, and the library takes 10 us for each."""
+    lines: list[str] = []
+    known = tuple(requests)
+    for name, meaning, kind in (_REQUESTS, _DURATIONS):
+        lines += (f"# HELP {name} {meaning}", f"# TYPE {name} {kind}")
+        for one in known:
+            lines += one.bucket_lines() if kind == "histogram" else (f"{name}{{{one.labels}}} {sum(one.seconds.counts)}.0",)
+    return ("\n".join(lines) + "\n").encode()
+
+
 class _Merged(Collector):
     """What all parts of the server show. Parts that show the same family, as every pool does, show it as one."""
 
@@ -127,17 +167,22 @@ class Metrics:
         self.lag: Final = Histogram(LAG_BUCKETS_S)
         self.ready = False
         self._revision = revision or "unknown"
-        self._requests: dict[tuple[str, str, int], Histogram] = {}
+        self._requests: dict[tuple[str, str, int], _Requests] = {}
         self._sources: list[Source] = [self._own]
         self.registry.register(_Merged(self._sources))
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
 
     def record(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one answered request. The route is the template, so that labels stay few."""
-        latency = self._requests.get((method, route, status))
-        if latency is None:
-            latency = self._requests[method, route, status] = Histogram(LATENCY_BUCKETS_S)
+        """Count one answered request. The route is its template, a text of ours without quotes, so that labels stay few."""
+        known = self._requests.get((method, route, status))
+        if known is None:
+            if method not in METHODS and method != OTHER_METHOD:
+                self.record(OTHER_METHOD, route, status, seconds)
+                return
+            labels = f'method="{method}",route="{route}",status="{status}"'
+            known = self._requests[method, route, status] = _Requests(labels, Histogram(LATENCY_BUCKETS_S))
+        latency = known.seconds
         latency.counts[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
         latency.sum += seconds
 
@@ -151,16 +196,9 @@ class Metrics:
 
     def text(self) -> bytes:
         """Return all series in the Prometheus text format."""
-        return generate_latest(self.registry)
+        return _requests_text(self._requests.values()) + generate_latest(self.registry)
 
     def _own(self) -> Iterator[Metric]:
-        labels = ("method", "route", "status")
-        requests = CounterMetricFamily("http_requests", "Requests answered", labels=labels)
-        seconds = HistogramMetricFamily("http_request_duration_seconds", "Time from request to answer", labels=labels)
-        for (method, route, status), latency in self._requests.items():
-            requests.add_metric((method, route, str(status)), sum(latency.counts))
-            latency.add_to(seconds, (method, route, str(status)))
-        yield from (requests, seconds)
         build = GaugeMetricFamily(
             "shieldx_build_info", "1; what runs is in the labels", labels=("version", "python", "revision")
         )

@@ -60,6 +60,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     header_timeout_seconds: Annotated[int, Meta(ge=1, le=300)] = 10
     connections_max: Annotated[int, Meta(ge=1, le=100_000)] = 4096
     log_level: Annotated[str, Meta(pattern=r"^(debug|info|warning|error)\Z")] = "info"
+    traces_url: str = ""
+    traces_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.01
     revision: Annotated[str, Meta(max_length=64)] = ""
     replica_name: Annotated[str, Meta(min_length=1, max_length=64)] = f"{socket.gethostname()[:40]}-{os.getpid()}"
 
@@ -104,6 +106,8 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "header_timeout_seconds": "seconds within which a connection must send its first request header",
     "connections_max": "connections at once; more are closed",
     "log_level": "debug, info, warning or error",
+    "traces_url": "where traces go, OTLP over HTTP, such as http://collector:4318/v1/traces; needs the extra otel",
+    "traces_ratio": "share of the requests without a traceparent that are traced, 0 to 1",
     "revision": "source revision that this was built from, for shieldx_build_info",
     "replica_name": "name of this process in ledger_shards and logs",
 }
@@ -158,6 +162,8 @@ def _parse(field: msgspec.structs.FieldInfo, text: str) -> object:
         if text not in {"true", "false"}:
             raise ValueError("Expected true or false")
         return text == "true"
+    if isinstance(field.default, float):
+        return msgspec.convert(_decimal(text), field.type)
     return msgspec.convert(_whole(text) if isinstance(field.default, int) else text, field.type, strict=False)
 
 
@@ -165,6 +171,12 @@ def _whole(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise ValueError("Expected a whole number")
     return int(text)
+
+
+def _decimal(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
+        raise ValueError("Expected a decimal number")
+    return float(text)
 
 
 def _parts(text: str) -> list[str]:
@@ -185,6 +197,8 @@ def _check(settings: Settings) -> None:
         url = getattr(settings, name)
         if url and not url.startswith(("postgresql://", "postgres://")):
             raise SettingRefused(f"{variable_of(name)}: Expected postgresql://")
+    if settings.traces_url and not settings.traces_url.startswith(("http://", "https://")):
+        raise SettingRefused("SHIELDX_TRACES_URL: Expected http:// or https://")
     for name in ("root_key", "audit_key", "webhook_key", "webhook_old_key"):
         if 0 < len(getattr(settings, name)) < 16:
             raise SettingRefused(f"{variable_of(name)}: Expected at least 16 characters")

@@ -36,9 +36,9 @@ PROGRAMS: Final[dict[str, Wanted]] = {
     "runc": Wanted("runc"),
     "prometheus": Wanted("prometheus", 2),
     "promtool": Wanted("prometheus"),
+    "chromium": Wanted("chromium"),
     "prometheus-alertmanager": Wanted("prometheus-alertmanager"),
     "amtool": Wanted("prometheus-alertmanager"),
-    "chromium": Wanted("chromium"),
     # Debian builds its Prometheus without consul_sd; this one has it.
     "victoria-metrics": Wanted("victoria-metrics"),
 }

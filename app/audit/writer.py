@@ -120,6 +120,10 @@ class Writer(Actor[Handover]):
         """Write no more: the lease is gone."""
         self._lease = None
 
+    async def disconnect(self) -> None:
+        """Drop the connection to Redis, once nobody recovers the shard over it any more."""
+        await self._link.close()
+
     def offer(self, generation: int, first: int, last: int, events: Sequence[Event]) -> None:
         """Take events over from the ledger, without an answer: durability is announced by the shard."""
         if self._lease is not None:

@@ -41,13 +41,16 @@ NAME: Final = "restore"  # of this process in ledger_shards, for people
 class Mark(NamedTuple):
     """What Redis knows of a shard: -1 or 0 where it knows nothing.
 
-    epoch   of the writer that is laying the shard, or has died while it did
-    signed  entries under the largest tree that was signed
+    durable  the last seq that Redis has been told to be in Postgres; it is told with the batch that comes next
+    applied  the last seq that it has decided: acknowledged, unless Postgres was lost before it had it
+    epoch    of the writer that is laying the shard, or has died while it did
+    signed   entries under the largest tree that was signed
     """
 
     shard: int
     generation: int
     durable: int
+    applied: int
     epoch: int
     signed: int
 
@@ -59,12 +62,12 @@ async def read_marks(topology: Topology, shard_count: int) -> list[Mark]:
         link = RedisLink(topology, shard_tag(number))
         await link.open()
         try:
-            head = await link.command("HMGET", shard_keys(number)[0], "generation", "durable", "restoring")
+            head = await link.command("HMGET", shard_keys(number)[0], "generation", "durable", "seq", "restoring")
             signed = await link.command("HGET", checkpoint_key(number), "size")
         finally:
             await link.close()
-        generation, durable, epoch = (-1 if value is None else int(value) for value in head)
-        marks.append(Mark(number, generation, durable, epoch, int(signed or 0)))
+        generation, durable, applied, epoch = (-1 if value is None else int(value) for value in head)
+        marks.append(Mark(number, generation, durable, applied, epoch, int(signed or 0)))
     return marks
 
 

@@ -115,11 +115,15 @@ async def _is_empty(url: str) -> bool:
 
 
 def _refuse_loss(backup: Backup, known: list[asyncpg.Record], marks: list[Mark], *, accept_loss: bool) -> None:
-    """Refuse a backup that ends before what Postgres or Redis know to have been acknowledged."""
+    """Refuse a backup that ends before what Postgres or Redis know to have been acknowledged.
+
+    Without the database before it, all that Redis has decided counts: nobody else can tell what of it was acknowledged.
+    """
     heads = {head.shard: head.seq for head in backup.heads}
-    ends: dict[int, int] = {}
-    for shard, seq in (*((row["shard"], row["head_seq"]) for row in known), *((m.shard, m.durable) for m in marks)):
-        ends[shard] = max(seq, ends.get(shard, -1))
+    ends = {row["shard"]: int(row["head_seq"]) for row in known}
+    for mark in marks:
+        seq = mark.durable if mark.shard in ends else mark.applied
+        ends[mark.shard] = max(seq, mark.signed - 1, ends.get(mark.shard, -1))
     lost = [
         f"shard {shard} ends at seq {seq}, the backup at {heads.get(shard, -1)}: {seq - heads.get(shard, -1)} entries"
         for shard, seq in sorted(ends.items())

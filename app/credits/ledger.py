@@ -55,7 +55,7 @@ class ScriptBroke(Exception):
     """The money script raised an error of its own, so it may have written only a part."""
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
     """Orders whose last operation was decided by one script call, with the head it left."""
 
     generation: int
@@ -84,7 +84,7 @@ class Ledger(Actor[Order]):
         self._mask = mask
         self._keys = shard_keys(shard.number)
         self._script = load_script("ledger_apply")
-        self._applied: deque[_Chunk] = deque()
+        self._applied: deque[Chunk] = deque()
         self._applied_operations = 0
         self._proved_generation = 0
         self._moved = asyncio.Event()
@@ -254,7 +254,7 @@ class Ledger(Actor[Order]):
                 orders.append(order)
         self.batches += 1
         self.operations += len(chunk)
-        self._applied.append(_Chunk(generation, head, [order for order, _ in chunk], orders, kept, time.monotonic()))
+        self._applied.append(Chunk(generation, head, [order for order, _ in chunk], orders, kept, time.monotonic()))
         self._applied_operations += len(chunk)
         if kept is None:
             self._settle()
@@ -321,7 +321,7 @@ class Ledger(Actor[Order]):
         if lost:
             self.put_back(lost)
 
-    def _release(self, chunk: _Chunk, generation: int, *, failed: bool) -> list[Order]:
+    def _release(self, chunk: Chunk, generation: int, *, failed: bool) -> list[Order]:
         """Answer the orders that end with a chunk, and return those that are to be submitted again."""
         if failed:
             for order in chunk.members:

@@ -30,6 +30,7 @@ from app.credits.replicas import BEAT_INTERVAL_S, Replicas
 from app.credits.request import Fingerprints
 from app.credits.rounds import Round, Rounds
 from app.credits.series import ShardParts, ShardSeries
+from app.credits.traced import TracedLedger, TracedWriter
 from app.credits.upkeep import Upkeep
 from app.credits.verification import LOOK_INTERVAL_S, DailyVerification, Subject
 from app.db.founding import LedgerRow, found_ledger
@@ -114,8 +115,11 @@ class Credits:
         controls: Controls,
         metrics: Metrics,
         on_crash: Callable[[BaseException], None],
+        *,
+        traced: bool = False,
     ) -> None:
-        """`on_crash` is called with a fault after which the process must not go on."""
+        """`on_crash` is called with a fault after which the process must not go on; `traced`: note steps of requests."""
+        self._kinds = (TracedWriter, TracedLedger) if traced else (Writer, Ledger)
         self.stores: Final = stores
         self._controls = controls
         self._pending: PendingEntries | None = None
@@ -182,6 +186,7 @@ class Credits:
         await asyncio.gather(*(parts.signer.stop() for parts in self._parts))
         await asyncio.gather(*(feed.stop() for parts in self._parts for feed in parts.feeds))
         await asyncio.gather(*(parts.keeper.stop() for parts in self._parts))
+        await asyncio.gather(*(parts.writer.disconnect() for parts in self._parts))
         await self.stores.topology.close()
         if self._pool_upkeep is not None:
             await self._pool_upkeep.stop()
@@ -228,6 +233,7 @@ class Credits:
         keys = {number: signers_of(self._signing.seeds, origin) for number, origin in origins.items()}
         log_ = Log(pool, row.origin, {number: [one.verifier for one in signers] for number, signers in keys.items()})
         mask, seal, records = IdMask.of(row.ledger_id), RowSeal(self.stores.audit_key), Records(pool)
+        make_writer, make_ledger = self._kinds
         for number in range(row.shard_count):
             shard = Shard(number, origins[number])
             tag = shard_tag(number)
@@ -235,14 +241,14 @@ class Credits:
             decode = functools.partial(decode_item, number, mask)
             folds = Folds(self._controls.webhooks.wake)
             shard.subscribe(folds.advanced)
-            writer = Writer(shard, seal, folds.of, link, decode)
+            writer = make_writer(shard, seal, folds.of, link, decode)
             recovery = LedgerRecovery(shard, writer, link)
             keeper = Keeper(
                 shard, writer, recovery,
                 lambda: open_session(self.stores.database_url),
                 functools.partial(subscribe, topology, applied_channel(number)), self.stores.replica_name,
             )  # fmt: skip
-            ledger = Ledger(shard, writer, RedisLink(topology, tag), records, mask)
+            ledger = make_ledger(shard, writer, RedisLink(topology, tag), records, mask)
             signer = ShardSigner(shard, log_, RedisLink(topology, tag), keys[number])
             feeds = [WitnessFeed(shard, log_, signer, one, self._signing.post) for one in self._signing.witnesses]
             self._parts.append(ShardParts(shard, writer, recovery, keeper, ledger, signer, feeds))

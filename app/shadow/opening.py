@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from app.db.keys import RULES_TAG
 from app.db.pool_series import PoolSeries
+from app.db.pool_upkeep import PoolUpkeep
 from app.db.postgres import open_pool, open_reader
 from app.db.redis import RedisLink
 from app.db.retry import TRANSIENT, delay_ms
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 
 LOAD_WAIT_S: Final = 2.0  # for a connection, at the start
 POOL_SIZE: Final = 3  # connections to Postgres of shadow's own, so that it never takes one from the ledger
+POOL_SIZE_MAX: Final = 10  # what it may grow to while callers wait; the ledger's may take the rest of what is to spare
 OPEN_POLL_S: Final = 0.01
 RESTORE_SLICE: Final = 100  # experiments whose journals are read together
 
@@ -59,6 +61,7 @@ class _Parts(NamedTuple):
     """What is open."""
 
     pool: Pool
+    pool_upkeep: PoolUpkeep
     counters: Counters
     catalog: Catalog
     steward: Steward
@@ -120,6 +123,7 @@ class Shadow:
         await asyncio.gather(*(experiment.end() for experiment in parts.catalog))
         await parts.checkpoints.stop()
         await parts.counters.close()
+        await parts.pool_upkeep.stop()
         parts.pool.terminate()
 
     async def check(self) -> dict[str, Any]:
@@ -167,8 +171,10 @@ class Shadow:
             raise
         watch = ExperimentWatch(catalog, lambda: open_reader(places.database_url), steward.notice)
         checkpoints = Checkpoints(catalog, counters, steward.notice)
-        self._parts = _Parts(pool, counters, catalog, steward, watch, checkpoints)
-        self._metrics.add(PoolSeries("shadow", pool).collect)
+        upkeep = PoolUpkeep(pool, size_max=POOL_SIZE_MAX)
+        upkeep.start()
+        self._parts = _Parts(pool, upkeep, counters, catalog, steward, watch, checkpoints)
+        self._metrics.add(PoolSeries("shadow", pool, upkeep).collect)
         for part in (steward, watch, checkpoints):
             part.start(self._on_crash)
         self.rules.open(Statements(pool), RedisLink(topology, RULES_TAG), self._on_crash)

@@ -193,6 +193,22 @@ async def test_a_database_that_is_gone_is_made_again(
     assert await balances(ledger_url) == before
 
 
+async def test_without_the_database_what_redis_has_decided_counts_as_acknowledged(
+    backup: Backup, backups: BackupDirectory, journal: Journal, ledger_url: str, redis_url: str, redis: Redis
+) -> None:
+    seq = backup.heads[0].seq
+    await redis.hset(HEAD_KEY, mapping={"generation": 1, "durable": seq, "seq": seq + 1})
+    topology = make_topology(redis_url)
+    async with open_databases(ledger_url) as databases:
+        await drop(databases)
+
+    with pytest.raises(BackupRefused, match=rf"shard 0 ends at seq {seq + 1}, the backup at {seq}: 1 entries"):
+        await restore(ledger_url, backup, backups, journal, topology=topology, seal=SEAL)
+
+    await topology.close()
+    await redis.aclose()
+
+
 async def drop(databases: Databases) -> None:
     """Lose the database."""
     await databases.drop(databases.name)

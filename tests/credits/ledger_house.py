@@ -52,9 +52,11 @@ class LedgerHouse:
             self._servers[shards] = server, ledger
         return self._servers[shards]
 
-    def server_on(self, ledger: Ledger, name: str, *, shards: int = 1, **settings: str) -> ShieldxServer:
+    def server_on(
+        self, ledger: Ledger, name: str, *, shards: int = 1, forked: bool = True, **settings: str
+    ) -> ShieldxServer:
         """Return a server on a ledger that has not been started; it ends with the session at the latest."""
-        server = ShieldxServer(self._directory, *ledger, shards=shards, name=name, **settings)
+        server = ShieldxServer(self._directory, *ledger, shards=shards, name=name, forked=forked, **settings)
         self._stack.callback(server.kill)
         return server
 

@@ -20,7 +20,7 @@ from tests.credits.ledger_house import Ledger, LedgerHouse
 from tests.server import ShieldxServer
 from tests.webhooks.conftest import listening, until
 
-DEADLINE_S = 15.0
+DEADLINE_S = 90.0
 
 
 @pytest.fixture(scope="module")

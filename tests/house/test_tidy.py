@@ -208,6 +208,7 @@ def test_every_file_is_formatted(tool: Tool, directory: str) -> None:
     assert run.returncode == 0, run.stdout[-4000:]
 
 
+@pytest.mark.timeout(900)  # 20 s of processor time, which a busy machine may take long to give
 def test_types_agree(tool: Tool) -> None:
     run = tool("mypy")
 

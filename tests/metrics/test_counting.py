@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.parser import text_string_to_metric_families
 
 from app.actor import ActorStopped
 from app.audit.entry import Event
@@ -58,6 +59,28 @@ def test_parts_that_show_the_same_family_show_it_as_one() -> None:
 
     assert text.count("# TYPE x gauge") == 1
     assert 'x{shard="1"} 1.0\nx{shard="2"} 1.0\n' in text
+
+
+def test_requests_are_counted_by_method_route_and_status() -> None:
+    metrics = Metrics()
+    for method, status, seconds in (
+        ("GET", 200, 0.001),
+        ("GET", 200, 0.3),
+        ("GET", 404, 9.0),
+        ("X1", 404, 1.0),
+        ("X2", 404, 1.0),
+    ):
+        metrics.record(method, "/v1/a/{b}", status, seconds)
+
+    families = {family.name: family.samples for family in text_string_to_metric_families(metrics.text().decode())}
+
+    requests = {(one.labels["method"], one.labels["status"]): one.value for one in families["http_requests"]}
+    assert requests == {("GET", "200"): 2, ("GET", "404"): 1, ("other", "404"): 2}
+    times = [one for one in families["http_request_duration_seconds"] if one.labels["status"] == "200"]
+    assert {one.labels["route"] for one in times} == {"/v1/a/{b}"}
+    buckets = {one.labels["le"]: one.value for one in times if one.name.endswith("_bucket")}
+    assert (buckets["0.001"], buckets["0.15"], buckets["0.5"], buckets["+Inf"]) == (1, 1, 2, 2)
+    assert {one.name.rpartition("_")[2]: one.value for one in times if "le" not in one.labels} == {"count": 2, "sum": 0.301}
 
 
 async def test_the_lag_is_by_how_much_a_timer_was_missed() -> None:
