@@ -84,6 +84,14 @@ def _now() -> Row:
                 Query('sum(ALERTS{alertstate="firing",alertname!="Watchdog"}) or vector(0)'),
                 steps=NONE_IS_GOOD,
             ),
+        ),
+    )
+
+
+def _integrity() -> Row:
+    return Row(
+        "Integrity",
+        (
             number(
                 "Accounts below zero",
                 "Accounts whose balance in the projection is negative. It must be 0: Lua refuses what a balance does not "
@@ -179,6 +187,14 @@ def _requests() -> Row:
                 rate(f"{DURATION}_bucket", "le", where='route=~"/v1/credits/.*"'),
                 width=8,
             ),
+        ),
+    )
+
+
+def _door() -> Row:
+    return Row(
+        "At the door",
+        (
             lines(
                 "Denied and limited",
                 "Requests per second that were refused at the door: no key, the wrong role or tenant, or more than a limit "
@@ -240,6 +256,6 @@ def overview() -> Board:
         "shieldx-overview",
         "shieldx / Overview",
         "Requests, credit operations, the way into the chain, replicas and their limits.",
-        (_now(), _requests(), _credits(), group_commit(), replicas(), webhooks()),
+        (_now(), _integrity(), _requests(), _door(), _credits(), group_commit(), replicas(), webhooks()),
         ALERTS,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_from_status_over_a_trial_to_up_and_down(console: Console, newer: Path) 
     assert (behind, tried, done, level, asked, back) == (3, 0, 0, 0, 2, 0)
     assert [row["migration"] for row in json.loads(listed) if row["state"] == "pending"] == pending
     assert "credit_accounts (AccessExclusiveLock)" in planned
-    assert "9002_index    credits  True        not tried" in planned
+    assert re.search(r"9002_index +credits +True +not tried", planned)
     assert said == f"{len(pending)} migrations applied\n"
     assert "migrate up: dump backup=shieldx-" in steps
     assert "pending" not in table
@@ -91,7 +92,7 @@ def test_a_changed_file_is_shown_and_refused(console: Console, newer: Path) -> N
     code, out, err = console.run("migrate", "status")
 
     assert code == 2
-    assert "0011_rules        shadow   changed" in out
+    assert re.search(r"0011_rules +shadow +changed", out)
     assert "Put the file back" in err
 
 
