@@ -61,6 +61,9 @@ class BreakerPolicy(msgspec.Struct, frozen=True, gc=False):
 
 
 POLICY: Final = BreakerPolicy()
+# For our own Redis and Postgres: a probe harms nobody there, and callers try again for 0.3 s. So open only for moments,
+# and find out often.
+STORE_POLICY: Final = BreakerPolicy(open_s=0.1, open_max_s=1.0, probe_lease_s=3.0, quiet_s=10.0)
 
 
 class OpenBudget:

@@ -11,8 +11,12 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from app.breaker_series import BreakerSeries
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from app.breaker import Breaker
 
 # Seconds. The targets are 2, 28 and 80 ms, so the buckets are dense around them.
 LATENCY_BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.028, 0.05, 0.08, 0.15, 0.5, 1.0, 2.0, 5.0)
@@ -54,6 +58,12 @@ class Metrics:
         self._latencies: dict[tuple[str, str, int], _Latency] = {}
         self.registry.register(_Requests(self._latencies))
         self._gauges: dict[str, Gauge] = {}
+        self._breakers = BreakerSeries()
+        self.registry.register(self._breakers)
+
+    def guard(self, breaker: Breaker) -> Breaker:
+        """Export the state of a breaker before one of our stores, and return it."""
+        return self._breakers.add(breaker)
 
     def record(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one answered request. The route is the template, so that labels stay few."""

@@ -26,9 +26,18 @@ if TYPE_CHECKING:
     from app.credits.request import Fingerprints
 
 EVIDENCE_TRIES_MAX: Final = 3  # evidence goes stale only when Redis is replaced in between
+ANSWER_WITHIN_S: Final = 1.9  # all steps of an answer together, whatever each may take: callers hear of an outage within 2 s
 REFUNDABLE: Final = frozenset({"consume", "commit"})
 
 Settled = Applied | Refused | Reused | Done
+
+
+def in_time() -> asyncio.Timeout:
+    """Return the one time limit over all steps that an answer takes; beyond it they raise TimeoutError.
+
+    A step that was cut off may still be done: a retry with the same key finds it, and the sweeper ends what is left.
+    """
+    return asyncio.timeout(ANSWER_WITHIN_S)
 
 
 class Book:
@@ -95,7 +104,8 @@ class Book:
             if type(outcomes[0]) is Applied:
                 return outcomes[0]
             return (await self._finish(0, [fields], outcomes))[0]
-        return (await self.decide_all([fields]))[0]
+        async with in_time():
+            return (await self.decide_all([fields]))[0]
 
     def decide_soon(self, fields: dict[str, Any], reply: Reply[Settled]) -> None:
         """Give the durable outcome of one operation, or the error, to `reply`; it may be called before this returns.

@@ -19,7 +19,7 @@ from app.actor import Actor, ActorStopped, AskTimeout, InboxFull
 from app.credits.operation import Done, IdMask, Order, Outcome, Refused, first_answer, outcome_of
 from app.db.keys import applied_channel, shard_keys, shard_tag
 from app.db.lua import load_script
-from app.db.redis import ScriptInterrupted
+from app.db.redis import RedisAway, ScriptInterrupted
 from app.db.retry import TRANSIENT, delay_ms
 from app.turns import Turns, end_task
 
@@ -110,16 +110,22 @@ class Ledger(Actor[Order]):
     def submit(self, fields: list[dict[str, Any]]) -> asyncio.Future[list[Outcome]]:
         """Have operations decided in order; the future holds their outcomes once they are durable.
 
-        Raises InboxFull or ActorStopped, its future AskTimeout; then the operations may still be applied.
+        Raises InboxFull, ActorStopped or RedisAway, its future AskTimeout; then the operations may still be applied.
         """
+        self._link.refuse_if_away()
         return self.ask(Order(fields))
 
     def submit_one(self, fields: dict[str, Any], reply: Reply[list[Outcome]]) -> None:
         """Have one operation decided; `reply` gets its outcome in a list, or the error, as soon as it is durable.
 
-        Raises InboxFull or ActorStopped; `reply` may get AskTimeout.
+        Raises InboxFull, ActorStopped or RedisAway; `reply` may get AskTimeout.
         """
+        self._link.refuse_if_away()
         self.post(Order([fields]), reply)
+
+    def refuse_if_away(self) -> None:
+        """Raise RedisAway while operations would be refused for it."""
+        self._link.refuse_if_away()
 
     def doubt(self) -> None:
         """Have the shard rebuilt before the next operation: Postgres knows something that Redis has forgotten."""
@@ -146,7 +152,7 @@ class Ledger(Actor[Order]):
                     self.doubt()
                 log.warning("store away", extra={"shard": self._shard.number, "reason": f"{type(error).__name__}: {error}"})
                 await self._link.close()
-                await asyncio.sleep(delay_ms(attempt) / 1000)
+                await asyncio.sleep(error.retry_after_s if isinstance(error, RedisAway) else delay_ms(attempt) / 1000)
                 attempt += 1
                 continue
             if decided:
@@ -341,6 +347,6 @@ class Ledger(Actor[Order]):
                 try:
                     outcomes = await self.submit([{"op": "sweep", "limit": limit}])
                     expired = outcomes[0].holds if isinstance(outcomes[0], Done) else 0
-                except (InboxFull, ActorStopped, AskTimeout):
+                except (InboxFull, ActorStopped, AskTimeout, RedisAway):
                     expired = 0
             await asyncio.sleep(0 if expired == limit else SWEEP_INTERVAL_S)

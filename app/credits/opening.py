@@ -36,7 +36,7 @@ from app.db.migrate import LedgerRow, found_ledger, migrate
 from app.db.pool_series import PoolSeries
 from app.db.pool_upkeep import PoolUpkeep
 from app.db.postgres import open_owner, open_pool, open_reader, open_session
-from app.db.redis import RedisLink, ping, subscribe
+from app.db.redis import RedisLink, ping, redis_breaker, subscribe
 from app.db.retry import TRANSIENT, delay_ms
 from app.db.statements import Statements
 from app.turns import end_task
@@ -194,8 +194,10 @@ class Credits:
             self._pool.terminate()
 
     async def ping(self) -> None:
-        """Ask Redis for a PONG. Raises when it is away."""
+        """Ask Redis for a PONG. Raises when it is away, or still taken to be for any shard."""
         await ping(self.stores.topology, shard_tag(0))
+        for parts in self._parts:
+            parts.ledger.refuse_if_away()
 
     async def _open(self) -> None:
         attempt = 0
@@ -215,6 +217,7 @@ class Credits:
         self._pool_upkeep = PoolUpkeep(self._pool, size_max=self.stores.pool_max)
         self._pool_upkeep.start()
         self._metrics.registry.register(PoolSeries(self._pool, self._pool_upkeep))
+        self._metrics.guard(self._pool.breaker)
         self._start_parts(row, self._pool)
 
     async def _prepare_schema(self) -> LedgerRow:
@@ -235,8 +238,10 @@ class Credits:
         mask, seal, records = IdMask.of(row.ledger_id), RowSeal(self.stores.audit_key), Records(pool)
         for number in range(row.shard_count):
             shard = Shard(number, origins[number])
-            tag = shard_tag(number)
-            link = RedisLink(topology, tag)
+            tag, guard = shard_tag(number), self._metrics.guard
+            # A breaker each: what one of them finds out must not keep another from trying.
+            breakers = [guard(redis_breaker(f"s{number:02d}")) for _ in range(3)]
+            link, ledger_link, signer_link = (RedisLink(topology, tag, breaker) for breaker in breakers)
             decode = functools.partial(_decode, number, mask)
             folds = Folds(self._controls.webhooks.wake)
             shard.subscribe(folds.advanced)
@@ -246,8 +251,8 @@ class Credits:
                 lambda: open_session(self.stores.database_url),
                 functools.partial(subscribe, topology, applied_channel(number)), self.stores.replica_name,
             )  # fmt: skip
-            ledger = Ledger(shard, writer, RedisLink(topology, tag), records, mask)
-            signer = ShardSigner(shard, log_, RedisLink(topology, tag), keys[number])
+            ledger = Ledger(shard, writer, ledger_link, records, mask)
+            signer = ShardSigner(shard, log_, signer_link, keys[number])
             feeds = [WitnessFeed(shard, log_, signer, one, self._signing.post) for one in self._signing.witnesses]
             self._parts.append(_Parts(shard, writer, keeper, ledger, signer, feeds))
             self._watch(self._parts[-1])
@@ -267,10 +272,10 @@ class Credits:
         self.book.account_reads.start(self._on_crash)
         statements = Statements(pool)
         replicas = self._start_rounds(statements, keys)
+        link = RedisLink(topology, LIMITS_TAG, self._metrics.guard(redis_breaker("limits")))
         self._controls.access.open(
-            statements, lambda: open_session(self.stores.database_url), RedisLink(topology, LIMITS_TAG), self._on_crash,
-            share=replicas.share,
-        )  # fmt: skip
+            statements, lambda: open_session(self.stores.database_url), link, self._on_crash, share=replicas.share
+        )
         self._controls.webhooks.open(statements, self._on_crash)
         self._pending = PendingEntries(statements, self.record)
         self._pending.start(self._on_crash)

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from app.db.keys import RULES_TAG
 from app.db.postgres import open_pool, open_reader
-from app.db.redis import RedisLink
+from app.db.redis import RedisLink, redis_breaker
 from app.db.retry import TRANSIENT, delay_ms
 from app.db.sql import query
 from app.db.statements import Statements
@@ -82,6 +82,8 @@ class Shadow:
         self.restored: dict[str, Any] = {}
         self.waiting_for = "the ledger"
         self.rules: Final = Rules(metrics)
+        self._redis = metrics.guard(redis_breaker("shadow"))
+        self._rules_redis = metrics.guard(redis_breaker("rules"))
         metrics.registry.register(ShadowSeries(lambda: () if self._parts is None else self._parts.catalog))
 
     @property
@@ -148,7 +150,7 @@ class Shadow:
     async def _open_parts(self, places: Places) -> None:
         pool = await open_pool(places.database_url, POOL_SIZE)
         topology = make_topology(places.redis_url)
-        counters = Counters(topology)
+        counters = Counters(topology, self._redis)
         try:
             clock = SteadyClock()
             steward = Steward(lambda: catalog, clock, places.replica)
@@ -163,7 +165,7 @@ class Shadow:
         self._parts = _Parts(pool, counters, catalog, steward, watch, checkpoints)
         for part in (steward, watch, checkpoints):
             part.start(self._on_crash)
-        self.rules.open(Statements(pool), RedisLink(topology, RULES_TAG), self._on_crash)
+        self.rules.open(Statements(pool), RedisLink(topology, RULES_TAG, self._rules_redis), self._on_crash)
         self.calls = ExperimentCalls(catalog, steward, clock)
 
 
