@@ -62,8 +62,9 @@ class LedgerRecovery:
         run_id = await self._link.open()
         known = await self._link.command("HMGET", self._keys[0], "generation", "seq", "durable", "restoring", "at")
         plan = self._plan(row, run_id, known)
-        # The ledger's own time decides in which quarter an event falls, even where a clock was far off.
-        at = time_of(int(known[4] or 0)) if known[4] else time_of(now_ms())
+        # The ledger's own time decides in which quarter an event falls, even where a clock was far off. It is 0 as long as
+        # the chain is empty, which is no time: partitions since 1970 would be made.
+        at = time_of(int(known[4] or 0) or now_ms())
         await self._execute(lease, "SELECT ensure_partitions(least($1, now()), greatest($1, now()), $2)", at, QUARTERS_AHEAD)
         if plan != "rebuild":
             try:

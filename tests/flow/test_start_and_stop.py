@@ -19,6 +19,7 @@ from tests.server import REPOSITORY, ShieldxServer
 
 GRACE_S = 20.0
 DEADLINE_S = 15.0
+PARTITIONS = "SELECT count(*) FROM pg_class WHERE relispartition AND relkind = 'r'"
 
 
 async def until_ended(server: ShieldxServer) -> int:
@@ -96,6 +97,23 @@ async def test_a_server_that_starts_again_goes_on_where_it_stopped(
     await client.done(f"/v1/credits/reservations/{hold['reservation_id']}/commit")
     assert await client.numbers(tenant) == (89, 0, 5)
     server.kill()
+
+
+async def test_an_unused_ledger_that_starts_again_makes_no_partition(house: LedgerHouse) -> None:
+    ledger = await house.make_ledger()
+    server = house.server_on(ledger, "unused")
+    connection = await asyncpg.connect(ledger.database_url)
+    try:
+        await server.start()
+        at_first = await connection.fetchval(PARTITIONS)
+
+        await asyncio.to_thread(server.stop)
+        await server.start()
+
+        assert await connection.fetchval(PARTITIONS) == at_first
+    finally:
+        await connection.close()
+        await asyncio.to_thread(server.stop)
 
 
 async def test_another_number_of_shards_is_refused_at_start(house: LedgerHouse, ledger: Ledger) -> None:
