@@ -92,7 +92,7 @@ async def batch(request: Request) -> Handled:
     asked = "".join(fields["fp"] + fields["key"] for fields in operations)
     claim = {"op": "claim", "fp": book.fingerprints.request(asked.encode()), "key": book.fingerprints.key(key)}
     verbs = [fields["op"] for fields in operations]
-    async with in_time():
+    async with in_time(len(operations)):
         claimed = await book.claim(claim)
         if not isinstance(claimed, Done):
             return refused_answer(claimed, request_id)

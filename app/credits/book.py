@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from app.actor import AskTimeout
+from app.actor import SECONDS_PER_UNIT, AskTimeout
 from app.credits.account_reads import AccountReads
 from app.credits.operation import Applied, Done, NeedsEvidence, Refused, Remembered, Reused, position_of
 from app.credits.transfers import Transfers
@@ -32,12 +32,13 @@ REFUNDABLE: Final = frozenset({"consume", "commit"})
 Settled = Applied | Refused | Reused | Done
 
 
-def in_time() -> asyncio.Timeout:
+def in_time(operations: int = 1) -> asyncio.Timeout:
     """Return the one time limit over all steps that an answer takes; beyond it they raise TimeoutError.
 
-    A step that was cut off may still be done: a retry with the same key finds it, and the sweeper ends what is left.
+    Many operations get more, as in the mailbox. A step that was cut off may still be done: a retry with the same key finds
+    it, and the sweeper ends what is left.
     """
-    return asyncio.timeout(ANSWER_WITHIN_S)
+    return asyncio.timeout(ANSWER_WITHIN_S + (operations - 1) * SECONDS_PER_UNIT)
 
 
 class Book:
