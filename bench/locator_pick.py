@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from app.locator.balancing import STRATEGIES
 from app.locator.instance import Instance, Snapshot
 from app.locator.pick import Balancer
+from app.locator.record import encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -56,8 +57,10 @@ def instance(number: int) -> Instance:
         service="checkout", id=f"checkout-7d9f{number:06x}", host=host, port=8080, generation=f"{number:032x}",
         zone=f"zone-{number % 3}",
         tags=(f"v{number % 4}.{number % 7}", "http", "canary" if number % 20 == 0 else "stable", f"shard-{number % 16}"),
-        metadata={"version": f"1.{number % 9}.{number % 30}", "region": "eu-central-1", "node": f"node-{number // 8:05}",
-                  "commit": f"{number * 2654435761 % 2**32:08x}", "started_by": "deployer", "runtime": "python3.11"},
+        metadata_json=encode({
+            "version": f"1.{number % 9}.{number % 30}", "region": "eu-central-1", "node": f"node-{number // 8:05}",
+            "commit": f"{number * 2654435761 % 2**32:08x}", "started_by": "deployer", "runtime": "python3.11",
+        }),
     )  # fmt: skip
 
 
