@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -19,7 +20,7 @@ from app.actor import Actor, ActorStopped, AskTimeout, InboxFull
 from app.credits.operation import Done, IdMask, Order, Outcome, Refused, first_answer, outcome_of
 from app.db.keys import applied_channel, shard_keys, shard_tag
 from app.db.lua import load_script
-from app.db.redis import RedisAway, ScriptInterrupted
+from app.db.redis import GIVE_UP_S, RedisAway, ScriptInterrupted
 from app.db.retry import TRANSIENT, delay_ms
 from app.turns import Turns, end_task
 
@@ -110,21 +111,23 @@ class Ledger(Actor[Order]):
     def submit(self, fields: list[dict[str, Any]]) -> asyncio.Future[list[Outcome]]:
         """Have operations decided in order; the future holds their outcomes once they are durable.
 
-        Raises InboxFull, ActorStopped or RedisAway, its future AskTimeout; then the operations may still be applied.
+        Raises InboxFull, ActorStopped or ConnectionError, its future AskTimeout; then the operations may still be applied.
         """
-        self._link.refuse_if_away()
+        self.refuse_if_away()
         return self.ask(Order(fields))
 
     def submit_one(self, fields: dict[str, Any], reply: Reply[list[Outcome]]) -> None:
         """Have one operation decided; `reply` gets its outcome in a list, or the error, as soon as it is durable.
 
-        Raises InboxFull, ActorStopped or RedisAway; `reply` may get AskTimeout.
+        Raises InboxFull, ActorStopped or ConnectionError; `reply` may get AskTimeout.
         """
-        self._link.refuse_if_away()
+        self.refuse_if_away()
         self.post(Order([fields]), reply)
 
     def refuse_if_away(self) -> None:
-        """Raise RedisAway while operations would be refused for it."""
+        """Raise ConnectionError once the shard, or the way to it, has been closed for GIVE_UP_S: waiting is in vain."""
+        if self._shard.state != "open" and time.monotonic() - self._shard.closed_at_s >= GIVE_UP_S:
+            raise ConnectionError(f"the shard is closed: {self._shard.reason}")
         self._link.refuse_if_away()
 
     def doubt(self) -> None:
@@ -347,6 +350,6 @@ class Ledger(Actor[Order]):
                 try:
                     outcomes = await self.submit([{"op": "sweep", "limit": limit}])
                     expired = outcomes[0].holds if isinstance(outcomes[0], Done) else 0
-                except (InboxFull, ActorStopped, AskTimeout, RedisAway):
+                except (InboxFull, ActorStopped, AskTimeout, ConnectionError):
                     expired = 0
             await asyncio.sleep(0 if expired == limit else SWEEP_INTERVAL_S)
