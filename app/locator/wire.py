@@ -277,8 +277,8 @@ def view_of(record: Record, balancer: Balancer, now_s: float) -> InstanceView:
         check = CheckView(kind, one.check.target, one.check.interval_s, status)
     mode: Any = record.mode
     return InstanceView(
-        *msgspec.structs.astuple(facts_of(one)), one.ttl_s, mode, breaker, load, time_text(one.registered_at_ms),
-        record.revision, check,
+        **msgspec.structs.asdict(facts_of(one)), ttl_seconds=one.ttl_s, mode=mode, breaker=breaker, load=load,
+        registered_at=time_text(one.registered_at_ms), index=record.revision, check=check,
     )  # fmt: skip
 
 
