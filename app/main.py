@@ -41,6 +41,7 @@ from app.shadow.flags_api import FLAG_ROUTES
 from app.shadow.opening import Places, Shadow
 from app.shadow.rules_api import RULE_ROUTES, RULES
 from app.web.connections import ConnectionLimits, EdgeRunner
+from app.web.console import console_route
 from app.web.docs import reference_routes
 from app.web.edge import set_up
 from app.web.outgoing import Outgoing
@@ -136,7 +137,8 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
     services = (*add_shadow(app, settings, metrics, on_crash), *add_locator(app, settings, metrics))
     if "credits" in settings.services:
         services = (*CREDIT_ROUTES, *services)
-    routes = (*services, *AUDIT_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES, *PRIVACY_ROUTES, *OPERATION_ROUTES)
+    about = (*OPERATION_ROUTES, console_route(__version__))
+    routes = (*services, *AUDIT_ROUTES, *KEY_ROUTES, *WEBHOOK_ROUTES, *PRIVACY_ROUTES, *about)
     add_routes(app, (*routes, *reference_routes(routes, title="shieldx", version=__version__)))
 
     async def stores(app: web.Application) -> AsyncIterator[None]:

@@ -29,6 +29,7 @@ class Wanted(NamedTuple):
 PROGRAMS: Final[dict[str, Wanted]] = {
     "redis-server": Wanted("redis-server", 7),
     "prometheus": Wanted("prometheus", 2),
+    "chromium": Wanted("chromium"),
     # Debian builds its Prometheus without consul_sd; this one has it.
     "victoria-metrics": Wanted("victoria-metrics"),
 }

@@ -20,12 +20,13 @@ from app.audit.verify import CannotCheckError
 from app.credits.api import CREDITS, book_of, unavailable
 from app.credits.operation import position_of
 from app.credits.permits import no_transaction, sees
+from app.credits.reads import decode_cursor, encode_cursor
 from app.credits.wire import Id
 from app.web.answers import Answer
 from app.web.body import Body
-from app.web.fields import Input, Limit
+from app.web.fields import Cursor, Input, Limit
 from app.web.problems import Problem, invalid
-from app.web.routes import Handled, Route, json_answer, limit, query
+from app.web.routes import Handled, Route, cursor, json_answer, limit, query
 
 if TYPE_CHECKING:
     from app.audit.log import Log
@@ -95,18 +96,26 @@ def not_published() -> Problem:
 
 async def shards(request: Request) -> Handled:
     """GET /v1/audit/shards."""
+    count = limit(request)
+    after: int = decode_cursor(cursor(request), int, -1)
     rows = await book_of(request).records.rows(
         "SELECT s.shard, s.head_seq + 1 AS size, encode(s.head_hash, 'hex') AS head, "
         "(SELECT max(c.size) FROM audit_checkpoints c WHERE c.shard = s.shard) AS signed_size "
-        "FROM ledger_shards s ORDER BY s.shard"
-    )
-    return json_answer(orjson.dumps({"data": [dict(row) for row in rows], "next_cursor": None}))
+        "FROM ledger_shards s WHERE s.shard > $1 ORDER BY s.shard LIMIT $2", after, count + 1,
+    )  # fmt: skip
+    return _page([dict(row) for row in rows], count, "shard")
+
+
+def _page(data: list[dict[str, Any]], count: int, position: str) -> Handled:
+    """Return the first `count` of `data`, and a cursor to the rest if there is one more."""
+    following = encode_cursor(data[count - 1][position]) if len(data) > count else None
+    return json_answer(orjson.dumps({"data": data[:count], "next_cursor": following}))
 
 
 async def entries(request: Request) -> Handled:
     """GET /v1/audit/entries."""
     shard, count = _shard(request), limit(request)
-    after: int = query(request, "after", Seq, -1)
+    after: int = decode_cursor(cursor(request), int, query(request, "after", Seq, -1))
     rows = await book_of(request).records.rows(
         "SELECT seq, entry, hash, prev_hash, signature, key_id FROM audit_chain "
         "WHERE shard = $1 AND seq > $2 ORDER BY seq LIMIT $3", shard, after, count + 1,
@@ -114,10 +123,9 @@ async def entries(request: Request) -> Handled:
     data = [
         {"shard": shard, "seq": seq, "entry": _base64(entry), "hash": digest.hex(), "prev_hash": prev.hex(),
          "signature": signature.hex(), "key_id": key_id}
-        for seq, entry, digest, prev, signature, key_id in rows[:count]
+        for seq, entry, digest, prev, signature, key_id in rows
     ]  # fmt: skip
-    following = str(data[-1]["seq"]) if len(rows) > count else None
-    return json_answer(orjson.dumps({"data": data, "next_cursor": following}))
+    return _page(data, count, "seq")
 
 
 async def checkpoint_of(request: Request) -> Handled:
@@ -246,12 +254,13 @@ async def verify(request: Request) -> Handled:
 _PAGE_OF_ONE: Final[dict[int, Any]] = {200: dict[str, Any]}
 _LATER: Final = ((404, "not_published"), (503, "unavailable"))
 _SHARD: Final[dict[str, Any]] = {"shard": Number}
+_PAGED: Final[dict[str, Any]] = {"limit": Limit, "cursor": Cursor}
 
 AUDIT_ROUTES: Final = (
-    Route("GET", "/v1/audit/shards", shards, summary="List shards, their sizes and heads", tag="audit", answers=_PAGE_OF_ONE,
-          problems=((503, "unavailable"),)),
+    Route("GET", "/v1/audit/shards", shards, summary="List shards, their sizes and heads", tag="audit",
+          query=_PAGED, answers=_PAGE_OF_ONE, problems=((503, "unavailable"),)),
     Route("GET", "/v1/audit/entries", entries, summary="Read entries in their order", tag="audit",
-          query={**_SHARD, "after": Seq, "limit": Limit}, answers=_PAGE_OF_ONE, problems=((503, "unavailable"),)),
+          query={**_SHARD, "after": Seq, **_PAGED}, answers=_PAGE_OF_ONE, problems=((503, "unavailable"),)),
     Route("GET", "/v1/audit/checkpoint", checkpoint_of, summary="Read the newest signed checkpoint (C2SP)", tag="audit",
           query=_SHARD, answers={200: None}, media_type=TEXT, problems=_LATER),
     Route("GET", "/v1/audit/keys", keys, summary="List the verifier keys of checkpoints", tag="audit", answers=_PAGE_OF_ONE,

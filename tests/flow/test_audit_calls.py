@@ -76,6 +76,18 @@ async def test_proofs_lead_to_the_signed_root(client: Client) -> None:
     assert newest.size > last["seq"]
 
 
+async def test_lists_of_the_chain_are_read_in_pages(client: Client) -> None:
+    first = await spend(client)
+    await spend(client)
+
+    shards = (await client.get("/v1/audit/shards?limit=1")).body
+    page = (await client.get(f"/v1/audit/entries?after={first['seq'] - 1}&limit=2")).body
+    rest = (await client.get(f"/v1/audit/entries?limit=2&cursor={page['next_cursor']}")).body
+
+    assert (len(shards["data"]), shards["next_cursor"]) == (1, None)
+    assert [item["seq"] for item in page["data"] + rest["data"]][:3] == [first["seq"] + i for i in range(3)]
+
+
 async def test_tiles_hold_the_leaf_hashes_and_the_entries(client: Client) -> None:
     spent = await spend(client)
     await signed(client, f"/v1/audit/proof/inclusion?seq={spent['seq']}")

@@ -138,7 +138,7 @@ async def notes(client: Client) -> list[tuple[str, dict[str, Any]]]:
                 found.append((record["type"], record["details"]))
         if page["next_cursor"] is None:
             return found
-        after = f"&after={page['next_cursor']}"
+        after = f"&cursor={page['next_cursor']}"
 
 
 async def test_rates_of_key_and_tenant_are_held_and_told(client: Client) -> None:
