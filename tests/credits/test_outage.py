@@ -13,6 +13,7 @@ import pytest
 
 from tests.credits.ledger_client import Client, Reply, fresh
 from tests.credits.ledger_house import LedgerHouse
+from tests.credits.test_legs import tenant_of
 from tests.lag import Lag, starved_s
 from tests.server import ShieldxServer
 from tests.stores import StoreProcess
@@ -60,16 +61,25 @@ async def timed(client: Client, tenant: str, key: str) -> tuple[float, Reply]:
     return time.monotonic() - started_s, reply
 
 
+async def timed_transfer(client: Client, giver: str, taker: str) -> tuple[float, Reply]:
+    legs = [{"tenant_id": giver, "amount": -1}, {"tenant_id": taker, "amount": 1}]
+    started_s = time.monotonic()
+    reply = await client.post("/v1/transactions", {"legs": legs}, key=fresh("key"))
+    return time.monotonic() - started_s, reply
+
+
 async def test_an_outage_is_answered_503_within_two_seconds_and_retried_to_one_application(
-    client: Client, freeze: Freeze, server: ShieldxServer, lag: Lag
+    client: Client, wide: Client, freeze: Freeze, server: ShieldxServer, lag: Lag
 ) -> None:
     assert server.process is not None
     tenant = await client.tenant(100)
+    pair = [await tenant_of(wide, shard, 10) for shard in (0, 1)]
     keys = [fresh("key") for _ in range(30)]
     starved_before_s = starved_s(server.process.pid)
 
     async with freeze():
-        answers = await asyncio.gather(*(timed(client, tenant, key) for key in keys))
+        transfers = (timed_transfer(wide, pair[i % 2], pair[1 - i % 2]) for i in range(4))
+        answers = await asyncio.gather(*(timed(client, tenant, key) for key in keys), *transfers)
         lasting = [await timed(client, tenant, keys[0])]
         while lasting[-1][0] > REFUSED_AT_ONCE_S and len(lasting) < REFUSED_WITHIN:
             lasting.append(await timed(client, tenant, keys[0]))
