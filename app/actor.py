@@ -90,6 +90,7 @@ class Actor(Generic[M]):
         self._wake: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.rejected = 0  # messages that found the mailbox full, since the start
 
     async def receive(self, batch: list[M]) -> None:
         """Make the batch durable, then answer its asks. An exception here is a crash."""
@@ -146,6 +147,7 @@ class Actor(Generic[M]):
         if not self._accepting:
             raise ActorStopped(self.name)
         if self._weight + message.weight > self._inbox_max:
+            self.rejected += 1
             raise InboxFull(self.name)
         self._inbox.append(message)
         self._weight += message.weight

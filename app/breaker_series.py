@@ -43,7 +43,7 @@ class BreakerSeries(Collector):
             levels[name] = max(levels.get(name, 0), LEVELS[breaker.state(now_s)])
             opened[name] = opened.get(name, 0) + breaker.opened
         state = GaugeMetricFamily("shieldx_breaker_state", "0 closed, 1 half open, 2 open", labels=("name",))
-        counts = CounterMetricFamily("shieldx_breaker_opened", "Times that a store was given up", labels=("name",))
+        counts = CounterMetricFamily("shieldx_breaker_opened", "Times that a breaker has opened", labels=("name",))
         for name, level in levels.items():
             state.add_metric((name,), level)
             counts.add_metric((name,), opened[name])

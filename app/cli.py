@@ -14,11 +14,17 @@ import uvloop
 
 from app import __version__
 from app.access.commands import add_parsers, run_keys
+from app.backup.directory import BackupRefused
+from app.backup.parsers import add_backup_parsers
+from app.db.migrate import MigrationFailed
+from app.db.migrations import MigrationRefused
 from app.embedded import EmbeddedFault, read_endpoints, root_key
 from app.settings import DESCRIPTIONS, SettingRefused, Settings, read_settings, variable_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from app.audit.entry import RowSeal
 
 EXIT_REFUSED: Final = 2  # the command line or the settings are wrong, or a check could not be made
 _SECRET: Final = frozenset({
@@ -70,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--purpose", required=True, help="why it is read, such as a case number; stands in the chain")
     show.add_argument("--database-url", help="Postgres (DATABASE_URL; default: the embedded one)")
     show.add_argument("--data-dir", dest="data_dir", help="data directory with the embedded servers and the master key")
+    add_backup_parsers(commands)
     replay = commands.add_parser("replay", help="play a file of metered requests against a server")
     replay.add_argument("file", type=Path, help="CSV with TIMESTAMP, ContextTokens, GeneratedTokens")
     replay.add_argument("--url", default="http://127.0.0.1:5004")
@@ -106,9 +113,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    from app.audit.entry import RowSeal  # noqa: PLC0415
     from app.audit.offline import run_receipt  # noqa: PLC0415
-    from app.audit.signing_keys import audit_key  # noqa: PLC0415
     from app.audit.trust import TrustRefused, read_trust  # noqa: PLC0415
     from app.audit.verify import run_verify  # noqa: PLC0415
 
@@ -123,11 +128,8 @@ def _audit(arguments: argparse.Namespace) -> int:
     data_dir = _data_dir(arguments)
     settings = read_settings({"data_dir": str(data_dir)}, {k: v for k, v in os.environ.items() if k.endswith("_KEY")})
     url = arguments.database_url or os.environ.get("DATABASE_URL") or read_endpoints(data_dir).admin_database_url
-    seals = {}
-    if settings.root_key or settings.audit_key or (data_dir / "root.key").exists():
-        seal = RowSeal(audit_key(settings, settings.root_key or root_key(data_dir)))
-        seals[seal.key_id] = seal
-    return run_verify(url, seals, arguments.json, trust)
+    seal = _seal(settings)
+    return run_verify(url, {} if seal is None else {seal.key_id: seal}, arguments.json, trust)
 
 
 def _keys(arguments: argparse.Namespace) -> int:
@@ -152,6 +154,32 @@ def _payment(arguments: argparse.Namespace) -> int:
     return run_disclosure(url, masters, arguments.transaction_id, arguments.purpose)
 
 
+def _seal(settings: Settings) -> RowSeal | None:
+    """Return the seal of the ledger's rows, None where no key is known."""
+    from app.audit.entry import RowSeal  # noqa: PLC0415
+    from app.audit.signing_keys import audit_key  # noqa: PLC0415
+
+    if not settings.root_key and not settings.audit_key and not (settings.data_dir / "root.key").exists():
+        return None
+    return RowSeal(audit_key(settings, settings.root_key or root_key(settings.data_dir)))
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    from app.backup.commands import run_backup_command  # noqa: PLC0415
+
+    flags = {name: getattr(arguments, name, None) for name in ("data_dir", "backup_dir", "backup_keep_days")}
+    environment = dict(os.environ)
+    owner, server = environment.get("SHIELDX_MIGRATE_DATABASE_URL"), environment.get("DATABASE_URL")
+    if not environment.get("REDIS_URL"):  # needed to serve, and to restore, which says so
+        environment |= {"SHIELDX_MIGRATE_DATABASE_URL": owner or server or "", "DATABASE_URL": ""}
+    elif owner and not server:
+        environment["DATABASE_URL"] = owner
+    settings = read_settings(flags, environment)
+    if arguments.command == "restore" and not settings.database_url and not settings.migrate_database_url:
+        root_key(settings.data_dir)  # a new data directory gets one, as at the first start of a server
+    return run_backup_command(arguments, settings, _seal(settings))
+
+
 def _replay(arguments: argparse.Namespace) -> int:
     from app.replay import ReplayOptions, run_replay  # noqa: PLC0415
 
@@ -160,28 +188,28 @@ def _replay(arguments: argparse.Namespace) -> int:
     return run_replay(ReplayOptions(**{k: v for k, v in vars(arguments).items() if k in fields} | {"key": key}))
 
 
+def _urls(arguments: argparse.Namespace) -> int:
+    urls = read_endpoints(_data_dir(arguments))
+    print(f"REDIS_URL={urls.redis_url}\nDATABASE_URL={urls.admin_database_url}")
+    return 0
+
+
+def _key(arguments: argparse.Namespace) -> int:
+    print(root_key(_data_dir(arguments)))
+    return 0
+
+
+_RUNS: Final = {
+    "serve": _serve, "urls": _urls, "key": _key, "audit": _audit, "keys": _keys, "payment": _payment,
+    "migrate": _backup, "backup": _backup, "restore": _backup, "replay": _replay,
+}  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     parsed = _parser().parse_args(arguments)
     try:
-        match parsed.command:
-            case "serve":
-                return _serve(parsed)
-            case "urls":
-                urls = read_endpoints(_data_dir(parsed))
-                print(f"REDIS_URL={urls.redis_url}\nDATABASE_URL={urls.admin_database_url}")
-                return 0
-            case "key":
-                print(root_key(_data_dir(parsed)))
-                return 0
-            case "audit":
-                return _audit(parsed)
-            case "keys":
-                return _keys(parsed)
-            case "payment":
-                return _payment(parsed)
-            case _:
-                return _replay(parsed)
-    except (SettingRefused, EmbeddedFault) as error:
+        return _RUNS[parsed.command](parsed)
+    except (SettingRefused, EmbeddedFault, MigrationRefused, MigrationFailed, BackupRefused) as error:
         print(f"shieldx: {error}", file=sys.stderr)
         return EXIT_REFUSED

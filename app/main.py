@@ -20,19 +20,24 @@ from app.access.opening import Access
 from app.audit.note import NoteRefused
 from app.audit.signing_keys import SeedsRefused, audit_key, parse_seeds
 from app.audit.witness import Witness, parse_witnesses
+from app.backup.places import backup_directory
+from app.backup.series import BackupSeries
+from app.backup.upgrade import migrate_embedded
 from app.credits.api import CREDITS, PRIVACY, outage
 from app.credits.audit_api import AUDIT_ROUTES
 from app.credits.opening import Controls, Credits, Signing, Stores
 from app.credits.privacy_api import PRIVACY_ROUTES
 from app.credits.routes import ROUTES as CREDIT_ROUTES
-from app.db.migrate import MigrationRefused
+from app.db.migrations import MigrationRefused
 from app.db.topology import Topology, make_topology
-from app.embedded import EmbeddedServers, checkpoint_keys, root_key, secret_file
+from app.embedded import EmbeddedServers, Endpoints, checkpoint_keys, root_key, secret_file
 from app.locator.api import LOCATOR
 from app.locator.opening import Locator
 from app.locator.routes import LOCATOR_ROUTES
+from app.loop_lag import LoopLag
 from app.metrics import Metrics
 from app.operations import METRICS, OPERATION_ROUTES
+from app.otel import open_traces
 from app.privacy.envelope import MasterKeyRefused, make_master_key_file, read_master_keys
 from app.privacy.opening import Privacy
 from app.settings import SettingRefused, Settings
@@ -44,8 +49,10 @@ from app.web.connections import ConnectionLimits, EdgeRunner
 from app.web.console import console_route
 from app.web.docs import reference_routes
 from app.web.edge import set_up
+from app.web.fastpath import PATHS
 from app.web.outgoing import Outgoing
 from app.web.routes import Route, add_routes
+from app.web.traced import TRACES
 from app.webhooks.api import WEBHOOK_ROUTES, WEBHOOKS
 from app.webhooks.opening import Webhooks
 from app.webhooks.signature import signing_keys
@@ -55,6 +62,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from app.privacy.envelope import MasterKeys
+    from app.traces import Traces
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +70,10 @@ MASTER_KEY_FILE: Final = "master.key"  # in the data directory; 64 hex digits a 
 GC_ALLOCATIONS: Final = 50_000  # container objects between two collections: about 10 MB of garbage at most
 
 
-def redis_topology(redis_url: str) -> Topology:
+def redis_topology(redis_url: str, metrics: Metrics) -> Topology:
     """Return what REDIS_URL names. Raises SettingRefused."""
     try:
-        return make_topology(redis_url)
+        return make_topology(redis_url, metrics.redis)
     except ValueError as error:
         raise SettingRefused(f"REDIS_URL: {error}") from None
 
@@ -118,12 +126,44 @@ def checked_master_keys(settings: Settings) -> MasterKeys:
         raise SettingRefused(f"SHIELDX_MASTER_KEYS or SHIELDX_MASTER_KEY_FILE: {reason}") from None
 
 
-def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> web.Application:
-    """Return the application: its parts start left to right and stop right to left."""
+def watch_backups(settings: Settings, metrics: Metrics) -> None:
+    """Export how old backups are, where a setting names their directory."""
+    if settings.backup_dir:
+        metrics.registry.register(BackupSeries(backup_directory(settings)))
+
+
+@contextlib.asynccontextmanager
+async def embedded_stores(settings: Settings) -> AsyncIterator[Endpoints]:
+    """Run the embedded servers, their schema that of this release: nobody else serves from them.
+
+    Raises what the servers and `migrate_embedded` raise.
+    """
+
+    def report(name: str, code: int) -> None:
+        log.error("embedded server ended", extra={"server": name, "code": code})
+
+    async with EmbeddedServers(settings.data_dir, on_exit=report) as urls:
+        directory = backup_directory(settings)
+        applied = await migrate_embedded(
+            urls.admin_database_url, directory.path, settings.backup_keep_days, settings.services
+        )
+        if applied:
+            log.info("migrations applied", extra={"migrations": applied})
+        yield urls
+
+
+def make_app(settings: Settings, on_crash: Callable[[BaseException], None], traces: Traces | None = None) -> web.Application:
+    """Return the application: its parts start left to right and stop right to left.
+
+    traces  takes traces; by default what the settings ask for
+    Raises SettingRefused.
+    """
     app = web.Application()
+    add_traces(app, settings, traces)
     key = settings.root_key or root_key(settings.data_dir)
-    metrics = Metrics()
+    metrics = Metrics(settings.revision)
     app[METRICS] = metrics
+    watch_backups(settings, metrics)
 
     async def record(kind: str, details: dict[str, Any]) -> None:
         await app[CREDITS].record(kind, details)
@@ -132,6 +172,8 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
         Access(key, record), Webhooks(signing_keys(settings, key), rules_of(settings)),
         Privacy(lambda: master_keys(settings), record, settings.payment_keep_days), settings.archive_after_days,
     )  # fmt: skip
+    metrics.add(controls.access.series.collect)
+    metrics.add(controls.webhooks.series.collect)
     app[ACCESS], app[WEBHOOKS], app[PRIVACY] = controls.access, controls.webhooks, controls.privacy
     set_up(app, controls.access.gate.entrance, metrics.record, outage)
     services = (*add_shadow(app, settings, metrics, on_crash), *add_locator(app, settings, metrics))
@@ -143,30 +185,27 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
 
     async def stores(app: web.Application) -> AsyncIterator[None]:
         """The embedded servers, unless URLs are given; then credits on top of them."""
-
-        def report(name: str, code: int) -> None:
-            log.error("embedded server ended", extra={"server": name, "code": code})
-
         if settings.redis_url:
             owner = settings.migrate_database_url or settings.database_url
             async for _ in _run_credits(app, settings.redis_url, settings.database_url, owner):
                 yield
         else:
-            async with EmbeddedServers(settings.data_dir, on_exit=report) as urls:
+            async with embedded_stores(settings) as urls:
                 async for _ in _run_credits(app, urls.redis_url, urls.database_url, urls.admin_database_url):
                     yield
 
     async def _run_credits(app: web.Application, redis_url: str, database_url: str, owner: str) -> AsyncIterator[None]:
-        async with Outgoing() as client:
+        async with observing(app), Outgoing() as client:
             controls.privacy.load(checked_master_keys(settings))
             if settings.redis_url and not settings.master_keys and not settings.master_key_file:
                 log.warning("private data is under a key of this process's data directory: give all replicas the same one")
             signing = Signing(checkpoint_seeds(settings), named_witnesses(settings), client.post)
             credits_ = Credits(
-                Stores(redis_topology(redis_url), database_url, owner, settings.postgres_pool_size,
+                Stores(redis_topology(redis_url, metrics), database_url, owner, settings.postgres_pool_size,
                        settings.postgres_pool_max, settings.ledger_shards,
-                       audit_key(settings, key), settings.replica_name, settings.verify_interval_seconds),
-                signing, controls, metrics, on_crash,
+                       audit_key(settings, key), settings.replica_name, settings.verify_interval_seconds,
+                       settings.services),
+                signing, controls, metrics, on_crash, traced=TRACES in app,
             )  # fmt: skip
             app[CREDITS] = credits_
             credits_.start()
@@ -177,6 +216,24 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None]) -> w
 
     app.cleanup_ctx.append(stores)
     return app
+
+
+def add_traces(app: web.Application, settings: Settings, traces: Traces | None) -> None:
+    """Let `traces`, or what the settings ask for, take traces of the application's requests. Before its routes are added."""
+    taken_by = traces or open_traces(settings)
+    if taken_by is not None:
+        app[TRACES] = taken_by
+
+
+@contextlib.asynccontextmanager
+async def observing(app: web.Application) -> AsyncIterator[None]:
+    """Sample the lag of the event loop meanwhile, and send the last traces at the end."""
+    lag = LoopLag(app[METRICS].lag)
+    lag.start()
+    yield
+    lag.stop()
+    if TRACES in app:
+        await app[TRACES].close()
 
 
 def add_shadow(
@@ -250,16 +307,20 @@ def calm_collector() -> None:
 
 async def serve(settings: Settings) -> int:
     """Run the server until SIGTERM, SIGINT or a crash; return the exit code."""
-    stopping = asyncio.Event()
+    stopping, hurried = asyncio.Event(), asyncio.Event()
     faults: list[BaseException] = []
 
     def on_crash(error: BaseException) -> None:
         faults.append(error)
         stopping.set()
+        hurried.set()
+
+    def on_signal() -> None:
+        (hurried if stopping.is_set() else stopping).set()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, on_signal)
     app = make_app(settings, on_crash)
     limits = ConnectionLimits(header_timeout_s=settings.header_timeout_seconds, connections_max=settings.connections_max)
     runner = EdgeRunner(app, limits, shutdown_timeout=settings.shutdown_grace_seconds, handle_signals=False)
@@ -274,11 +335,24 @@ async def serve(settings: Settings) -> int:
             calm_collector()
         opened.cancel()
         await stop
+        await leave(app, settings.shutdown_delay_seconds, hurried)
     finally:
         await runner.cleanup()
     for error in faults:
         _report(error)
     return 1 if faults else 0
+
+
+async def leave(app: web.Application, delay_s: float, hurried: asyncio.Event) -> None:
+    """Let clients go elsewhere for `delay_s`, or until `hurried`: requests are served, /ready says 503, answers close.
+
+    A load balancer needs a moment to see that a replica ends, and a client that keeps a connection has to be told: one that
+    is closed between two requests can lose the next one.
+    """
+    app[PATHS].leaving = True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(delay_s):
+            await hurried.wait()
 
 
 async def _listen(runner: EdgeRunner, host: str, port: int) -> int:

@@ -13,6 +13,7 @@ from app.credits.api import CREDITS
 from app.locator.api import LOCATOR
 from app.metrics import Metrics
 from app.shadow.api import SHADOW
+from app.web.fastpath import PATHS
 from app.web.routes import Answer, Handled, Route
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ def _ms(started: float) -> float:
     return round((time.perf_counter() - started) * 1000, 3)
 
 
-async def ready(request: Request) -> Handled:
-    """GET /ready: Redis, Postgres, shards and chain, each with state and ms; 503 names what is waited for."""
-    credits_ = request.app[CREDITS]
+async def readiness(app: web.Application) -> dict[str, Any]:
+    """Return every check with state and ms, within CHECK_TIMEOUT_S: Redis, Postgres, shards, chain, and the services."""
+    credits_ = app[CREDITS]
     book = credits_.book
     if book is None:
         checks: dict[str, Any] = {"postgres": {"state": "waiting", "ms": 0.0, "reason": credits_.waiting_for}}
@@ -60,13 +61,25 @@ async def ready(request: Request) -> Handled:
             _check(credits_.ping), _check(postgres), _check(book.records.check_heads)
         )
         checks = {"redis": redis_check, "postgres": postgres_check, "shard": _shards(credits_), "chain": chain_check}
-    shadow = request.app.get(SHADOW)
+    shadow = app.get(SHADOW)
     if shadow is not None:
         checks["shadow"] = await _check(shadow.check)
-    if LOCATOR in request.app:
-        checks["locator"] = _locator(request.app[LOCATOR])
-    waiting = [name for name, check in checks.items() if check["state"] != "ok"]
-    status = 503 if waiting or book is None else 200
+    if LOCATOR in app:
+        checks["locator"] = _locator(app[LOCATOR])
+    if app[PATHS].leaving:
+        checks["process"] = {"state": "stopping", "ms": 0.0}
+    return checks
+
+
+def _waiting(checks: dict[str, Any]) -> list[str]:
+    return [name for name, check in checks.items() if check["state"] != "ok"]
+
+
+async def ready(request: Request) -> Handled:
+    """GET /ready: Redis, Postgres, shards and chain, each with state and ms; 503 names what is waited for."""
+    checks = await readiness(request.app)
+    waiting = _waiting(checks)
+    status = 503 if waiting else 200
     body = {"status": "ready" if status == 200 else "waiting", "waiting_for": waiting, "checks": checks}
     fields = "Retry-After: 1\r\n" if status == 503 else ""
     return Answer(orjson.dumps(body), status=status, fields=fields)
@@ -91,7 +104,8 @@ def _locator(locator: Locator) -> dict[str, Any]:
 
 
 async def metrics(request: Request) -> Handled:
-    """GET /metrics: all series in the Prometheus text format."""
+    """GET /metrics: all series in the Prometheus text format; `shieldx_ready` is what /ready would say now."""
+    request.app[METRICS].ready = not _waiting(await readiness(request.app))
     return Answer(request.app[METRICS].text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
 

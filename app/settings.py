@@ -43,6 +43,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     master_key_file: str = ""
     payment_keep_days: Annotated[int, Meta(ge=1, le=36_600)] = 540
     archive_after_days: Annotated[int, Meta(ge=0, le=36_600)] = 0
+    backup_dir: str = ""
+    backup_keep_days: Annotated[int, Meta(ge=1, le=36_600)] = 30
     webhook_key: str = ""
     webhook_old_key: str = ""
     webhook_allow_http: bool = False
@@ -53,10 +55,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ledger_shards: Annotated[int, Meta(ge=1, le=256)] = 1
     postgres_pool_size: Annotated[int, Meta(ge=2, le=50)] = 6
     postgres_pool_max: Annotated[int, Meta(ge=2, le=200)] = 200
+    shutdown_delay_seconds: Annotated[int, Meta(ge=0, le=600)] = 0
     shutdown_grace_seconds: Annotated[int, Meta(ge=1, le=600)] = 20
     header_timeout_seconds: Annotated[int, Meta(ge=1, le=300)] = 10
     connections_max: Annotated[int, Meta(ge=1, le=100_000)] = 4096
     log_level: Annotated[str, Meta(pattern=r"^(debug|info|warning|error)\Z")] = "info"
+    traces_url: str = ""
+    traces_ratio: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    revision: Annotated[str, Meta(max_length=64)] = ""
     replica_name: Annotated[str, Meta(min_length=1, max_length=64)] = f"{socket.gethostname()[:40]}-{os.getpid()}"
 
     def __repr__(self) -> str:
@@ -83,6 +89,8 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "master_key_file": "file with such keys, one a line; by default one is made once and kept in the data directory",
     "payment_keep_days": "days for which payment data is kept; a charge can be disputed for 540",
     "archive_after_days": "days after its end at which a quarter of the chain is archived, at least 2; 0 for never",
+    "backup_dir": "directory of backups, which the server watches if it is set; by default backups in the data directory",
+    "backup_keep_days": "days for which backups are kept; the newest good one stays however old it is",
     "webhook_key": "secret from which those of webhooks are derived, at least 16 characters; by default from the root key",
     "webhook_old_key": "the webhook_key before, until every endpoint's secret has been rotated",
     "webhook_allow_http": "true lets webhooks go over plain http too",
@@ -93,10 +101,14 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "ledger_shards": "number of ledger shards; fixed when the ledger is created",
     "postgres_pool_size": "Postgres connections for reads at first; each shard takes one more",
     "postgres_pool_max": "how far that may grow while callers wait and Postgres has connections to spare",
+    "shutdown_delay_seconds": "seconds from SIGTERM during which requests are still taken, /ready says 503, answers close",
     "shutdown_grace_seconds": "seconds that SIGTERM gives open requests",
     "header_timeout_seconds": "seconds within which a connection must send its first request header",
     "connections_max": "connections at once; more are closed",
     "log_level": "debug, info, warning or error",
+    "traces_url": "where traces go, OTLP over HTTP, such as http://collector:4318/v1/traces; needs the extra otel",
+    "traces_ratio": "share of the requests without a traceparent that are traced, 0 to 1",
+    "revision": "source revision that this was built from, for shieldx_build_info",
     "replica_name": "name of this process in ledger_shards and logs",
 }
 
@@ -150,6 +162,8 @@ def _parse(field: msgspec.structs.FieldInfo, text: str) -> object:
         if text not in {"true", "false"}:
             raise ValueError("Expected true or false")
         return text == "true"
+    if isinstance(field.default, float):
+        return msgspec.convert(_decimal(text), field.type)
     return msgspec.convert(_whole(text) if isinstance(field.default, int) else text, field.type, strict=False)
 
 
@@ -157,6 +171,12 @@ def _whole(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise ValueError("Expected a whole number")
     return int(text)
+
+
+def _decimal(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
+        raise ValueError("Expected a decimal number")
+    return float(text)
 
 
 def _parts(text: str) -> list[str]:
@@ -177,6 +197,8 @@ def _check(settings: Settings) -> None:
         url = getattr(settings, name)
         if url and not url.startswith(("postgresql://", "postgres://")):
             raise SettingRefused(f"{variable_of(name)}: Expected postgresql://")
+    if settings.traces_url and not settings.traces_url.startswith(("http://", "https://")):
+        raise SettingRefused("SHIELDX_TRACES_URL: Expected http:// or https://")
     for name in ("root_key", "audit_key", "webhook_key", "webhook_old_key"):
         if 0 < len(getattr(settings, name)) < 16:
             raise SettingRefused(f"{variable_of(name)}: Expected at least 16 characters")

@@ -7,18 +7,18 @@
 --                                 journal; saved: seq that Postgres holds; version of the weights
 -- KEYS[2] {x:name}:totals   hash  counters, integers by field
 -- KEYS[3] {x:name}:latency  hash  histogram of latencies, integers by field
--- KEYS[4] {x:name}:journal  list  what Postgres does not hold yet: e<event>, u<unit>=<what it got>, q<unit>, S<unit>,
---                                 E<unit>, O<unit>
+-- KEYS[4] {x:name}:journal  list  what Postgres does not hold yet, an item for each kind and merge: "e<event> <event>",
+--                                 "u<unit>=<what it got> ...", and in the same way q, X, S, E, O with units
 --         {x:name}:seen:<window>:<bucket>  set   events of a day, 64-bit integers; bucket: their last four digits
 --         {x:name}:dated:<window>          string  one bit for each bucket of the day that exists
 --         {x:name}:units:<bucket>          hash  unit, a 64-bit integer, to what it got
 --         {x:name}:odd                     set   units that are quarantined
---         {x:name}:told:<kind>:<bucket>    set   units that gave the evidence of a kind (S success, E error, O over the
---                                 limit) what a unit may give: one; as long as the experiment exists
+--         {x:name}:told:<kind>:<bucket>    set   units that gave what a unit may give once, as long as the experiment
+--                                 exists: X itself, with its first outcome; S success, E error, O over the limit as evidence
 -- ARGV[1] seq that Postgres holds, integer >= 0
 -- ARGV[2] 1 to get the totals, 0 to save the time
 -- ARGV[3] JSON: events [event, class, value, unit, ...], "" for a unit of its own; classes [[field, amount, ...], ...],
---         fields of a value first, "" for none; evidence [[[kind, 1 if it tells, field, amount, ...], ...] of each class];
+--         fields of a value first, "" for none; evidence [[[kind, 1 if it tells, field, amount, ...], ...] of each class, X before others];
 --         latencies [field of each class, ""]; units [unit, what it shall get, class, ...]; odd [unit, ...]
 -- ARGV[4] when the caller knows the state to have been laid here: what it remembers of units and weights is of that state
 -- Returns {"OK", seq, numbers of repeated events from 0, what each unit got, version, odd units, totals as a flat list}
@@ -30,8 +30,6 @@ local call = redis.call
 local WINDOW_S = 86400           -- an event is remembered for this window and the next: 24 to 48 hours
 local KEEP_S = 176400            -- two windows and an hour
 local WINDOW_EVENTS_MAX = 20000000  -- 160 MB to 300 MB of memory
-local TOLD_MAX = 5000000         -- units of all kinds, 40 MB to 80 MB; outcomes of further ones count and are no evidence
-local CARRIED_MAX = 4000000000 - 1000  -- pieces of evidence: what the statistic takes, less the outcomes of one call
 local ODD_MAX = 10000            -- more quarantined units are a broken client, not a mishap
 
 local head = call('HMGET', KEYS[1], 'seq', 'window', 'events', 'born')
@@ -43,9 +41,14 @@ local window = math.max(tonumber(head[2]), math.floor(tonumber(call('TIME')[1]) 
 local events = window == tonumber(head[2]) and tonumber(head[3]) or 0
 if events + #work.events / 4 > WINDOW_EVENTS_MAX then return {'FULL'} end
 
-local counts, sums, latencies, journal, repeated, carried, given = {}, {}, {}, {}, {}, {}, {}
+local counts, sums, latencies, repeated, carried, given = {}, {}, {}, {}, {}, {}
+local journal = {e = {}, u = {}, q = {}, X = {}, S = {}, E = {}, O = {}}
 local function add(to, field, amount)
   to[field] = (to[field] or 0) + amount
+end
+local function note(kind, item)
+  local items = journal[kind]
+  items[#items + 1] = item
 end
 
 -- Which buckets of a day exist: one bit each, so that most events need one command and not three.
@@ -53,50 +56,30 @@ local today, day_before = prefix .. 'seen:' .. window .. ':', prefix .. 'seen:' 
 local dated = call('GET', prefix .. 'dated:' .. window) or ''
 local dated_before = call('GET', prefix .. 'dated:' .. (window - 1)) or ''
 local function stands(bits, bucket)
-  return math.floor((string.byte(bits, math.floor(bucket / 8) + 1) or 0) / 2 ^ (7 - bucket % 8)) % 2 == 1
+  local byte = string.byte(bits, math.floor(bucket / 8) + 1)
+  return byte and bit.band(byte, bit.rshift(128, bucket % 8)) ~= 0
 end
 
--- Whether an outcome of a unit is evidence of a kind: the first that tells is, and whatever comes before it. A second one
--- would come from a variant that is known by then.
-local spent = call('HMGET', KEYS[2], 'told', 'carried')
-local told, pieces = tonumber(spent[1] or 0), tonumber(spent[2] or 0)
-local function is_evidence(kind, tells, unit)
-  if tells == 1 and pieces >= CARRIED_MAX then return false end
-  if unit ~= '' then
-    local key = prefix .. 'told:' .. kind .. ':' .. math.abs(tonumber(string.sub(unit, -4)))
-    if tells == 0 then return call('SISMEMBER', key, unit) == 0 end
-    if told >= TOLD_MAX or call('SADD', key, unit) == 0 then return false end
-    journal[#journal + 1] = kind .. unit
-    told = told + 1
-    add(sums, 'told', 1)
-  end
-  if tells == 1 then
-    pieces = pieces + 1
-    add(sums, 'carried', 1)
-  end
-  return true
-end
-
+-- include: lib/once.lua
 local new = {}
 for i = 1, #work.events, 4 do
   local event, class, value, unit = work.events[i], work.events[i + 1], work.events[i + 2], work.events[i + 3]
-  local bucket = math.abs(tonumber(string.sub(event, -4)))
-  if stands(dated_before, bucket) and call('SISMEMBER', day_before .. bucket, event) == 1
-    or call('SADD', today .. bucket, event) == 0 then
+  local digits = string.sub(event, -4)
+  local bucket = math.abs(tonumber(digits))
+  if stands(dated_before, bucket) and call('SISMEMBER', day_before .. digits, event) == 1
+    or call('SADD', today .. digits, event) == 0 then
     repeated[#repeated + 1] = (i - 1) / 4
   else
     if not new[bucket] and not stands(dated, bucket) then
       new[bucket] = true
-      call('EXPIRE', today .. bucket, KEEP_S)
+      call('EXPIRE', today .. digits, KEEP_S)
       call('SETBIT', prefix .. 'dated:' .. window, bucket, 1)
     end
-    journal[#journal + 1] = 'e' .. event
+    note('e', event)
     add(counts, class, 1)
     events = events + 1
     if value ~= 0 then add(sums, work.classes[class][1], value) end
-    for _, piece in ipairs(work.evidence[class]) do
-      if is_evidence(piece[1], piece[2], unit) then add(carried, piece, 1) elseif piece[2] == 1 then add(sums, 'again', 1) end
-    end
+    take_once(work.evidence[class], unit)
   end
 end
 if dated == '' and next(new) then call('EXPIRE', prefix .. 'dated:' .. window, KEEP_S) end
@@ -105,7 +88,7 @@ for i = 1, #work.units, 3 do
   local unit, wanted, class = work.units[i], work.units[i + 1], work.units[i + 2]
   local key = prefix .. 'units:' .. string.sub(unit, -4)
   if call('HSETNX', key, unit, wanted) == 1 then
-    journal[#journal + 1] = 'u' .. unit .. '=' .. wanted
+    note('u', unit .. '=' .. wanted)
     add(counts, class, 1)
     given[#given + 1] = wanted
   else
@@ -114,7 +97,7 @@ for i = 1, #work.units, 3 do
 end
 for _, unit in ipairs(work.odd) do
   if call('SCARD', prefix .. 'odd') < ODD_MAX and call('SADD', prefix .. 'odd', unit) == 1 then
-    journal[#journal + 1] = 'q' .. unit
+    note('q', unit)
   end
 end
 
@@ -129,9 +112,13 @@ end
 add(sums, 'duplicates', #repeated)
 for field, amount in pairs(sums) do call('HINCRBY', KEYS[2], field, string.format('%.0f', amount)) end
 for field, amount in pairs(latencies) do call('HINCRBY', KEYS[3], field, string.format('%.0f', amount)) end
-if #journal > 0 then
-  call('RPUSH', KEYS[4], unpack(journal))
-  call('HINCRBY', KEYS[1], 'journaled', #journal)
+local lines = {}
+for kind, items in pairs(journal) do
+  if #items > 0 then lines[#lines + 1] = kind .. table.concat(items, ' ') end
+end
+if #lines > 0 then
+  call('RPUSH', KEYS[4], unpack(lines))
+  call('HINCRBY', KEYS[1], 'journaled', #lines)
 end
 call('HSET', KEYS[1], 'window', window, 'events', events)
 return {'OK', call('HINCRBY', KEYS[1], 'seq', 1), repeated, given, tonumber(call('HGET', KEYS[1], 'version') or 0), call('SCARD', prefix .. 'odd'),

@@ -10,7 +10,7 @@
 --         {x:name}:seen:<window>:<bucket>, {x:name}:dated:<window>, {x:name}:units:<bucket>, {x:name}:odd,
 --         {x:name}:told:<kind>:<bucket>  as there
 -- ARGV[1] seq that Postgres holds
--- ARGV[2] what to lay: event | unit | quarantine | success | error | over | open
+-- ARGV[2] what to lay: event | unit | quarantine | exposed | success | error | over | open
 -- ARGV[3] JSON: [event, ...]; [unit, what it got, ...]; [unit, ...];
 --         {totals [field, amount, ...], latency [field, amount, ...], weights [version, JSON, ...], version}
 -- Returns {"OK", 1} | {"OK", 0}: it is open with this seq or a later one, and was left alone
@@ -31,10 +31,10 @@ local steps = {}
 function steps.event()
   local dated = prefix .. 'dated:' .. window
   for _, event in ipairs(data) do
-    local bucket = math.abs(tonumber(string.sub(event, -4)))
-    local key = prefix .. 'seen:' .. window .. ':' .. bucket
+    local digits = string.sub(event, -4)
+    local key = prefix .. 'seen:' .. window .. ':' .. digits
     call('SADD', key, event)
-    if call('SETBIT', dated, bucket, 1) == 0 then call('EXPIRE', key, KEEP_S) end
+    if call('SETBIT', dated, math.abs(tonumber(digits)), 1) == 0 then call('EXPIRE', key, KEEP_S) end
   end
   call('EXPIRE', dated, KEEP_S)
 end
@@ -49,9 +49,10 @@ end
 
 local function tell(kind)
   for _, unit in ipairs(data) do
-    call('SADD', prefix .. 'told:' .. kind .. ':' .. math.abs(tonumber(string.sub(unit, -4))), unit)
+    call('SADD', prefix .. 'told:' .. kind .. ':' .. string.sub(unit, -4), unit)
   end
 end
+function steps.exposed() tell('X') end
 function steps.success() tell('S') end
 function steps.error() tell('E') end
 function steps.over() tell('O') end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -26,11 +27,15 @@ settings.register_profile("steady", deadline=None, derandomize=True, suppress_he
 settings.register_profile("explore", deadline=None, max_examples=2_000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
+NEEDS_ROOT = "tests/image/test_image.py"
 LONGEST = (
     "tests/test_replay_real.py",
     "tests/house/test_tidy.py::test_types_agree",
     "tests/credits/test_contract.py::test_generated_requests",
     "tests/recovery/",
+    "tests/operations/test_live_alerts.py",
+    "tests/k8s/test_scaling.py",
+    NEEDS_ROOT,
 )
 
 # --- stores and recovery rounds -------------------------------------------------------------------------------------
@@ -45,6 +50,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest, so that no worker is left alone with it at the end."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly what was left out; tests/image/conftest.py does it."""
+    if os.geteuid() != 0:
+        terminalreporter.section("left out: only root may build and run the image", sep="!")
+        terminalreporter.write_line(f"{NEEDS_ROOT}: run `make test` as root, on Debian or with buildah and runc")
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

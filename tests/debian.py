@@ -1,22 +1,25 @@
 """Programs of other people that the tests run for real: where they are, and their Debian packages.
 
-`python tests/debian.py` installs what is missing, as root, and else names the command; `make test` calls it. A test asks
-`program("prometheus")` and fails, loudly, where it is not there: what is not tested with the real program cannot be
-promised for it. For another program add a row.
+`python tests/debian.py` installs what is missing, as root and without starting a daemon, and else names the command; `make
+test` calls it. A test asks `program("prometheus")` and fails, loudly, where it is not there: what is not tested with the
+real program cannot be promised for it. For another program add a row.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 INSTALL_TIMEOUT_S: Final = 300
 PATHS: Final = "/usr/bin:/usr/local/bin:/usr/sbin"
+POLICY: Final = Path("/usr/sbin/policy-rc.d")
 
 
 class Wanted(NamedTuple):
@@ -28,8 +31,14 @@ class Wanted(NamedTuple):
 
 PROGRAMS: Final[dict[str, Wanted]] = {
     "redis-server": Wanted("redis-server", 7),
+    # They build and run the image without a daemon.
+    "buildah": Wanted("buildah"),
+    "runc": Wanted("runc"),
     "prometheus": Wanted("prometheus", 2),
+    "promtool": Wanted("prometheus"),
     "chromium": Wanted("chromium"),
+    "prometheus-alertmanager": Wanted("prometheus-alertmanager"),
+    "amtool": Wanted("prometheus-alertmanager"),
     # Debian builds its Prometheus without consul_sd; this one has it.
     "victoria-metrics": Wanted("victoria-metrics"),
 }
@@ -55,6 +64,23 @@ def program(name: str) -> Path:
     return found
 
 
+@contextlib.contextmanager
+def nothing_started(policy: Path = POLICY) -> Iterator[None]:
+    """For as long as this is open, packages do not start the daemons that they install. A policy that is there holds.
+
+    Debian asks `policy-rc.d` before it starts anything; 101 forbids it (invoke-rc.d(8)).
+    """
+    if policy.exists():
+        yield
+        return
+    policy.write_text("#!/bin/sh\nexit 101\n")
+    policy.chmod(0o755)
+    try:
+        yield
+    finally:
+        policy.unlink()
+
+
 def main() -> int:
     """Install what is missing if this may be done here; name it otherwise. The tests that need it say the rest."""
     missing = [wanted.package for name, wanted in PROGRAMS.items() if find(name) is None]
@@ -64,8 +90,9 @@ def main() -> int:
         sys.stderr.write(f"the tests need programs that are missing: apt-get install {' '.join(missing)}\n")
         return 0
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for words in (["update"], ["install", "-y", "--no-install-recommends", *missing]):
-        subprocess.run(["apt-get", "-q", *words], env=environment, timeout=INSTALL_TIMEOUT_S, check=False)
+    with nothing_started():
+        for words in (["update"], ["install", "-y", "--no-install-recommends", *missing]):
+            subprocess.run(["apt-get", "-q", *words], env=environment, timeout=INSTALL_TIMEOUT_S, check=False)
     return 0
 
 

@@ -21,6 +21,16 @@ def starved_s(pid: int) -> float:
     return 0.0
 
 
+def disk_waited_s() -> float:
+    """Return the seconds since the machine's start in which some task waited for a disk; 0 if nobody counts.
+
+    A server that writes its log stands still when the disk does, and no number of its own tells.
+    """
+    with contextlib.suppress(OSError, IndexError):
+        return int(Path("/proc/pressure/io").read_text().splitlines()[0].rpartition("total=")[2]) / 1e6
+    return 0.0
+
+
 class Lag:
     """The event loop's overshoot, sampled."""
 

@@ -17,12 +17,13 @@ import aiohttp
 import orjson
 
 import app
+from tests.server_fork import ForkedServer, server_fork
 
 REPOSITORY: Final = Path(app.__file__).resolve().parents[1]
 ROOT_KEY: Final = "shx_root_of-the-tests-and-nothing-else"
 MASTER_KEY: Final = bytes(range(32)).hex()
-READY_TIMEOUT_S: Final = 30.0
-STOP_TIMEOUT_S: Final = 30.0
+READY_TIMEOUT_S: Final = 90.0
+STOP_TIMEOUT_S: Final = 90.0
 POLL_S: Final = 0.02
 LOG_TAIL_CHARACTERS: Final = 6_000
 ACCESS_LOGGER: Final = '"logger":"shieldx.web"'
@@ -50,19 +51,26 @@ class ShieldxServer:
         *,
         shards: int = 1,
         name: str = "replica",
+        code: Path = REPOSITORY,
+        forked: bool = True,
         **settings: str,
     ) -> None:
-        """`directory` gets the log; without URLs also the embedded servers. `settings` are further SHIELDX_ variables."""
+        """`directory` gets the log; without URLs also the embedded servers. `settings` are further SHIELDX_ variables.
+
+        code    the checkout that it runs
+        forked  from a process that has imported the program of this checkout; else the command is started as users start it
+        """
         directory.mkdir(parents=True, exist_ok=True)
         self.name: Final = name
         self.port: Final = free_port()
         self.shadow_port: Final = free_port()
         self.log: Final = directory / f"{name}.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | ForkedServer | None = None
         self.paused = False
         self.pauses = 0
         self.up = False
         self._directory = directory
+        self._forked = forked and code == REPOSITORY
         self._environment = {
             name: value for name, value in os.environ.items()
             if not name.startswith(("SHIELDX_", "PG")) and name not in {"REDIS_URL", "DATABASE_URL"}
@@ -71,7 +79,7 @@ class ShieldxServer:
             "SHIELDX_MASTER_KEYS": MASTER_KEY if redis_url else "",
             "SHIELDX_LEDGER_SHARDS": str(shards),
             "SHIELDX_REPLICA_NAME": name,
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": str(code),
         } | {f"SHIELDX_{key.upper()}": value for key, value in settings.items()}  # fmt: skip
         if redis_url:
             self._environment |= {"REDIS_URL": redis_url, "DATABASE_URL": database_url}
@@ -97,16 +105,17 @@ class ShieldxServer:
 
     def launch(self) -> None:
         """Start the process and return at once."""
-        self.up = False
+        self.up = self.paused = False
+        arguments = ["serve", "--port", str(self.port), "--shadow-port", str(self.shadow_port)]
+        arguments += ["--data-dir", str(self._directory / "data")]
+        if self._forked:
+            self.process = server_fork().launch(arguments, self._environment, self._directory, self.log)
+            return
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [
-                    sys.executable, "-m", "app", "serve", "--port", str(self.port), "--shadow-port", str(self.shadow_port),
-                    "--data-dir", str(self._directory / "data"),
-                ],
+                [sys.executable, "-m", "app", *arguments],
                 cwd=self._directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment,
             )  # fmt: skip
-        self.paused = False
 
     async def start(self) -> None:
         """Start the process and wait until it is ready."""

@@ -44,8 +44,8 @@ from app.embedded.leftovers import find_leftovers
 from app.embedded.postgres_server import PostgresServer, prepare_postgres
 from app.embedded.redis_server import RedisServer, prepare_redis
 
-START_TIMEOUT_S: Final = 30.0  # crash recovery of a test's database takes below 2 s
-STOP_TIMEOUT_S: Final = 20.0
+START_TIMEOUT_S: Final = 90.0  # crash recovery of a test's database takes below 2 s
+STOP_TIMEOUT_S: Final = 60.0
 POLL_S: Final = 0.01
 # For clusters that no test kills: what only the loss of the machine would show is not waited for, and nothing
 # vacuums hundreds of databases of a few rows each.

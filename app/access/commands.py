@@ -71,7 +71,7 @@ def run_keys(arguments: argparse.Namespace, database_url: str) -> int:
     except msgspec.ValidationError as error:
         reason = str(error).replace("`", "")
     except (asyncpg.UndefinedTableError, asyncpg.InvalidParameterValueError, asyncpg.InsufficientPrivilegeError):
-        reason = "the database has no keys of this release yet: start the server on it once"
+        reason = "the database has no keys of this release yet: run `shieldx migrate up` on it"
     except (*TRANSIENT, asyncpg.PostgresError) as error:
         reason = f"Postgres: {type(error).__name__}: {error}"
     print(f"shieldx: {reason}", file=sys.stderr)

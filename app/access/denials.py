@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final
 
 from app.turns import end_task
@@ -81,7 +81,7 @@ class DenialLog:
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.left_out = 0  # denials since the last entry that have none of their own
-        self.denied = 0  # denials since the start
+        self.denied: Final = Counter[str]()  # denials since the start, by reason
 
     def start(self) -> None:
         """Begin to record."""
@@ -95,7 +95,7 @@ class DenialLog:
 
     def note(self, reason: str, method: str, route: str, *, key_id: str | None = None, address: str | None = None) -> None:
         """Take one denial: `reason` and `route` are words and templates of ours, never what the client sent."""
-        self.denied += 1
+        self.denied[reason] += 1
         network = network_of(address)
         if not self._may_record(key_id or network):
             self.left_out += 1

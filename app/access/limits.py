@@ -109,6 +109,7 @@ class Limits:
         self._task: asyncio.Task[None] | None = None
         self.calls = 0  # script calls since the start
         self.local_decisions = 0  # decisions of this process alone since the start
+        self.refused: Final = {"key": 0, "tenant": 0}  # requests that were not let in, by whose bucket was empty
 
     def start(self, on_crash: Callable[[BaseException], None]) -> None:
         """Begin; until Redis has answered for the first time, this process decides."""
@@ -130,7 +131,10 @@ class Limits:
         """Take `tokens` from every bucket, or from none. Never raises; without buckets everything may go on."""
         reply: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
         self.check_soon(buckets, tokens, lambda made: None if reply.done() else reply.set_result(made))
-        return await reply
+        made = await reply
+        if made.refused is not None:
+            self.refused[made.refused.policy] = self.refused.get(made.refused.policy, 0) + 1
+        return made
 
     def check_soon(self, buckets: Sequence[Bucket], tokens: int, done: Callable[[Decision], None]) -> None:
         """The same for a call without a task: `done` is called once, now or later, and must not raise."""

@@ -9,6 +9,7 @@ from app.access.denials import DenialLog
 from app.access.gate import Gate
 from app.access.limits import Limits
 from app.access.rates import TenantRates
+from app.access.series import AccessSeries
 from app.access.store import KeyStore
 from app.access.table import KeyTable
 from app.access.watch import KeyWatch
@@ -31,6 +32,7 @@ class Access:
     store    keys in Postgres, for the calls; None before `open`
     denials  to be told of attempts that the gate does not see
     reads    tells the chain who read it
+    series   counts for Prometheus
     """
 
     def __init__(self, root_key: str, record: Callable[[str, dict[str, Any]], Awaitable[Any]]) -> None:
@@ -43,6 +45,7 @@ class Access:
         self.limits: Limits | None = None
         self.store: KeyStore | None = None
         self._watch: KeyWatch | None = None
+        self.series = AccessSeries(self)
 
     def open(
         self,

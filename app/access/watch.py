@@ -1,29 +1,29 @@
 """Keeps the keys and rate limits of this process equal to Postgres, and writes back when keys were last used.
 
-One session listens for changes, and compares the revisions once a second besides, because a notification
-may be lost with the session that it was sent to. So a revocation is in effect on every replica that reaches Postgres
-within POLL_INTERVAL_S plus one query; what happens on one that does not, `app.access.table` decides.
+A revocation is in effect on every replica that reaches Postgres within POLL_INTERVAL_S plus one query; what happens on one
+that does not, `app.access.table` decides.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import asyncpg
 import msgspec
 
 from app.access.rates import rate_of
 from app.access.store import NAMED_DAYS, loaded_key
 from app.clock import time_of
 from app.db.postgres import cut_off
-from app.db.retry import TRANSIENT, delay_ms
 from app.db.sql import query
+from app.db.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    import asyncpg
 
     from app.access.rates import TenantRates
     from app.access.scope import Rate
@@ -43,80 +43,27 @@ LAST_USE_INTERVAL_S: Final = 60.0  # how stale the shown time of last use may be
 _RATES: Final = "SELECT tenant_id, settings ->> 'rate_limit' FROM credit_accounts WHERE settings ? 'rate_limit'"
 
 
-class KeyWatch:
-    """The loop described above, as one task."""
+class KeyWatch(Watch):
+    """Follows keys and limits; writes the last use of keys down now and then, and at the end."""
 
     def __init__(
         self, table: KeyTable, rates: TenantRates, connect: Callable[[], Awaitable[asyncpg.Connection[Any]]]
     ) -> None:
         """`connect` opens a Postgres session of the server's role."""
+        super().__init__("keys", CHANNEL, connect, interval_s=POLL_INTERVAL_S)
         self._table = table
         self._rates = rates
-        self._connect = connect
-        self._stopping = False
-        self._woken = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
         self._keys_revision: int | None = None
         self._rates_revision: int | None = None
-        self._written_s = 0.0
+        self._written_s = time.monotonic()
 
-    def start(self, on_crash: Callable[[BaseException], None]) -> None:
-        """Begin to watch; an error that it does not know is a crash."""
-        self._written_s = asyncio.get_running_loop().time()
-        self._task = asyncio.create_task(self._run(on_crash), name="key watch")
-
-    async def stop(self) -> None:
-        """Write the last use of keys down, and end."""
-        self._stopping = True
-        self._woken.set()
-        if self._task is not None:
-            await self._task
-
-    async def _run(self, on_crash: Callable[[BaseException], None]) -> None:
-        failures = 0
-        while not self._stopping:
-            try:
-                connection = await self._connect()
-                failures = 0
-                await self._session(connection)
-            except (*TRANSIENT, asyncpg.PostgresError) as error:
-                log.warning("keys not confirmed", extra={"reason": f"{type(error).__name__}: {error}"})
-                await self._pause(delay_ms(failures) / 1000)
-                failures += 1
-            except Exception as error:  # noqa: BLE001 - an unknown fault stops the process, which starts clean
-                on_crash(error)
-                return
-
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
-
-    async def _session(self, connection: asyncpg.Connection[Any]) -> None:
-        """Watch over one session until it breaks or the watch is to stop."""
-        loop = asyncio.get_running_loop()
-        self._keys_revision = self._rates_revision = None  # a change may have been missed without a session
-        try:
-            with cut_off(connection, LOOK_TIMEOUT_S):
-                await connection.add_listener(CHANNEL, self._wake)
-            while not self._stopping:
-                self._woken.clear()
-                await self._look(connection)
-                if loop.time() - self._written_s >= LAST_USE_INTERVAL_S:
-                    await self._write_last_use(connection)
-                await self._pause(POLL_INTERVAL_S)
-            await self._write_last_use(connection)
-        finally:
-            connection.terminate()
-
-    def _wake(self, *_notification: object) -> None:
-        self._woken.set()
-
-    async def _look(self, connection: asyncpg.Connection[Any]) -> None:
+    async def look(self, connection: asyncpg.Connection[Any], *, first: bool) -> None:
         """Load what has changed; then the keys are those of Postgres.
 
         A revision is read before what it is of: what changes in between is loaded again at the next look.
         """
+        if first:
+            self._keys_revision = self._rates_revision = None  # a change may have been missed without a session
         with cut_off(connection, LOOK_TIMEOUT_S):
             keys_revision, rates_revision = (await connection.fetch("SELECT keys, rates FROM access_revision"))[0]
         if keys_revision != self._keys_revision:
@@ -131,10 +78,13 @@ class KeyWatch:
                 rows = await connection.fetch(_RATES)
             self._rates.replace({tenant: rate async for tenant, rate in _in_slices(rows, _rate) if rate is not None})
             self._rates_revision = rates_revision
+        if time.monotonic() - self._written_s >= LAST_USE_INTERVAL_S:
+            await self.leave(connection)
 
-    async def _write_last_use(self, connection: asyncpg.Connection[Any]) -> None:
+    async def leave(self, connection: asyncpg.Connection[Any]) -> None:
+        """Write down when keys were last used."""
         used = self._table.take_used()
-        self._written_s = asyncio.get_running_loop().time()
+        self._written_s = time.monotonic()
         if not used:
             return
         try:

@@ -149,6 +149,7 @@ class Keeper:
                     await self._end_stale(connection)
                 row = shard_row(record and tuple(record)[:5])
             self._shard.learn(row.generation, row.run_id, row.head_seq)
+            self._shard.seen_epoch = row.epoch
             if record is not None and record["stale"]:
                 self._shard.close("the writer of the shard is silent")
             elif self._shard.state != "open" and row.generation > 0:
@@ -182,6 +183,7 @@ class Keeper:
             await end_task(beating)
         self._shard.learn(row.generation, row.run_id, row.head_seq)
         self._shard.leading, self._shard.epoch = True, lease.epoch
+        self._shard.seen_epoch = lease.epoch
         self._writer.lead(lease)
         self._shard.open()
         self._failures = 0

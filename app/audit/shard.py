@@ -47,6 +47,7 @@ class Shard:
         self.closed_at_s = time.monotonic()  # when it was last open
         self.leading = False
         self.epoch = 0  # of this process's lease while it leads
+        self.seen_epoch = 0  # the last one that Postgres named, whoever leads
         self._changed = asyncio.Event()
         self._listeners: list[Callable[[], None]] = []
 

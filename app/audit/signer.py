@@ -100,6 +100,16 @@ class ShardSigner:
         behind = self._shard.leading and self._shard.durable + 1 > self._last.size
         return time.monotonic() - self.signed_at_s if behind and self.signed_at_s else 0.0
 
+    @property
+    def age_s(self) -> float:
+        """Seconds since this process signed a checkpoint; 0 before, and while another process writes the shard."""
+        return time.monotonic() - self.signed_at_s if self._shard.leading and self.signed_at_s else 0.0
+
+    @property
+    def lag_entries(self) -> int:
+        """Durable entries that no checkpoint covers; 0 while another process writes the shard."""
+        return max(0, self._shard.durable + 1 - max(self._last.size, 0)) if self._shard.leading else 0
+
     def start(self, on_crash: Callable[[BaseException], None]) -> None:
         """Start the task; an error that it does not know is a crash."""
         self._task = asyncio.create_task(self._run(on_crash), name=f"signer s{self._shard.number:02d}")

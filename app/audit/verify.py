@@ -288,7 +288,7 @@ def _advice(error: Exception) -> str:
         case CannotCheckError():
             return str(error)
         case asyncpg.UndefinedTableError() | asyncpg.UndefinedColumnError():
-            return f"no shieldx schema of this version ({error}); run `shieldx migrate`, or name another database"
+            return f"no shieldx schema of this version ({error}); run `shieldx migrate up`, or name another database"
         case asyncpg.InsufficientPrivilegeError():
             return f"{error}; the role needs SELECT on the tables of the ledger"
         case OSError():

@@ -18,6 +18,7 @@ from app.audit.entry import RowSeal, entry_bytes, entry_hash
 from app.db.keys import shard_keys
 from app.db.postgres import cut_off
 from app.db.retry import TRANSIENT
+from app.metrics import BATCH_BUCKETS, COMMIT_BUCKETS_S, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -97,6 +98,9 @@ class Writer(Actor[Handover]):
         self._beat_s = 0.0
         self.commits = 0
         self.events_committed = 0
+        self.batch_sizes: Final = Histogram(BATCH_BUCKETS)
+        self.commit_times: Final = Histogram(COMMIT_BUCKETS_S)
+        self.errors = 0  # commits and beats that Postgres did not answer, or refused
 
     @property
     def head_seq(self) -> int:
@@ -115,6 +119,10 @@ class Writer(Actor[Handover]):
     def rest(self) -> None:
         """Write no more: the lease is gone."""
         self._lease = None
+
+    async def disconnect(self) -> None:
+        """Drop the connection to Redis, once nobody recovers the shard over it any more."""
+        await self._link.close()
 
     def offer(self, generation: int, first: int, last: int, events: Sequence[Event]) -> None:
         """Take events over from the ledger, without an answer: durability is announced by the shard."""
@@ -141,6 +149,7 @@ class Writer(Actor[Handover]):
             await self._append_batch(lease, batch)
         except (*TRANSIENT, Fenced, RedisForgot, asyncpg.PostgresError) as error:
             self._lease = None
+            self.errors += not isinstance(error, Fenced | RedisForgot)
             if not lease.lost.done():
                 lease.lost.set_result(f"{type(error).__name__}: {error}")
 
@@ -227,10 +236,13 @@ class Writer(Actor[Handover]):
             _numbers([e.reserved for e in events]), _numbers([e.version for e in events]),
             _numbers([len(entry) for entry in entries]), b"".join(entries), b"".join(hashes), b"".join(signatures),
         )  # fmt: skip
+        started_s = time.monotonic()
         with cut_off(lease.connection, POSTGRES_ANSWER_TIMEOUT_S):
             await self._append(lease, events, rows)
         self._head_seq, self._head_hash = last, prev_hash
         self._beat_s = time.monotonic()
+        self.commit_times.take(self._beat_s - started_s)
+        self.batch_sizes.take(len(events))
         self.commits += 1
         self.events_committed += len(events)
         self._shard.advance(last)

@@ -73,6 +73,7 @@ async def _keep_payments(
             try:
                 kept[i] = await keep_payment(store, operations[i], payment_of(payment))
             except OtherPayment:
+                book_of(request).tally.take("topup", Reused())
                 hidden[i] = refusal(Reused())
     return kept
 

@@ -11,11 +11,12 @@ import orjson
 from app.actor import SECONDS_PER_UNIT, AskTimeout
 from app.credits.account_reads import AccountReads
 from app.credits.operation import Applied, Done, NeedsEvidence, Refused, Remembered, Reused, position_of
+from app.credits.tally import Tally
 from app.credits.transfers import Transfers
 from app.turns import answer_from_task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
     from app.actor import Reply
     from app.audit.entry import Event
@@ -61,6 +62,7 @@ class Book:
         self.mask: Final = mask
         self.transfers: Final = Transfers(self)
         self.account_reads: Final = account_reads
+        self.tally: Final = Tally(lambda: sum(ledger.expired for ledger in ledgers))
 
     def shard_of_tenant(self, tenant: str) -> int:
         """Return the shard of a tenant: fixed when the ledger was created, because their number is."""
@@ -100,11 +102,6 @@ class Book:
 
     async def decide(self, fields: dict[str, Any]) -> Settled:
         """Return the durable outcome of one operation. Raises what `Ledger.submit` and `Records.rows` raise."""
-        if "tenant" in fields and len(self.ledgers) == 1:
-            outcomes = await self.ledgers[0].submit([fields])
-            if type(outcomes[0]) is Applied:
-                return outcomes[0]
-            return (await self._finish(0, [fields], outcomes))[0]
         async with in_time():
             return (await self.decide_all([fields]))[0]
 
@@ -120,24 +117,48 @@ class Book:
 
         def settle(outcomes: list[Outcome] | None, error: Exception | None) -> None:
             if outcomes is None:
+                self.tally.lose((fields,))
                 reply(None, error)
                 return
             outcome = outcomes[0]
-            if isinstance(outcome, Remembered | NeedsEvidence):
+            if type(outcome) is Applied:  # the usual end; what is replayed comes back as Remembered
+                self.tally.applied[fields["op"]] += 1
+                reply(outcome, None)
+            elif isinstance(outcome, Remembered | NeedsEvidence):
                 answer_from_task(self._finish_one(fields, outcome), reply)
             else:
+                self.tally.take(fields["op"], outcome)
                 reply(outcome, None)
 
-        self.ledgers[0].submit_one(fields, settle)
+        try:
+            self.ledgers[0].submit_one(fields, settle)
+        except Exception:
+            self.tally.lose((fields,))
+            raise
 
     async def _finish_one(self, fields: dict[str, Any], outcome: Outcome) -> Settled:
-        return (await self._finish(0, [fields], [outcome]))[0]
+        return (await self._counted((fields,), self._finish(0, (fields,), (outcome,))))[0]
+
+    async def _counted(self, operations: Sequence[dict[str, Any]], work: Awaitable[list[Settled]]) -> list[Settled]:
+        """Return what `work` makes of operations, counted; they count as unavailable when it raises."""
+        try:
+            outcomes = await work
+        except BaseException:
+            self.tally.lose(operations)
+            raise
+        self.tally.take_all(operations, outcomes)
+        return outcomes
 
     async def decide_all(self, operations: Sequence[dict[str, Any]]) -> list[Settled]:
         """Return the durable outcomes of operations, each on its own, in order within each shard."""
+        if len(operations) == 1 and "tenant" in operations[0] and len(self.ledgers) == 1:
+            return await self._counted(operations, self._decide_in(0, list(operations)))
+        return await self._counted(operations, self._decide_all(operations))
+
+    async def _decide_all(self, operations: Sequence[dict[str, Any]]) -> list[Settled]:
         own = await self.claim_keys(operations)
         if not all(own):
-            rest = iter(await self.decide_all([f for f, mine in zip(operations, own, strict=True) if mine]))
+            rest = iter(await self._decide_all([f for f, mine in zip(operations, own, strict=True) if mine]))
             return [next(rest) if mine else Reused() for mine in own]
         await asyncio.gather(*(self._add_refund_evidence(f) for f in operations if f["op"] == "refund"))
         by_shard: dict[int, list[int]] = {}

@@ -22,6 +22,7 @@ from app.db.keys import applied_channel, shard_keys, shard_tag
 from app.db.lua import load_script
 from app.db.redis import GIVE_UP_S, RedisAway, ScriptInterrupted
 from app.db.retry import TRANSIENT, delay_ms
+from app.metrics import COMMIT_BUCKETS_S, Histogram
 from app.turns import Turns, end_task
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class ScriptBroke(Exception):
     """The money script raised an error of its own, so it may have written only a part."""
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
     """Orders whose last operation was decided by one script call, with the head it left."""
 
     generation: int
@@ -62,6 +63,7 @@ class _Chunk(NamedTuple):
     members: list[Order]  # one for each operation
     orders: list[Order]
     kept: asyncio.Task[None] | None  # until Postgres has the refusals
+    applied_s: float  # monotonic
 
 
 class Ledger(Actor[Order]):
@@ -82,7 +84,7 @@ class Ledger(Actor[Order]):
         self._mask = mask
         self._keys = shard_keys(shard.number)
         self._script = load_script("ledger_apply")
-        self._applied: deque[_Chunk] = deque()
+        self._applied: deque[Chunk] = deque()
         self._applied_operations = 0
         self._proved_generation = 0
         self._moved = asyncio.Event()
@@ -92,6 +94,8 @@ class Ledger(Actor[Order]):
         self._turns = Turns()
         self.batches = 0
         self.operations = 0
+        self.commit_waits: Final = Histogram(COMMIT_BUCKETS_S)  # from the script's answer until operations were durable
+        self.expired = 0
         shard.subscribe(self._on_shard_change)
 
     def start(self, on_crash: Callable[[BaseException], None]) -> None:
@@ -123,6 +127,11 @@ class Ledger(Actor[Order]):
         """
         self.refuse_if_away()
         self.post(Order([fields]), reply)
+
+    @property
+    def lag(self) -> int:
+        """Entries that this process has applied in Redis and that are not durable yet."""
+        return max(0, self._applied[-1].head - self._shard.durable) if self._applied else 0
 
     def refuse_if_away(self) -> None:
         """Raise ConnectionError once the shard, or the way to it, has been closed for GIVE_UP_S: waiting is in vain."""
@@ -253,7 +262,7 @@ class Ledger(Actor[Order]):
                 orders.append(order)
         self.batches += 1
         self.operations += len(chunk)
-        self._applied.append(_Chunk(generation, head, [order for order, _ in chunk], orders, kept))
+        self._applied.append(Chunk(generation, head, [order for order, _ in chunk], orders, kept, time.monotonic()))
         self._applied_operations += len(chunk)
         if kept is None:
             self._settle()
@@ -316,16 +325,24 @@ class Ledger(Actor[Order]):
                 break
             self._applied.popleft()
             self._applied_operations -= len(chunk.members)
-            if failed:
-                for order in chunk.members:
-                    order.generation = NEVER
-            for order in chunk.orders:
-                if order.generation == generation:
-                    self._turns.add(order.tell)
-                elif order.open:
-                    lost.append(order)
+            lost += self._release(chunk, generation, failed=failed)
         if lost:
             self.put_back(lost)
+
+    def _release(self, chunk: Chunk, generation: int, *, failed: bool) -> list[Order]:
+        """Answer the orders that end with a chunk, and return those that are to be submitted again."""
+        if failed:
+            for order in chunk.members:
+                order.generation = NEVER
+        elif chunk.generation == generation:
+            self.commit_waits.take(time.monotonic() - chunk.applied_s, len(chunk.members))
+        lost: list[Order] = []
+        for order in chunk.orders:
+            if order.generation == generation:
+                self._turns.add(order.tell)
+            elif order.open:
+                lost.append(order)
+        return lost
 
     async def gather(self) -> None:
         """Stay one batch ahead of the writer: a small batch that would only wait for its commit grows instead.
@@ -352,4 +369,5 @@ class Ledger(Actor[Order]):
                     expired = outcomes[0].holds if isinstance(outcomes[0], Done) else 0
                 except (InboxFull, ActorStopped, AskTimeout, ConnectionError):
                     expired = 0
+                self.expired += expired
             await asyncio.sleep(0 if expired == limit else SWEEP_INTERVAL_S)

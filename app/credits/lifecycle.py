@@ -7,6 +7,7 @@ Time comes from an injected clock.
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 
 from app.clock import time_of
-from app.db.migrate import QUARTERS_AHEAD
+from app.db.founding import QUARTERS_AHEAD
 from app.db.postgres import open_transaction
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ SUMMARY_INTERVAL_S: Final = 300  # how old the summary of balances may be
 ROLL_INTERVAL_S: Final = 4  # entries that the rollups lack are read one by one; at 10,000/s these are 40,000 of all tenants
 PARTITIONS_INTERVAL_S: Final = 3_600
 ARCHIVE_INTERVAL_S: Final = 86_400
+NEGATIVES_INTERVAL_S: Final = 15  # how old the number of accounts below zero may be
+# The count reads every account, about 0.2 s for a million: it may take this part of the time at most.
+NEGATIVES_SHARE: Final = 0.01
 ROLL_BATCH: Final = 20_000  # entries of one transaction, about 50 ms; the row lock of a bucket is held no longer
 ROLL_ROUNDS_MAX: Final = 50  # a million entries of a shard in one go; the next go takes the rest
 JOB_TIMEOUT_S: Final = 120  # a refresh over a million tenants takes some seconds
@@ -50,6 +54,7 @@ class Lifecycle:
         self._clock_ms = clock_ms
         self._archive_after_days = archive_after_days
         self._due_ms: dict[str, int] = {}
+        self.negative_balances = 0  # accounts, as of the last count
 
     async def round(self) -> None:
         """Run what is due. Raises asyncpg's errors: what failed is due again at the next round."""
@@ -60,6 +65,9 @@ class Lifecycle:
             await self.refresh_summary()
             # The database knows when it was done last, whoever did it; asking costs little.
             self._done("summary", SUMMARY_INTERVAL_S // 10)
+        if self._is_due("negatives"):
+            took_s = await self.count_negatives()
+            self._done("negatives", max(NEGATIVES_INTERVAL_S, round(took_s / NEGATIVES_SHARE)))
         if self._is_due("partitions"):
             await self.check_partitions()
             self._done("partitions", PARTITIONS_INTERVAL_S)
@@ -86,6 +94,15 @@ class Lifecycle:
                 "SELECT refresh_balances_summary($1, $2)", time_of(self._clock_ms()), timedelta(seconds=interval_s)
             )
         return done
+
+    async def count_negatives(self) -> float:
+        """Count the accounts whose balance is below zero, of which there must be none; return how long it took, seconds."""
+        started_s = time.monotonic()
+        async with self._session() as connection:
+            self.negative_balances = await connection.fetchval("SELECT count(*) FROM credit_accounts WHERE balance < 0")
+        if self.negative_balances:
+            log.critical("accounts below zero", extra={"accounts": self.negative_balances})
+        return time.monotonic() - started_s
 
     async def check_partitions(self) -> list[str]:
         """Make the partitions of the quarters to come and return what is wrong with all of them; each is logged."""

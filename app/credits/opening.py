@@ -17,7 +17,7 @@ from app.audit.signer import ShardSigner
 from app.audit.signing_keys import signers_of
 from app.audit.witness import Post, Witness, WitnessFeed
 from app.audit.writer import Writer
-from app.clock import now_ms
+from app.clock import ms_of, now_ms
 from app.credits.account_reads import AccountReads
 from app.credits.book import Book
 from app.credits.ledger import Ledger
@@ -29,16 +29,20 @@ from app.credits.recovery import LedgerRecovery
 from app.credits.replicas import BEAT_INTERVAL_S, Replicas
 from app.credits.request import Fingerprints
 from app.credits.rounds import Round, Rounds
+from app.credits.series import ShardParts, ShardSeries
+from app.credits.traced import TracedLedger, TracedWriter
 from app.credits.upkeep import Upkeep
 from app.credits.verification import LOOK_INTERVAL_S, DailyVerification, Subject
+from app.db.founding import LedgerRow, found_ledger
 from app.db.keys import LIMITS_TAG, applied_channel, shard_tag
-from app.db.migrate import LedgerRow, found_ledger, migrate
+from app.db.migrations import check_schema
 from app.db.pool_series import PoolSeries
 from app.db.pool_upkeep import PoolUpkeep
 from app.db.postgres import open_owner, open_pool, open_reader, open_session
 from app.db.redis import RedisLink, ping, redis_breaker, subscribe
 from app.db.retry import TRANSIENT, delay_ms
 from app.db.statements import Statements
+from app.settings import SERVICES
 from app.turns import end_task
 
 if TYPE_CHECKING:
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+DAY_MS: Final = 86_400_000
 OPEN_POLL_S: Final = 0.01  # how often the start looks whether every shard is open
 
 
@@ -69,6 +74,7 @@ class Stores(NamedTuple):
     audit_key: bytes
     replica_name: str
     verify_interval_s: int
+    services: tuple[str, ...] = SERVICES
 
     def __repr__(self) -> str:
         """Show no secret: URLs may hold passwords."""
@@ -99,17 +105,6 @@ class Controls(NamedTuple):
     archive_after_days: int = 0
 
 
-class _Parts(NamedTuple):
-    """One shard of this process."""
-
-    shard: Shard
-    writer: Writer
-    keeper: Keeper
-    ledger: Ledger
-    signer: ShardSigner
-    feeds: list[WitnessFeed]
-
-
 class Credits:
     """Owns everything of credits in this process. `book` is there once Postgres has answered."""
 
@@ -120,8 +115,11 @@ class Credits:
         controls: Controls,
         metrics: Metrics,
         on_crash: Callable[[BaseException], None],
+        *,
+        traced: bool = False,
     ) -> None:
-        """`on_crash` is called with a fault after which the process must not go on."""
+        """`on_crash` is called with a fault after which the process must not go on; `traced`: note steps of requests."""
+        self._kinds = (TracedWriter, TracedLedger) if traced else (Writer, Ledger)
         self.stores: Final = stores
         self._controls = controls
         self._pending: PendingEntries | None = None
@@ -131,7 +129,8 @@ class Credits:
         self._task: asyncio.Task[None] | None = None
         self._pool: Pool | None = None
         self._pool_upkeep: PoolUpkeep | None = None
-        self._parts: list[_Parts] = []
+        self._parts: list[ShardParts] = []
+        metrics.add(ShardSeries(self._parts).collect)
         self._upkeep: Upkeep | None = None
         self._rounds: Rounds | None = None
         self._replicas: Replicas | None = None
@@ -187,6 +186,7 @@ class Credits:
         await asyncio.gather(*(parts.signer.stop() for parts in self._parts))
         await asyncio.gather(*(feed.stop() for parts in self._parts for feed in parts.feeds))
         await asyncio.gather(*(parts.keeper.stop() for parts in self._parts))
+        await asyncio.gather(*(parts.writer.disconnect() for parts in self._parts))
         await self.stores.topology.close()
         if self._pool_upkeep is not None:
             await self._pool_upkeep.stop()
@@ -216,16 +216,15 @@ class Credits:
                 return
         self._pool_upkeep = PoolUpkeep(self._pool, size_max=self.stores.pool_max)
         self._pool_upkeep.start()
-        self._metrics.registry.register(PoolSeries(self._pool, self._pool_upkeep))
-        self._metrics.guard(self._pool.breaker)
+        self._metrics.add(PoolSeries("credits", self._pool, self._pool_upkeep).collect)
         self._start_parts(row, self._pool)
 
     async def _prepare_schema(self) -> LedgerRow:
         connection = await open_owner(self.stores.owner_database_url)
         try:
-            applied = await migrate(connection)
-            if applied:
-                log.info("migrations applied", extra={"migrations": applied})
+            ahead = await check_schema(connection, self.stores.services)
+            if ahead:
+                log.info("serving beside a newer release", extra={"migrations": [one.title for one in ahead]})
             return await found_ledger(connection, self.stores.shard_count, genesis_hash)
         finally:
             connection.terminate()
@@ -236,26 +235,27 @@ class Credits:
         keys = {number: signers_of(self._signing.seeds, origin) for number, origin in origins.items()}
         log_ = Log(pool, row.origin, {number: [one.verifier for one in signers] for number, signers in keys.items()})
         mask, seal, records = IdMask.of(row.ledger_id), RowSeal(self.stores.audit_key), Records(pool)
+        make_writer, make_ledger = self._kinds
         for number in range(row.shard_count):
             shard = Shard(number, origins[number])
             tag, guard = shard_tag(number), self._metrics.guard
             # A breaker each: what one of them finds out must not keep another from trying.
             breakers = [guard(redis_breaker(f"s{number:02d}")) for _ in range(3)]
             link, ledger_link, signer_link = (RedisLink(topology, tag, breaker) for breaker in breakers)
-            decode = functools.partial(_decode, number, mask)
+            decode = functools.partial(decode_item, number, mask)
             folds = Folds(self._controls.webhooks.wake)
             shard.subscribe(folds.advanced)
-            writer = Writer(shard, seal, folds.of, link, decode)
+            writer = make_writer(shard, seal, folds.of, link, decode)
+            recovery = LedgerRecovery(shard, writer, link)
             keeper = Keeper(
-                shard, writer, LedgerRecovery(shard, writer, link),
+                shard, writer, recovery,
                 lambda: open_session(self.stores.database_url),
                 functools.partial(subscribe, topology, applied_channel(number)), self.stores.replica_name,
             )  # fmt: skip
-            ledger = Ledger(shard, writer, ledger_link, records, mask)
+            ledger = make_ledger(shard, writer, ledger_link, records, mask)
             signer = ShardSigner(shard, log_, signer_link, keys[number])
             feeds = [WitnessFeed(shard, log_, signer, one, self._signing.post) for one in self._signing.witnesses]
-            self._parts.append(_Parts(shard, writer, keeper, ledger, signer, feeds))
-            self._watch(self._parts[-1])
+            self._parts.append(ShardParts(shard, writer, recovery, keeper, ledger, signer, feeds))
         for parts in self._parts:
             parts.writer.start(self._on_crash)
             parts.keeper.start(self._on_crash)
@@ -268,6 +268,7 @@ class Credits:
         ledgers = [parts.ledger for parts in self._parts]
         reads = AccountReads(lambda: open_reader(self.stores.database_url))
         self.book = Book(ledgers, self.shards, records, Fingerprints(row.salt), mask, reads)
+        self._metrics.add(self.book.tally.collect)
         self.book.transfers.start(self._on_crash)
         self.book.account_reads.start(self._on_crash)
         statements = Statements(pool)
@@ -281,8 +282,19 @@ class Credits:
         self._pending.start(self._on_crash)
         self._controls.privacy.open(pool)
         lifecycle = Lifecycle(pool, range(row.shard_count), now_ms, self._controls.archive_after_days or None)
-        self._upkeep = Upkeep(records, lifecycle, self._controls.privacy, lambda: self.shards[0].leading)
-        self._upkeep.start()
+        upkeep = self._upkeep = Upkeep(records, lifecycle, self._controls.privacy, lambda: self.shards[0].leading)
+        upkeep.start()
+        self._metrics.observe(
+            "credits_negative_balance_count", "Accounts below zero, as the replica that leads counts them; others show 0",
+            lambda: lifecycle.negative_balances if self.shards[0].leading else 0,
+        )  # fmt: skip
+        self._metrics.observe(
+            "shieldx_partition_days_ahead", "Days until entries or reservations have no partition",
+            lambda: float("nan") if upkeep.partitions_end is None else (ms_of(upkeep.partitions_end) - now_ms()) / DAY_MS,
+        )  # fmt: skip
+
+    def _contradictions(self) -> int:
+        return sum(one.shard.state == "refused" or one.signer.state == "refused" for one in self._parts)
 
     def _start_rounds(self, statements: Statements, signers: Mapping[int, Sequence[Signer]]) -> Replicas:
         keys = {number: [one.verifier for one in of_shard] for number, of_shard in signers.items()}
@@ -294,11 +306,12 @@ class Credits:
             statements, shards, subject, replica=stores.replica_name, interval_s=stores.verify_interval_s
         )
         self._metrics.observe(
-            "credits_audit_chain_integrity_errors", "Chains that the last daily verification found to be tampered with",
-            lambda: daily.integrity_errors,
+            "credits_audit_chain_integrity_errors",
+            "Faults that the last daily verification found, and shards that contradict what was durable or signed",
+            lambda: daily.integrity_errors + self._contradictions(),
         )  # fmt: skip
         self._metrics.observe(
-            "credits_audit_verification_age_seconds", "Since the last daily verification, or the founding of the ledger",
+            "shieldx_verification_age_seconds", "Since the last daily verification, or the founding of the ledger",
             lambda: daily.age_s,
         )  # fmt: skip
         self._rounds = Rounds([
@@ -309,33 +322,7 @@ class Credits:
         self._rounds.start(self._on_crash)
         return self._replicas
 
-    def _watch(self, parts: _Parts) -> None:
-        number, ledger, writer, shard = parts.shard.number, parts.ledger, parts.writer, parts.shard
-        watch = self._metrics.watch
-        watch("ledger_waiting_operations", "Operations in the mailbox", number, lambda: ledger.waiting)
-        watch("ledger_operations", "Operations decided since the start", number, lambda: ledger.operations)
-        watch("ledger_batches", "Script calls since the start", number, lambda: ledger.batches)
-        watch("chain_commits", "Transactions of the chain since the start", number, lambda: writer.commits)
-        watch("chain_events", "Events appended since the start", number, lambda: writer.events_committed)
-        watch("chain_head_seq", "Last durable seq", number, lambda: shard.durable)
-        signer, feeds = parts.signer, parts.feeds
-        watch("log_size", "Entries under the last signed checkpoint", number, lambda: signer.size)
-        watch("log_lag_seconds", "Age of the last checkpoint while newer entries wait", number, lambda: signer.lag_s)
-        watch("log_checkpoints", "Checkpoints signed since the start", number, lambda: signer.checkpoints)
-        watch(
-            "log_refused", "1 while the log is not signed because it would fork", number, lambda: signer.state == "refused"
-        )
-        if feeds:
-            watch(
-                "log_cosigned_size",
-                "Entries that every witness has seen",
-                number,
-                lambda: min(f.cosigned_size for f in feeds),
-            )
-        watch("shard_open", "1 while money may move", number, lambda: shard.state == "open")
-        watch("shard_leading", "1 in the process that writes the chain", number, lambda: shard.leading)
-        watch("shard_generation", "Incarnation of Redis", number, lambda: shard.generation)
 
-
-def _decode(number: int, mask: IdMask, generation: int, op: bytes, result: bytes) -> Any:
+def decode_item(number: int, mask: IdMask, generation: int, op: bytes, result: bytes) -> Any:
+    """Return the events of an item of a shard's outbox."""
     return events_of_item(number, generation, mask, op, result)

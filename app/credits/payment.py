@@ -78,6 +78,7 @@ async def decide_with_payment(store: PrivateStore, book: Book, fields: dict[str,
     try:
         kept = await keep_payment(store, fields, payment_of(body))
     except OtherPayment:
+        book.tally.take(fields["op"], Reused())
         return Reused()
     outcome = await book.decide(fields)
     await settle_payment(store, kept, outcome)

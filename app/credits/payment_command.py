@@ -62,7 +62,7 @@ def run_disclosure(database_url: str, masters: MasterKeys, transaction_id: str, 
     except NoRecord as error:
         reason = f"{error}; it has no payment, or that was erased"
     except asyncpg.UndefinedTableError:
-        reason = "the database has no private data of this release yet: start the server on it once"
+        reason = "the database has no private data of this release yet: run `shieldx migrate up` on it"
     except (*TRANSIENT, asyncpg.PostgresError) as error:
         reason = f"Postgres: {type(error).__name__}: {error}"
     else:

@@ -21,9 +21,9 @@ from app.audit.shard import Shard, ShardRow, shard_row
 from app.audit.writer import POSTGRES_ANSWER_TIMEOUT_S, Fenced, Lease, RedisForgot, Writer
 from app.clock import ms_of, now_ms, time_of
 from app.credits.controls import lua_state
+from app.db.founding import QUARTERS_AHEAD
 from app.db.keys import checkpoint_key, shard_keys, shard_tag
 from app.db.lua import load_script
-from app.db.migrate import QUARTERS_AHEAD
 from app.db.postgres import cut_off
 from app.db.sql import query
 
@@ -56,6 +56,8 @@ class LedgerRecovery:
         self._writer = writer
         self._link = link
         self._keys = shard_keys(shard.number)
+        self.adopted = 0  # since the start
+        self.rebuilt = 0
 
     async def recover(self, row: ShardRow, lease: Lease) -> ShardRow:
         """Return the shard's row once Redis continues it. Raises ShardRefused, Fenced, or a transient error."""
@@ -82,10 +84,12 @@ class LedgerRecovery:
             async with lease.connection.transaction(isolation="repeatable_read", readonly=True):
                 await self._lay_refusals(lease)
             await self._restore(lease.epoch, "adopt", generation, self._writer.head_seq)
+            self.adopted += 1
         elif plan == "rebuild":
             generation += 1
             await self._record_generation(lease, generation, run_id)
             await self._rebuild(lease, generation)
+            self.rebuilt += row.generation > 0  # laying the first generation of a new ledger recovers nothing
         with cut_off(lease.connection, POSTGRES_ANSWER_TIMEOUT_S):
             final = await lease.connection.fetchrow(
                 "SELECT epoch, generation, run_id, head_seq, head_hash FROM ledger_shards WHERE shard = $1",

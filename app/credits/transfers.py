@@ -87,6 +87,24 @@ class Transfers:
 
         `stamp` holds key, fp and rid. Raises what a shard raises when it is away: a retry with the same key goes on.
         """
+        tally = self._book.tally
+        try:
+            result = await self._run(identifier, legs, stamp)
+        except BaseException:
+            tally.lose(({"op": "transfer"},))
+            raise
+        if isinstance(result, Reused):
+            tally.take("transfer", result)
+        else:
+            transfer, replayed = result
+            tally.take_word(
+                "transfer", "replayed" if replayed else "applied" if transfer.state == "committed" else "refused"
+            )
+        return result
+
+    async def _run(
+        self, identifier: str, legs: list[dict[str, Any]], stamp: dict[str, Any]
+    ) -> tuple[Transfer, bool] | Reused:
         if not all(await self._book.claim_keys([stamp])):
             return Reused()
         rows = await self._records.rows(

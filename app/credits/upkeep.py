@@ -11,12 +11,14 @@ import asyncpg
 import redis.exceptions
 
 from app.actor import ActorStopped, AskTimeout, InboxFull
-from app.db.migrate import QUARTERS_AHEAD
+from app.db.founding import QUARTERS_AHEAD
 from app.db.retry import TRANSIENT
+from app.db.sql import query
 from app.turns import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from app.credits.lifecycle import Lifecycle
     from app.credits.records import Records
@@ -48,6 +50,7 @@ class Upkeep:
         self._leads = leads
         self._task: asyncio.Task[None] | None = None
         self._round_at_s = 0.0
+        self.partitions_end: datetime | None = None  # of the last quarter that has all its partitions, once known
 
     def start(self) -> None:
         """Begin with a first round at once."""
@@ -61,6 +64,7 @@ class Upkeep:
     async def round(self) -> int:
         """Make partitions ahead, forget old answers and alerts; return how many partitions were made."""
         made: int = (await self._records.rows("SELECT ensure_partitions(now(), now(), $1)", QUARTERS_AHEAD))[0][0]
+        self.partitions_end = (await self._records.rows(query("partitions_end")))[0][0]
         await self._records.rows("DELETE FROM credit_answers WHERE at < now() - interval '25 hours'")
         while (await self._records.rows("SELECT forget_alerts($1)", FORGET_BATCH))[0][0] == FORGET_BATCH:
             pass

@@ -19,7 +19,7 @@
 {x:<name>}:dated:<window>  string  which of these buckets exist, one bit each, 49 h
 {x:<name>}:units:<bucket>  hash  enrolled units, 64-bit integers, to what they got
 {x:<name>}:odd           set     quarantined units
-{x:<name>}:told:<kind>:<bucket>  set  units that gave the evidence of a kind what a unit may give, 64-bit integers
+{x:<name>}:told:<kind>:<bucket>  set  units that had an outcome (X), or gave their evidence of a kind, 64-bit integers
 {limits}:<policy>:<id>   string  units in a rate limit's bucket and the Unix microsecond they were counted at; until full
 {rules}:trial:<rule>:<n>  hash   process to its counts of a rule's trial (JSON); 24 h after the last change
 {rules}:samples:<rule>:<n>:<kind>  list  newest samples of a kind of difference, `<id> <JSON>`; 24 h

@@ -73,6 +73,7 @@ class Pool:
         self.loans: Final[set[Loan]] = set()
         self.acquired = 0
         self.connected = 0  # connections opened since the start
+        self.errors = 0  # faults of the server or of the way to it
         self.demoted = False
         self._connections: asyncpg.Pool[Any] | None = None
 
@@ -220,7 +221,9 @@ class Pool:
                 self.breaker.cancel_probe()
             return
         self.demoted = self.demoted or isinstance(error, asyncpg.ReadOnlySQLTransactionError)
-        self.breaker.record(now_s, ok=refused and loan.connection is not None, probe=loan.probe)
+        answered = refused and loan.connection is not None
+        self.errors += not answered
+        self.breaker.record(now_s, ok=answered, probe=loan.probe)
 
     def _stop_timing(self, connection: asyncpg.Connection[Any]) -> None:
         with suppress(asyncpg.InterfaceError):  # it was lost meanwhile, and asyncpg has taken it back already

@@ -1,16 +1,12 @@
-"""The pool's Prometheus series, read at every scrape."""
+"""The Prometheus series of one pool, read at every scrape. Every pool of the process has them, under its own label."""
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from app.breaker import BreakerState
-from app.db.response_times import BOUNDS_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,41 +19,59 @@ if TYPE_CHECKING:
 STATES: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
-class PoolSeries(Collector):
-    """Everything that tells whether the pool is too small, or Postgres too slow."""
+class PoolSeries:
+    """Everything that tells whether a pool is too small, or Postgres too slow."""
 
-    def __init__(self, pool: Pool, upkeep: PoolUpkeep) -> None:
-        """Both belong together."""
+    def __init__(self, name: str, pool: Pool, upkeep: PoolUpkeep | None = None) -> None:
+        """`name` is the value of the label, the same in every process; `upkeep` is the pool's, if it has one."""
+        self._name = name
         self._pool = pool
         self._upkeep = upkeep
 
     def collect(self) -> Iterator[Metric]:
         """Yield all series."""
-        pool, upkeep, gate = self._pool, self._upkeep, self._pool.gate
-        gauges = {
+        yield from self._gauges()
+        yield from self._counters()
+        seconds = HistogramMetricFamily("shieldx_postgres_roundtrip_seconds", "Time of a statement", labels=("pool",))
+        self._pool.times.seconds.add_to(seconds, (self._name,))
+        yield seconds
+        breaker = f"postgres_{self._name}"
+        state = GaugeMetricFamily("shieldx_breaker_state", "0 closed, 1 half open, 2 open", labels=("name",))
+        state.add_metric((breaker,), STATES[self._pool.state])
+        opened = CounterMetricFamily("shieldx_breaker_opened", "Times that a breaker has opened", labels=("name",))
+        opened.add_metric((breaker,), self._pool.breaker.opened)
+        yield from (state, opened)
+
+    def _gauges(self) -> Iterator[Metric]:
+        pool, gate = self._pool, self._pool.gate
+        gauges: dict[str, tuple[str, float]] = {
             "db_pool_connections_active": ("Connections in use", pool.active),
             "db_pool_connections_idle": ("Connections that stand and are not in use", pool.idle),
             "db_pool_connections_limit": ("Connections that may be in use at once", gate.limit),
             "db_pool_waiting": ("Callers that wait for a connection", gate.waiting),
-            "db_pool_ping_seconds": ("Time of the last ping that was answered", upkeep.ping_s),
-            "db_pool_breaker_state": ("0 closed, 1 half open, 2 open", STATES[pool.state]),
             "db_pool_demoted": ("1 while the server takes no writes", int(pool.demoted)),
         }
+        if self._upkeep is not None:
+            gauges["db_pool_ping_seconds"] = ("Time of the last ping that was answered", self._upkeep.ping_s)
         for name, (meaning, value) in gauges.items():
-            yield GaugeMetricFamily(name, meaning, value=value)
-        counters = {
+            gauge = GaugeMetricFamily(name, meaning, labels=("pool",))
+            gauge.add_metric((self._name,), value)
+            yield gauge
+
+    def _counters(self) -> Iterator[Metric]:
+        pool, gate = self._pool, self._pool.gate
+        counters: dict[str, tuple[str, float]] = {
             "db_pool_waits": ("Callers that had to wait for a connection", gate.waits),
             "db_pool_wait_seconds": ("Seconds that callers have waited in all", gate.wait_s),
             "db_pool_timeouts": ("Callers that got no connection in time", gate.timeouts),
             "db_pool_acquired": ("Connections lent", pool.acquired),
             "db_pool_connects": ("Connections opened", pool.connected),
-            "db_pool_kept": ("Connections that were not given back in time", upkeep.kept),
-            "db_pool_breaker_opened": ("Times that Postgres was given up for a moment", pool.breaker.opened),
             "pg_slow_queries": ("Statements that took longer than 100 ms", pool.times.slow),
+            "shieldx_postgres_errors": ("Faults of Postgres or of the way to it", pool.errors),
         }
+        if self._upkeep is not None:
+            counters["db_pool_kept"] = ("Connections that were not given back in time", self._upkeep.kept)
         for name, (meaning, value) in counters.items():
-            yield CounterMetricFamily(name, meaning, value=value)
-        family = HistogramMetricFamily("pg_query_seconds", "Time of a statement over the pool")
-        bounds = [*map(floatToGoString, BOUNDS_S), "+Inf"]
-        family.add_metric((), list(zip(bounds, accumulate(pool.times.counts), strict=True)), pool.times.sum_s)
-        yield family
+            counter = CounterMetricFamily(name, meaning, labels=("pool",))
+            counter.add_metric((self._name,), value)
+            yield counter

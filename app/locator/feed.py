@@ -151,7 +151,7 @@ class Feed:
 
     async def _follow(self) -> None:
         answer = await self._link.command(
-            "XREAD", "COUNT", ENTRIES_MAX, "BLOCK", BLOCK_MS, "STREAMS", LOCATOR_CHANGES, self._last_id
+            "XREAD", "COUNT", ENTRIES_MAX, "BLOCK", BLOCK_MS, "STREAMS", LOCATOR_CHANGES, self._last_id, waits=True
         )
         for _, entries in answer or ():
             for entry_id, words in entries:

@@ -80,7 +80,7 @@ class Locator:
         self._check_networks = tuple(check_networks)
         self._reaping: asyncio.TimerHandle | None = None
         self._redis = metrics.guard(redis_breaker("locator"))
-        metrics.registry.register(self.series)
+        metrics.add(self.series.collect)
 
     def start(self, topology: Topology, on_crash: Callable[[BaseException], None]) -> None:
         """Begin to follow the registry in Redis; reads go on with what is known whenever it is away."""

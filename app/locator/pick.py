@@ -89,6 +89,11 @@ class Balancer:
         service.adopt(snapshot, now_s)
         service.budget.limit = int(self._open_share * len(service.by_id))
 
+    @property
+    def open_breakers(self) -> int:
+        """Breakers of all services that are open, but for those that a person has opened."""
+        return sum(service.budget.taken for service in self._services.values())
+
     def forget(self, service: str) -> None:
         """Drop all that is known of a service that is gone. Its leases become unknown."""
         self._services.pop(service, None)

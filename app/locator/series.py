@@ -6,7 +6,6 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 from app.locator.balancing import STRATEGIES
 from app.locator.instance import State
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 BREAKER_STATES = ("closed", "open", "half_open")
 
 
-class LocatorSeries(Collector):
+class LocatorSeries:
     """Counts, and what is read from the locator at every scrape."""
 
     def __init__(self, locator: Locator) -> None:
@@ -63,6 +62,10 @@ class LocatorSeries(Collector):
         yield GaugeMetricFamily("shieldx_locator_index", "Revision of the registry", directory.index)
         yield GaugeMetricFamily("shieldx_locator_watchers", "Watches that are open", locator.watches.open)
         yield GaugeMetricFamily("shieldx_locator_following", "1 while changes of other replicas arrive", locator.following)
+        yield GaugeMetricFamily(
+            "shieldx_locator_breakers_open", "Instances that get no calls because their breaker is open",
+            locator.balancer.open_breakers,
+        )  # fmt: skip
         leases = sum(locator.balancer.leased(name) for name in directory.services)
         yield GaugeMetricFamily("shieldx_locator_leases", "Calls that are lent out", leases)
 

@@ -28,6 +28,9 @@ _alone: Final = re.compile(
 )
 _not_digit: Final = re.compile(r"[^0-9]")
 _ENCODED: Final = ("%", "\\", "&")
+# Fields that are kept only as hashes. Counters and times in them have the digits of a card number by chance: refused is only
+# what is a card number and nothing else.
+_HASHED: Final = frozenset({"idempotency_key", "idempotencyKey", "event_id", "unit_id", "targetingKey"})
 
 
 def holds_card(text: str) -> bool:
@@ -42,10 +45,10 @@ def holds_card(text: str) -> bool:
 def is_card_alone(text: str) -> bool:
     """Return whether a text is a card number and nothing else, its digits in groups or not.
 
-    This is what idempotency keys are asked: they are kept only as keyed hashes, so one that merely has the digits of a card
-    number among others, as counters and times have them by chance, gives nothing away and must not be refused.
+    This is what texts are asked that are kept only as hashes, such as idempotency keys: one that merely has the digits of a
+    card number among others, as counters and times have them by chance, gives nothing away and must not be refused.
     """
-    return _alone.fullmatch(text) is not None and is_card(_not_digit.sub("", text))
+    return len(text) >= DIGITS_MIN and _alone.fullmatch(text) is not None and is_card(_not_digit.sub("", text))
 
 
 def clean_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +114,8 @@ class Guard:
     def _take(self, name: str, kinds: list[inspect.Type]) -> None:
         for kind in kinds:
             if isinstance(kind, inspect.StrType):
-                {"description": self._texts, "idempotency_key": self._keys}.get(name, self._names).append(name)
+                keys = self._keys if name in _HASHED else self._names
+                (self._texts if name == "description" else keys).append(name)
             elif isinstance(kind, inspect.DictType) or (isinstance(kind, inspect.CustomType) and issubclass(kind.cls, dict)):
                 self._objects.append(name)
             elif isinstance(kind, inspect.ListType | inspect.VarTupleType):
@@ -144,7 +148,9 @@ class Guard:
         for name in self._objects:
             given = getattr(body, name)
             if isinstance(given, dict) and (kept := clean_metadata(given)) is not given:
-                force_setattr(body, name, kept)
+                # In the object itself: its type knows more than its fields.
+                given.clear()
+                given.update(kept)
         if self._name_lists or self._parts:
             self._clean_inner(body)
 

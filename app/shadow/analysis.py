@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 class VariantAnalysis(Struct, kw_only=True):
     """What is known of one variant. Intervals are of 95 %; those of `belief` hold for a single look.
 
+    units                 units that had an outcome, among those whose chance of this variant is known; an outcome that
+                          names no unit is one of its own
     rate                  successes / samples; null without samples
     probability_best      exact, by quadrature; probability_best_mc the same by simulation
     expected_loss         rate that is given away, on average over belief, by choosing this variant
@@ -37,6 +39,7 @@ class VariantAnalysis(Struct, kw_only=True):
 
     name: str
     control: bool
+    units: int
     samples: int
     successes: int
     rate: float | None
@@ -68,7 +71,8 @@ class Analysis(Struct, kw_only=True):
     """What the counts say, and how the test stands.
 
     threshold         what an e-value must reach: challengers / max_false_positive
-    srm_p_value       below 0.001 the shares are not what they should be, and nothing else can be trusted
+    srm_p_value       of the units of the variants against their shares; below 0.001 they are not what they should be, and
+                      nothing else can be trusted
     without_evidence  outcomes that are counted and are no evidence, because nobody knows their unit's propensity
     repeated_by_unit  successes, errors and slow calls that are counted and are no evidence: their unit had one before
     """
@@ -107,12 +111,13 @@ def analysis_of(
     look = look_at(definition, totals, cells)
     posterior = belief(definition, look)
     simulated = probability_best_mc(look.successes, look.samples, draws, seed)
+    units, expected = expected_of(definition, totals, cells)
     intervals = lifts_of(look.statistics, definition.max_false_positive)
     variants = []
     for index, variant in enumerate(definition.variants):
         place = None if variant.control else definition.challengers.index(index)
         one = _belief(definition, state, look, posterior, index)
-        one.probability_best_mc = simulated[index]
+        one.units, one.probability_best_mc = units[index], simulated[index]
         one.latency_ms_p95 = percentile_ms(latency, index, 0.95)
         one.errors = totals.get(f"e{index}", 0)
         one.error_rate = one.errors / one.samples if one.samples else None
@@ -126,7 +131,7 @@ def analysis_of(
         name=definition.name, decision=test.decision, variant=test.variant, reasons=test.reasons, test=test,
         variants=variants, threshold=threshold(definition), max_false_positive=definition.max_false_positive,
         null_ratio=NULL_RATIO, crossings=[_crossed(one) for one in state.crossings],
-        srm_p_value=srm_p_value(*expected_of(definition, totals, cells)),
+        srm_p_value=srm_p_value(units, expected),
         samples=sum(counts_of(totals, "n", len(variants))), duplicates=totals.get("duplicates", 0),
         late=totals.get("late", 0), quarantined=totals.get("quarantined", 0),
         without_evidence=totals.get("unshared", 0), repeated_by_unit=totals.get("again", 0), draws=draws, seed=seed,
@@ -144,7 +149,7 @@ def _belief(definition: Definition, state: State, look: Look, posterior: Posteri
     low, high = posterior.lift_low[index], posterior.lift_high[index]
     gates = () if place is None else gates_of(definition, state, look, posterior, index)
     return VariantAnalysis(
-        name=variant.name, control=variant.control, samples=look.samples[index], successes=look.successes[index],
+        name=variant.name, control=variant.control, units=0, samples=look.samples[index], successes=look.successes[index],
         rate=posterior.rate[index], credible_interval=[posterior.interval_low[index], posterior.interval_high[index]],
         probability_best=posterior.probability_best[index], probability_best_mc=0.0,
         expected_loss=posterior.expected_loss[index], lift=posterior.lift[index],

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from functools import lru_cache
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
@@ -23,27 +24,32 @@ BUCKETS: Final = 10_000  # steps of the hash: the finest split is 0.01 %
 _FNV_OFFSET: Final = 0x811C9DC5
 _FNV_PRIME: Final = 0x01000193
 _FNV_MASK: Final = 0xFFFFFFFF
+_SEEDS_CACHED: Final = 10_000  # as many as there can be experiments: 2 MB
 # Each bucket as the float that `bucket_of` returns: shares are counted with the comparisons that assignment makes.
 _VALUES: Final = tuple(number / BUCKETS for number in range(BUCKETS))
 
 Ranges = tuple[tuple[float, float], ...]
 
 
-def _fnv1a32(data: bytes) -> int:
-    """Return FNV-1a of 32 bits: RFC 9923, section 2."""
-    value = _FNV_OFFSET
+def _fnv1a32(data: bytes, value: int = _FNV_OFFSET) -> int:
+    """Return FNV-1a of 32 bits, RFC 9923, section 2; `value` is that of the bytes before, if there are any."""
     for byte in data:
         value = ((value ^ byte) * _FNV_PRIME) & _FNV_MASK
     return value
+
+
+@lru_cache(maxsize=_SEEDS_CACHED)
+def _begun(seed: str) -> int:
+    return _fnv1a32(seed.encode())
 
 
 def bucket_of(seed: str, unit: str) -> float:
     """Return the bucket of a unit: 0.0 to 0.9999 in steps of 1/10,000, uniform over units.
 
     seed  of the experiment; two seeds put the units in order independently of one another
-    cost  about 0.1 us per byte of seed and unit
+    cost  about 0.1 us per byte of the unit, and 1 us
     """
-    inner = _fnv1a32((seed + unit).encode())
+    inner = _fnv1a32(unit.encode(), _begun(seed))
     return _fnv1a32(str(inner).encode()) % BUCKETS / BUCKETS
 
 

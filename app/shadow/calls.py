@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -59,6 +60,7 @@ class ExperimentCalls:
         self._catalog = catalog
         self._steward = steward
         self._clock = clock
+        self.taken: Final = Counter[str]()  # outcomes since the start, by `app.shadow.series.OUTCOME_RESULTS`
         self._thread = asyncio.Semaphore(1)  # one analysis at a time: the other core belongs to everybody else
 
     async def create(self, body: NewExperiment, actor: str) -> ExperimentView:
@@ -133,12 +135,21 @@ class ExperimentCalls:
         if experiment.state.status == "archived":
             raise archived()
         outcomes, place = listed(body)
-        sorted_ = await Sorter(experiment, place, self._clock.now_ms()).sort(outcomes)
         try:
-            return taken(sorted_, await experiment.add(sorted_))
+            sorted_ = await Sorter(experiment, place, self._clock.now_ms()).sort(outcomes)
+        except Problem:
+            self.taken["refused"] += len(outcomes)
+            raise
+        try:
+            told = taken(sorted_, await experiment.add(sorted_))
         except Forgot:
             sorted_ = await Sorter(experiment, place, self._clock.now_ms()).sort(outcomes)
-            return taken(sorted_, await experiment.add(sorted_))
+            told = taken(sorted_, await experiment.add(sorted_))
+        self.taken.update({
+            "counted": told.accepted - told.late - told.quarantined, "duplicate": told.duplicates, "late": told.late,
+            "quarantined": told.quarantined,
+        })  # fmt: skip
+        return told
 
     async def analysis(self, name: str, draws: int, seed: int) -> Analysis:
         """GET /v1/experiments/{name}/analysis. refuses  404."""

@@ -66,7 +66,7 @@ class Work(NamedTuple):
 
     events     event, class, value in thousandths, unit ("" for one of its own), event, ...
     classes    what each class adds (`app.shadow.tallies.added`)
-    evidence   what each class adds to the evidence (`app.shadow.tallies.evidence_of`), unless the unit has done so before
+    evidence   what each class adds once for each unit (`app.shadow.tallies.evidence_of`)
     latencies  field of the histogram for each class, "" for none
     units      unit, what it shall get, class, unit, ...
     odd        units to quarantine

@@ -51,7 +51,7 @@ def failed_checks(
         ]
     p_value = srm_p_value(*expected_of(definition, totals, cells))
     if p_value < ALARM_P_VALUE:
-        failed.append(Failed("sample_ratio", f"the variants do not have their shares of outcomes: p = {p_value:.2g}"))
+        failed.append(Failed("sample_ratio", f"the variants do not have their shares of units: p = {p_value:.2g}"))
     trip = trip_of(definition, totals, cells)
     if trip is not None:
         failed.append(Failed("guardrails", trip.reason))

@@ -116,6 +116,8 @@ class Experiment(Actor[Add | Enrol]):
         self._classes: dict[Class, tuple[list[str | int], list[list[str | int]]]] = {}
         self._class_fields = 0
         self._started = False
+        self._comparing = asyncio.Lock()
+        self._compared = 0
         self._totals_s = 0.0
         self.merged_s = 0.0
         self.probability_best: tuple[float, ...] = ()
@@ -230,10 +232,21 @@ class Experiment(Actor[Add | Enrol]):
     async def prepare(self) -> None:
         """Know what Redis holds besides counts, before the first outcome is sorted. Raises what the stores raise."""
         if not self.known.born:
-            await self.restore()
+            async with self._comparing:
+                if not self.known.born:
+                    await self._compare()
 
     async def restore(self) -> bool:
-        """Compare Redis with Postgres, and lay Postgres over a Redis that is behind; return whether it was."""
+        """Compare Redis with Postgres, and lay Postgres over a Redis that is behind; return whether it was.
+
+        Whoever finds out at the same time shares one comparison that began after that: a hundred requests are no reason to
+        ask Postgres a hundred times.
+        """
+        enough = self._compared + (2 if self._comparing.locked() else 1)
+        async with self._comparing:
+            return self._compared < enough and await self._compare()
+
+    async def _compare(self) -> bool:
         name = self.definition.name
         run_id = await self._counters.connect(name)
         row = await self._store.find(name)
@@ -256,6 +269,7 @@ class Experiment(Actor[Add | Enrol]):
             self._classes.clear()
         self.saved = row.seq
         self.known = Known(run_id, place.born)
+        self._compared += 1
         return behind
 
     async def refresh(self) -> None:
@@ -293,7 +307,7 @@ class Experiment(Actor[Add | Enrol]):
                 place = places.get(what)
                 if place is None:
                     place = places[what] = len(work.classes) + 1
-                    work.classes.append(enrolled(self._row(message.version), message.variant))
+                    work.classes.append(enrolled(message.variant))
                     work.evidence.append([])
                     work.latencies.append("")
                 work.units.extend((message.unit, what, place))
@@ -317,7 +331,7 @@ class Experiment(Actor[Add | Enrol]):
         if found is None:
             fixed = self.definition.allocation == "fixed"
             weights = () if fixed or one.shares is None else self._row(one.shares)
-            found = added(self.definition, one), evidence_of(self.definition, one, weights)
+            found = added(one), evidence_of(self.definition, one, weights)
             size = len(found[0]) + sum(map(len, found[1]))
             self._class_fields += size
             if self._class_fields > CLASS_FIELDS_CACHED:

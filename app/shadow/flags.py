@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 from msgspec import Struct
 
+from app.privacy.guard import REFUSED_DETAIL, is_card_alone
 from app.shadow.definition import FlagValue
 from app.web.fields import Document, Input, check_name
 from app.web.problems import Problem
@@ -101,6 +102,8 @@ def unit_of(context: Document | None) -> str | None:
         return None
     if not isinstance(given, str) or len(given) > UNIT_MAX or any(letter < " " or letter == "\x7f" for letter in given):
         raise ContextRefused("INVALID_CONTEXT", f"targetingKey must be a text of at most {UNIT_MAX} printable characters.")
+    if is_card_alone(given):
+        raise ContextRefused("INVALID_CONTEXT", f"targetingKey: {REFUSED_DETAIL}.")
     return given
 
 

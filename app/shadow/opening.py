@@ -11,6 +11,8 @@ import asyncpg
 from redis.exceptions import RedisError
 
 from app.db.keys import RULES_TAG
+from app.db.pool_series import PoolSeries
+from app.db.pool_upkeep import PoolUpkeep
 from app.db.postgres import open_pool, open_reader
 from app.db.redis import RedisLink, redis_breaker
 from app.db.retry import TRANSIENT, delay_ms
@@ -23,7 +25,7 @@ from app.shadow.checkpoint import Checkpoints
 from app.shadow.counters import Counters
 from app.shadow.recovery import lay
 from app.shadow.rules_opening import Rules
-from app.shadow.series import ShadowSeries
+from app.shadow.series import Counts, ShadowSeries
 from app.shadow.steady import SteadyClock
 from app.shadow.steward import Steward
 from app.shadow.store import ExperimentStore, row_of
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 
 LOAD_WAIT_S: Final = 2.0  # for a connection, at the start
 POOL_SIZE: Final = 3  # connections to Postgres of shadow's own, so that it never takes one from the ledger
+POOL_SIZE_MAX: Final = 10  # what it may grow to while callers wait; the ledger's may take the rest of what is to spare
 OPEN_POLL_S: Final = 0.01
 RESTORE_SLICE: Final = 100  # experiments whose journals are read together
 
@@ -58,6 +61,7 @@ class _Parts(NamedTuple):
     """What is open."""
 
     pool: Pool
+    pool_upkeep: PoolUpkeep
     counters: Counters
     catalog: Catalog
     steward: Steward
@@ -82,9 +86,10 @@ class Shadow:
         self.restored: dict[str, Any] = {}
         self.waiting_for = "the ledger"
         self.rules: Final = Rules(metrics)
+        self._metrics = metrics
         self._redis = metrics.guard(redis_breaker("shadow"))
         self._rules_redis = metrics.guard(redis_breaker("rules"))
-        metrics.registry.register(ShadowSeries(lambda: () if self._parts is None else self._parts.catalog))
+        metrics.add(ShadowSeries(lambda: () if self._parts is None else self._parts.catalog, self._counts).collect)
 
     @property
     def catalog(self) -> Catalog:
@@ -120,6 +125,7 @@ class Shadow:
         await asyncio.gather(*(experiment.end() for experiment in parts.catalog))
         await parts.checkpoints.stop()
         await parts.counters.close()
+        await parts.pool_upkeep.stop()
         parts.pool.terminate()
 
     async def check(self) -> dict[str, Any]:
@@ -128,6 +134,11 @@ class Shadow:
             return {"state": "waiting", "reason": self.waiting_for}
         await self._parts.counters.ping()
         return {"experiments": len(self._parts.catalog), "restored": self.restored}
+
+    def _counts(self) -> Counts:
+        if self.calls is None or self._parts is None:
+            return Counts()
+        return Counts(self.calls.taken, self._parts.steward.rollbacks)
 
     async def _open(self, places: Places, ready: Callable[[], bool]) -> None:
         while not ready():
@@ -149,7 +160,7 @@ class Shadow:
 
     async def _open_parts(self, places: Places) -> None:
         pool = await open_pool(places.database_url, POOL_SIZE)
-        topology = make_topology(places.redis_url)
+        topology = make_topology(places.redis_url, self._metrics.redis)
         counters = Counters(topology, self._redis)
         try:
             clock = SteadyClock()
@@ -162,7 +173,10 @@ class Shadow:
             raise
         watch = ExperimentWatch(catalog, lambda: open_reader(places.database_url), steward.notice)
         checkpoints = Checkpoints(catalog, counters, steward.notice)
-        self._parts = _Parts(pool, counters, catalog, steward, watch, checkpoints)
+        upkeep = PoolUpkeep(pool, size_max=POOL_SIZE_MAX)
+        upkeep.start()
+        self._parts = _Parts(pool, upkeep, counters, catalog, steward, watch, checkpoints)
+        self._metrics.add(PoolSeries("shadow", pool, upkeep).collect)
         for part in (steward, watch, checkpoints):
             part.start(self._on_crash)
         self.rules.open(Statements(pool), RedisLink(topology, RULES_TAG, self._rules_redis), self._on_crash)

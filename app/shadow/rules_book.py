@@ -63,6 +63,10 @@ class RuleBook:
         """Return the names of all rules, in order."""
         return sorted(self._rules)
 
+    def rules(self) -> list[Rule]:
+        """Return all rules, in no order."""
+        return list(self._rules.values())
+
     def is_current(self, rule_id: int, trial: int) -> bool:
         """Whether a trial goes on, as far as this process knows."""
         return any(rule.rule_id == rule_id and rule.trial == trial for rule in self._rules.values())

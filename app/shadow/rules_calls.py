@@ -125,11 +125,11 @@ class RuleCalls:
             raise Problem(409, "no_challenger", "The rule has no challenger; name a version, or give it one.")
         if version is None or version.name == rule.champion.name:
             raise invalid("/version", "Expected the name of a version that is not the champion")
-        tally = (await self._exchange.gather(rule, rule.trial)).tally
-        failed = failed_checks(rule, version, tally)
+        gathered = await self._exchange.gather(rule, rule.trial)
+        failed = failed_checks(rule, version, gathered.tally)
         details = described(rule) | {
             "actor": actor, "version": version.name, "failed_checks": failed, "override": body.override,
-            "reason": body.reason, "inputs": decision_inputs(tally),
+            "reason": body.reason, "inputs": decision_inputs(gathered.tally, crossed_before=gathered.crossed_at is not None),
         }  # fmt: skip
         if failed and not body.override:
             await self._store.note(Entry("rule.promotion_refused", details))

@@ -23,12 +23,15 @@ from app.db.keys import rule_samples_key, rule_trial_key
 from app.db.retry import TRANSIENT
 from app.shadow.rules_difference import KINDS
 from app.shadow.rules_masking import mask
+from app.shadow.rules_report import decision_inputs
 from app.shadow.rules_store import SAMPLES_OF_KIND, Sample
 from app.shadow.rules_tally import Tally, tally_of, total_of
+from app.shadow.rules_verdict import statement_of
 from app.turns import end_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from app.db.redis import RedisLink
     from app.shadow.rules_book import RuleBook
@@ -42,6 +45,7 @@ log = logging.getLogger(__name__)
 PUBLISH_S: Final = 0.2  # how often changed counts go to Redis
 CHECKPOINT_S: Final = 2.0  # how often they go to Postgres: with its own time below the 5 s that may be lost
 KEEP_S: Final = 86_400  # how long Redis keeps what nobody writes any more; Postgres has it
+LOOKS_MAX: Final = 50  # trials looked at between two writes to Postgres, about 5 ms each; those that waited longest first
 SAMPLES_WAITING_MAX: Final = 1_000  # samples that wait for a store that is away; the oldest go first
 SAMPLE_BYTES_MAX: Final = 32_768  # of one sample's JSON; beyond it the input is left out
 
@@ -49,11 +53,16 @@ _AWAY: Final = (*TRANSIENT, redis.exceptions.RedisError)
 
 
 class Gathered(NamedTuple):
-    """The counts and samples of a trial, of all processes. `fresh` is False while Redis is away: then others' are older."""
+    """The counts and samples of a trial, of all processes.
+
+    fresh       False while Redis is away: then others' are older
+    crossed_at  when its evidence first crossed the threshold; None before
+    """
 
     tally: Tally
     samples: list[Sample]
     fresh: bool
+    crossed_at: datetime | None
 
 
 class Exchange:
@@ -70,6 +79,8 @@ class Exchange:
         self._unpublished: deque[Sample] = deque(maxlen=SAMPLES_WAITING_MAX)
         self._unsaved: deque[Sample] = deque(maxlen=SAMPLES_WAITING_MAX)
         self._dirty: set[Trial] = set()  # published and not yet in Postgres
+        self._crossed: dict[Trial, datetime] = {}  # of trials that are counted here
+        self._looked_s: dict[Trial, float] = {}  # the same
         self._serial = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -127,6 +138,7 @@ class Exchange:
         self._take_samples()
         trials = self._trials
         dirty = self._dirty | trials.changed
+        await self._look_at(dirty)
         if dirty:
             texts = {trial: msgspec.json.encode(trials.tallies[trial]).decode() for trial in dirty}
             await self._store.save_tallies(self._process, texts)
@@ -139,26 +151,61 @@ class Exchange:
         for trial in [one for one in trials.tallies if one not in trials.changed | self._dirty]:
             if not self._book.is_current(*trial):
                 del trials.tallies[trial]
+                self._crossed.pop(trial, None)
+                self._looked_s.pop(trial, None)
+
+    async def _look_at(self, changed: set[Trial]) -> None:
+        """Find first crossings of trials that have changed here, although nobody asks for a report."""
+        names = {(rule.rule_id, rule.trial): rule.name for rule in self._book.rules()}
+        differing = (
+            one for one in changed & names.keys() - self._crossed.keys() if self._trials.tallies[one].challenger_only
+        )
+        for trial in sorted(differing, key=lambda one: self._looked_s.get(one, 0.0))[:LOOKS_MAX]:
+            self._looked_s[trial] = time.monotonic()
+            await self._look(names[trial], trial, (await self._counted(trial))[0])
 
     async def gather(self, rule: Rule, trial: int) -> Gathered:
         """Return the counts of all processes: the newest of what Redis, Postgres and this process itself have."""
-        texts: dict[str, str | bytes] = dict(await self._store.tallies(rule.rule_id, trial))
+        tally, fresh = await self._counted((rule.rule_id, trial))
+        crossed_at = await self._look(rule.name, (rule.rule_id, trial), tally)
         samples = {one.sample_id: one for one in await self._store.samples(rule.rule_id, trial)}
-        fresh = True
         try:
-            for process, text in (await self._published(rule.rule_id, trial)).items():
-                if process not in texts or _progress(text) >= _progress(texts[process]):
-                    texts[process] = text
             for sample in await self._published_samples(rule.rule_id, trial):
                 samples[sample.sample_id] = sample
         except _AWAY as error:
             log.warning("a report is without redis", extra={"reason": f"{type(error).__name__}: {error}"})
             fresh = False
         self._take_samples()
-        own = self._trials.tallies.get((rule.rule_id, trial))
-        tallies = [tally_of(text) for process, text in texts.items() if own is None or process != self._process]
         samples |= {one.sample_id: one for one in self._unsaved if (one.rule_id, one.trial) == (rule.rule_id, trial)}
-        return Gathered(total_of([*tallies, own] if own is not None else tallies), _newest(samples), fresh)
+        return Gathered(tally, _newest(samples), fresh, crossed_at)
+
+    async def _counted(self, trial: Trial) -> tuple[Tally, bool]:
+        """Return the counts of a trial, and whether Redis answered."""
+        texts: dict[str, str | bytes] = dict(await self._store.tallies(*trial))
+        fresh = True
+        try:
+            for process, text in (await self._published(*trial)).items():
+                if process not in texts or _progress(text) >= _progress(texts[process]):
+                    texts[process] = text
+        except _AWAY as error:
+            log.warning("counts are without redis", extra={"reason": f"{type(error).__name__}: {error}"})
+            fresh = False
+        own = self._trials.tallies.get(trial)
+        tallies = [tally_of(text) for process, text in texts.items() if own is None or process != self._process]
+        return total_of([*tallies, own] if own is not None else tallies), fresh
+
+    async def _look(self, name: str, trial: Trial, tally: Tally) -> datetime | None:
+        """Return when a trial first crossed; keep it, if it does so in these counts."""
+        at = self._crossed.get(trial) or await self._store.crossing(*trial)
+        if at is None and statement_of(tally).verdict == "differs":
+            inputs = decision_inputs(tally)
+            details = {"rule": name, "trial": trial[1], "inputs": inputs}
+            details |= {"champion": tally.champion, "challenger": tally.challenger}
+            await self._store.keep_crossing(*trial, inputs, details)
+            at = await self._store.crossing(*trial)
+        if at is not None and trial in self._trials.tallies:
+            self._crossed[trial] = at
+        return at
 
     async def _published(self, rule_id: int, trial: int) -> dict[str, bytes]:
         async with self._alone:

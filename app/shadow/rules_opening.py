@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 from app.shadow.rules_book import RuleBook
 from app.shadow.rules_calls import RuleCalls
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from app.metrics import Metrics
 
 
-class _Series(Collector):
+class _Series:
     """What this process compared. Rules are not told apart: their reports do that."""
 
     def __init__(self, trials: Callable[[], Trials | None]) -> None:
@@ -42,7 +41,7 @@ class Rules:
 
     def __init__(self, metrics: Metrics) -> None:
         """Make nothing yet: the parts need the stores."""
-        metrics.registry.register(_Series(lambda: self.trials))
+        metrics.add(_Series(lambda: self.trials).collect)
         self.calls: RuleCalls | None = None
         self.book: RuleBook | None = None
         self.trials: Trials | None = None

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from app import __version__
+from app.clock import ms_of, time_text
 from app.shadow.rules_difference import KINDS
 from app.shadow.rules_tally import percentile_us
 from app.shadow.rules_verdict import is_flagged, statement_of
@@ -25,7 +27,8 @@ def report_of(rule: Rule, trial: int, gathered: Gathered) -> Report:
     if trial == rule.trial:
         tally.champion = rule.champion.name
         tally.challenger = None if rule.challenger is None else rule.challenger.name
-    said = statement_of(tally)
+    said = statement_of(tally, crossed_before=gathered.crossed_at is not None)
+    crossed_at = None if gathered.crossed_at is None else time_text(ms_of(gathered.crossed_at))
     return Report(
         name=rule.name, champion=tally.champion or None, challenger=tally.challenger, trial=trial,
         fresh=gathered.fresh, evaluated=tally.evaluated, champion_failed=tally.champion_failed,
@@ -33,7 +36,7 @@ def report_of(rule: Rule, trial: int, gathered: Gathered) -> Report:
         differences={kind: tally.kinds.get(kind, 0) for kind in KINDS}, challenger_only=tally.challenger_only,
         noise_only=tally.noise_only, both=tally.both,
         statement=Statement(said.verdict, said.e_value, said.threshold, _rate(said.difference_rate), _rate(said.noise_rate),
-                            said.excess_rate),
+                            said.excess_rate, crossed_at),
         fields=[
             FieldView(pointer, raw, noise, is_flagged(raw, noise, tally.compared))
             for pointer, (raw, noise) in sorted(tally.fields.items(), key=lambda item: (-item[1][0], item[0]))
@@ -61,13 +64,14 @@ def failed_checks(rule: Rule, version: Version, tally: Tally) -> list[str]:
     return failed
 
 
-def decision_inputs(tally: Tally) -> dict[str, Any]:
+def decision_inputs(tally: Tally, *, crossed_before: bool = False) -> dict[str, Any]:
     """Return what a decision was made from, for the chain: integers, and numbers with a point as texts."""
-    said = statement_of(tally)
+    said = statement_of(tally, crossed_before=crossed_before)
     return {
         "compared": tally.compared, "differences": {kind: count for kind, count in tally.kinds.items() if count},
         "challenger_only": tally.challenger_only, "noise_only": tally.noise_only, "both": tally.both,
-        "dropped": tally.dropped, "e_value": repr(said.e_value), "verdict": said.verdict,
+        "dropped": tally.dropped, "e_value": repr(said.e_value), "threshold": repr(said.threshold), "verdict": said.verdict,
+        "code": __version__,
     }  # fmt: skip
 
 

@@ -118,6 +118,16 @@ class RuleStore:
         )
         return {row["process"]: row["tally"] for row in rows}
 
+    async def crossing(self, rule_id: int, trial: int) -> datetime | None:
+        """Return when the evidence of a trial first crossed its threshold, None before."""
+        rows = await self._statements.rows("SELECT at FROM rule_crossings WHERE rule_id = $1 AND trial = $2", rule_id, trial)
+        return rows[0]["at"] if rows else None
+
+    async def keep_crossing(self, rule_id: int, trial: int, inputs: dict[str, Any], details: dict[str, Any]) -> None:
+        """Keep the first crossing of a trial; a later one changes nothing."""
+        texts = (orjson.dumps(one).decode() for one in (inputs, details))
+        await self._statements.rows(query("keep_rule_crossing"), rule_id, trial, *texts)
+
     async def save_samples(self, samples: Sequence[Sample]) -> None:
         """Keep samples; the oldest of each kind make room."""
         columns = zip(*samples, strict=True)

@@ -65,8 +65,8 @@ def _edge(holds: Callable[[float], bool]) -> float:
 class Statement(NamedTuple):
     """What a trial says so far.
 
-    verdict          `differs` once the evidence has crossed 1 / ALPHA; `no_difference_found` while no comparison differs
-                     beyond noise; `collecting` otherwise
+    verdict          `differs` once the evidence has crossed 1 / ALPHA, and from then on; before, that of the counts so far:
+                     `no_difference_found` while no comparison differs beyond noise, `collecting` otherwise
     e_value          evidence that the challenger differs more often than the champion does from itself
     threshold        what it must reach
     difference_rate  of the challenger, noise included
@@ -82,10 +82,10 @@ class Statement(NamedTuple):
     excess_rate: float | None
 
 
-def statement_of(tally: Tally) -> Statement:
-    """Return what the counts of a trial say."""
+def statement_of(tally: Tally, *, crossed_before: bool = False) -> Statement:
+    """Return what the counts of a trial say; `crossed_before`: they, or earlier ones, are known to have crossed."""
     evidence = e_value(sums_of(0.5, tally.challenger_only, tally.noise_only))
-    differs = crossed(evidence, ALPHA)
+    differs = crossed_before or crossed(evidence, ALPHA)
     quiet = tally.compared > 0 and tally.challenger_only == 0
     verdict: Verdict = "differs" if differs else "no_difference_found" if quiet else "collecting"
     compared = tally.compared

@@ -162,7 +162,10 @@ class SampleView(Struct):
 
 
 class Statement(Struct):
-    """What the trial says, valid at every look: see `app.shadow.rules_verdict`."""
+    """What the trial says, valid at every look: see `app.shadow.rules_verdict`.
+
+    crossed_at  when it was first known that the challenger differs: from then on the verdict is `differs`
+    """
 
     verdict: Literal["collecting", "no_difference_found", "differs"]
     e_value: float
@@ -170,6 +173,7 @@ class Statement(Struct):
     difference_rate: RateView | None
     noise_rate: RateView | None
     excess_rate: float | None
+    crossed_at: str | None
 
 
 class Report(Struct, kw_only=True):

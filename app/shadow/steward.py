@@ -69,6 +69,7 @@ class Steward:
         self._weighed: dict[str, tuple[float, int]] = {}
         self._later: dict[str, Experiment] = {}
         self._canaries_s = 0.0
+        self.rollbacks = 0  # decided by this process since its start
 
     def start(self, on_crash: Callable[[BaseException], None]) -> None:
         """Begin to look; an error that it does not know is a crash."""
@@ -127,6 +128,7 @@ class Steward:
 
         done = await self._catalog().change(experiment, plan)
         if done:
+            self.rollbacks += 1
             log.warning("experiment rolled back", extra={"experiment": experiment.definition.name, "reason": reason})
             self.notice(experiment)
         return done

@@ -3,13 +3,17 @@
 All counters are integers in one Redis hash, so that replicas only ever add, in any order:
 
     n<v> outcomes of variant v   s<v> successes   e<v> errors   l<v> outcomes with a latency   o<v> those over the limit
-    w<v> outcomes with a value   v<v> sum of values in thousandths   a<v> units enrolled   x<v> sum of the propensities of v
-    over all enrolled units, in millionths   duplicates, late (after the test), quarantined, unshared (without a known share)
+    w<v> outcomes with a value   v<v> sum of values in thousandths   a<v> units enrolled   duplicates, late (after the test),
+    quarantined, unshared (without a known share)
 
 and, for the evidence, by kind (S successes, E errors, O over the limit): under a fixed split <kind><cell>:<v> counts them
-in each cell of it (`app.shadow.assignment.Split.cells`), and N<cell>:<v> all outcomes there; under Thompson sampling
+in each cell of it (`app.shadow.assignment.Split.cells`); under Thompson sampling
 <kind>:<v>.<i> is field i of the statistic of `app.shadow.evidence` of challenger v. For the tests against a limit F<kind><v>
 counts failures and T<kind><v> trials. The histogram of latencies is a hash of its own: <v>:<bucket>.
+
+Whether the variants got their shares is asked of units, which are what is assigned, at their first outcome: only then is
+it known that they came to see their variant. X<cell>:<v> counts them in each cell of a fixed split; under Thompson sampling
+X:<v> does, and P:<v> sums the propensities of v over all of them, in millionths. `exposed` is how many are remembered.
 
 A unit is evidence once of each kind, as long as the experiment exists. After its first success a second one comes from a
 variant that is known by then: with two for each unit 14 % of A/A tests cross at alpha = 0.02. So what comes later counts,
@@ -66,7 +70,7 @@ def share_of(weights: Sequence[float], control: int, challenger: int) -> float:
     return weights[challenger] / both if both else 0.0
 
 
-def added(definition: Definition, one: Class) -> list[str | int]:
+def added(one: Class) -> list[str | int]:
     """Return what an outcome adds: the field of its value or "", then field, amount, field, amount, ...
 
     What it adds to the evidence besides is that of `evidence_of`.
@@ -79,16 +83,13 @@ def added(definition: Definition, one: Class) -> list[str | int]:
     for letter, holds in flags.items():
         if holds:
             fields += [f"{letter}{index}", 1]
-    if one.shares is None:
-        return [*fields, "unshared", 1]
-    if definition.allocation == "fixed":
-        fields += [f"N{one.shares}:{index}", 1]
-    return fields
+    return [*fields, "unshared", 1] if one.shares is None else fields
 
 
 def evidence_of(definition: Definition, one: Class, weights: Sequence[float]) -> list[list[str | int]]:
-    """Return what an outcome adds to each kind of evidence, unless its unit has told before: kind, tells, field, amount, ...
+    """Return what an outcome adds once for each unit: kind, tells, field, amount, ...
 
+    kind     X for the first outcome of the unit, before all kinds of evidence
     tells    1 for a success, an error or a slow call, after which the unit is no evidence of this kind any more; 0 for a
              trial without
     weights  propensities of the version `one.shares`; not looked at under a fixed split
@@ -100,8 +101,10 @@ def evidence_of(definition: Definition, one: Class, weights: Sequence[float]) ->
     latency_watched = guardrails is not None and guardrails.latency_ms_p95 is not None and one.latency is not None
     watched: tuple[tuple[Kind, bool, bool], ...] = (("E", errors_watched, one.error), ("O", latency_watched, one.over))
     pieces: list[list[str | int]] = []
-    if one.success and one.shares is not None:
-        pieces.append(["S", 1, *_terms(definition, "S", one, weights)])
+    if one.shares is not None:
+        pieces.append(["X", 1, *_exposure(definition, one, weights)])
+        if one.success:
+            pieces.append(["S", 1, *_terms(definition, "S", one, weights)])
     for kind, holds, fails in watched:
         if holds:
             trial: list[str | int] = [kind, int(fails), f"T{kind}{index}", 1]
@@ -127,12 +130,19 @@ def _terms(definition: Definition, kind: Kind, one: Class, weights: Sequence[flo
     return fields
 
 
-def enrolled(weights: Sequence[float], variant: int) -> list[str | int]:
-    """Return what a unit adds that is enrolled under Thompson sampling."""
-    fields: list[str | int] = ["", f"a{variant}", 1]
+def _exposure(definition: Definition, one: Class, weights: Sequence[float]) -> list[str | int]:
+    """Return what the first outcome of a unit adds to the units of the variants, had and expected."""
+    if definition.allocation == "fixed":
+        return [f"X{one.shares}:{one.variant}", 1]
+    fields: list[str | int] = [f"X:{one.variant}", 1]
     for index, weight in enumerate(weights):
-        fields += [f"x{index}", round(weight * MILLION)]
+        fields += [f"P:{index}", round(weight * MILLION)]
     return fields
+
+
+def enrolled(variant: int) -> list[str | int]:
+    """Return what a unit adds that is enrolled under Thompson sampling."""
+    return ["", f"a{variant}", 1]
 
 
 def statistic(
@@ -165,13 +175,13 @@ def counts_of(totals: Mapping[str, int], letter: str, variants: int) -> tuple[in
 def expected_of(
     definition: Definition, totals: Mapping[str, int], cells: Cells
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Return how many outcomes of known shares (fixed) or units (Thompson) each variant has, and how many it should have."""
+    """Return how many units of known shares had an outcome in each variant, and how many should have had."""
     count = len(definition.variants)
     if definition.allocation == "thompson":
-        return counts_of(totals, "a", count), tuple(value / MILLION for value in counts_of(totals, "x", count))
+        return counts_of(totals, "X:", count), tuple(value / MILLION for value in counts_of(totals, "P:", count))
     observed, expected = [0] * count, [0.0] * count
     for cell, propensities in cells.items():
-        found = counts_of(totals, f"N{cell}:", count)
+        found = counts_of(totals, f"X{cell}:", count)
         for index, share in enumerate(propensities):
             observed[index] += found[index]
             expected[index] += sum(found) * share

@@ -198,7 +198,7 @@ class EdgeServer(web.Server):
     ) -> None:
         """Take over from the server that AppRunner made, with its request handler and request factory."""
         super().__init__(
-            _dispatch(plain.request_handler, fixed),
+            _dispatch(plain.request_handler, fixed, paths),
             request_factory=plain.request_factory,
             handler_cancellation=plain.handler_cancellation,
         )
@@ -235,7 +235,7 @@ class EdgeServer(web.Server):
         return problem_answer(problem, ids.next()).encoded(close=True)
 
 
-def _dispatch(handle: _Handle, fixed: Mapping[tuple[str, str], Fixed]) -> _Handle:
+def _dispatch(handle: _Handle, fixed: Mapping[tuple[str, str], Fixed], paths: Paths) -> _Handle:
     """`handle`, but straight to the route for paths without parameters, and 404 for targets that are not paths.
 
     aiohttp's router costs a tenth of a short request, and for a fixed path it always finds the same. Targets that
@@ -253,7 +253,15 @@ def _dispatch(handle: _Handle, fixed: Mapping[tuple[str, str], Fixed]) -> _Handl
             return found.adapted(request)
         return handle(request) if request.rel_url.raw_path.startswith("/") else refuse(request)
 
-    return admit
+    async def end(answering: Awaitable[web.StreamResponse]) -> web.StreamResponse:
+        answer = await answering
+        answer.force_close()
+        return answer
+
+    def admit_or_end(request: BaseRequest) -> Awaitable[web.StreamResponse]:
+        return end(admit(request)) if paths.leaving else admit(request)
+
+    return admit_or_end
 
 
 class EdgeRunner(web.AppRunner):

@@ -97,6 +97,7 @@ class Paths:
         """Begin empty; `app` is what requests belong to."""
         self.app: Final = app
         self.turns: Final = Turns()
+        self.leaving = False  # the process ends soon: every answer ends its connection, so that clients go elsewhere
         self._fixed: dict[tuple[str, str], Taker] = {}
         self._shaped: dict[str, list[tuple[re.Pattern[str], Taker]]] = {}
         self._find_shaped = lru_cache(maxsize=KNOWN_PATHS_MAX)(self._match)  # callers repeat the names of a few services
@@ -276,7 +277,7 @@ class FastConnection(web.RequestHandler):
         answer = cast("Answer", response)
         transport = self.transport
         if transport is not None and not transport.is_closing():
-            close = answer.closes or self._close
+            close = answer.closes or self._close or self._paths.leaving
             transport.write(answer.encoded(close=close))
             if close:
                 self.force_close()

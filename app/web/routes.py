@@ -16,6 +16,7 @@ from app.web.fastpath import PATHS, Paths, Taker
 from app.web.fields import LIMIT_DEFAULT, Cursor, Limit, Time
 from app.web.problems import Problem, invalid
 from app.web.request import Request
+from app.web.traced import TRACES, traced, traced_begun
 from app.web.typed import typed
 
 __all__ = [
@@ -101,11 +102,15 @@ def add_routes(app: web.Application, routes: Sequence[Route]) -> None:
     router = app.router
     fixed: dict[tuple[str, str], Fixed] = {}
     paths = Paths(app)
+    traces = app.get(TRACES)
     for route in routes:
         enclosed = enclose(app, route)
+        begun = begin(app, route, route.handler) if isinstance(route.handler, Prompt) else None
+        if traces is not None:
+            enclosed = traced(traces, route.path, enclosed)
+            begun = None if begun is None else traced_begun(traces, route.path, begun)
         adapted = adapt(enclosed)
         if not route.streams:
-            begun = begin(app, route, route.handler) if isinstance(route.handler, Prompt) else None
             paths.add(route.method, route.path, Taker(enclosed, begun))
         methods = ("GET", "HEAD") if route.method == "GET" else (route.method,)
         for method in methods:

@@ -35,6 +35,7 @@ POLL_INTERVAL_S: Final = 1.0  # how often the outbox is looked at when nothing w
 LEASE_S: Final = ANSWER_TIMEOUT_S * 3  # an attempt, and the statement that closes it, with room
 STOP_GRACE_S: Final = 5.0  # at the end of the process; most endpoints answer within one
 FORGET_INTERVAL_S: Final = 3_600.0  # how often old deliveries are removed
+COUNT_INTERVAL_S: Final = 5.0  # how old the number of those that wait may be
 
 _STORE_AWAY: Final = (*TRANSIENT, asyncpg.PostgresError)
 
@@ -54,6 +55,8 @@ class Deliverer:
         self._on_crash: Callable[[BaseException], None] | None = None
         self.delivered = 0  # messages that arrived, since the start
         self.failed_attempts = 0  # attempts without a 2xx, since the start
+        self.given_up = 0  # deliveries without another attempt, since the start
+        self.backlog = 0  # deliveries of all replicas that are still to be made, as of the last count
 
     def start(self, on_crash: Callable[[BaseException], None]) -> None:
         """Begin; an error that it does not know is a crash."""
@@ -101,13 +104,16 @@ class Deliverer:
 
     async def _run(self, on_crash: Callable[[BaseException], None]) -> None:
         loop = asyncio.get_running_loop()
-        forget_at_s = loop.time()
+        forget_at_s = count_at_s = loop.time()
         while not self._stopping:
             try:
                 begun = await self.round()
                 if loop.time() >= forget_at_s:
                     await self._outbox.forget()
                     forget_at_s = loop.time() + FORGET_INTERVAL_S
+                if loop.time() >= count_at_s:
+                    self.backlog = await self._outbox.count_pending()
+                    count_at_s = loop.time() + COUNT_INTERVAL_S
             except _STORE_AWAY as error:
                 log.warning("webhooks wait", extra={"reason": f"{type(error).__name__}: {error}"})
                 begun = 0
@@ -134,6 +140,7 @@ class Deliverer:
         self.failed_attempts += 1
         delay_s = next_delay_s(claim.attempts, outcome.retry_after_s)
         if outcome.status == 410 or delay_s is None:
+            self.given_up += 1
             await self._outbox.close(claim, "failed", outcome)
             reason = "gone" if outcome.status == 410 else "exhausted"
             if await self._outbox.disable(claim.endpoint_id, reason):

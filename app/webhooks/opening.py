@@ -8,6 +8,7 @@ from app.webhooks.calls import WebhookCalls
 from app.webhooks.delivery import Deliverer
 from app.webhooks.outbox import Outbox
 from app.webhooks.post import Post
+from app.webhooks.series import WebhookSeries
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,7 @@ class Webhooks:
         self._post: Post | None = None
         self.calls: WebhookCalls | None = None
         self.deliverer: Deliverer | None = None
+        self.series = WebhookSeries(lambda: self.deliverer)
 
     def open(self, statements: Statements, on_crash: Callable[[BaseException], None]) -> None:
         """Begin to deliver. Several replicas may do so on one database."""

@@ -25,6 +25,9 @@ BODY_MAX_BYTES: Final = 20_000  # the specification: keep payloads below 20 kB
 KEEP_DAYS: Final = 30  # how long closed deliveries can be looked at
 DELIVERY_END: Final = 1 << 62  # above every delivery id
 
+BACKLOG_MAX: Final = 100_000  # deliveries that are counted; how many more there are changes nothing
+
+_COUNT_PENDING: Final = "SELECT count(*) FROM (SELECT FROM webhook_deliveries WHERE state = 'pending' LIMIT $1) AS due"
 _FORGET: Final = "DELETE FROM webhook_deliveries WHERE state <> 'pending' AND closed_at < now() - make_interval(days => $1)"
 
 
@@ -121,6 +124,11 @@ class Outbox:
         details = {"endpoint_id": endpoint_id, "reason": reason}
         rows = await self._statements.rows(query("disable_endpoint"), endpoint_id, reason, orjson.dumps(details).decode())
         return bool(rows)
+
+    async def count_pending(self) -> int:
+        """Return how many deliveries are still to be made, BACKLOG_MAX for more."""
+        rows = await self._statements.rows(_COUNT_PENDING, BACKLOG_MAX)
+        return int(rows[0][0])
 
     async def forget(self) -> None:
         """Remove deliveries that were closed more than KEEP_DAYS ago."""

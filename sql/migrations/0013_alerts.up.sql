@@ -1,4 +1,6 @@
 -- Alerts are forgotten after 90 days (ALERTS_KEPT_DAYS in app/audit/controls.py); the entries behind them stay in the chain.
+-- service: credits
+-- migrate: compatible
 
 -- Delete what is older, of the `batch` oldest alerts; returns how many. Their numbers rise with their time but for a few
 -- seconds, so no index by time is needed. Runs as its owner: the server's role may not delete alerts by itself.

@@ -11,7 +11,7 @@ import pytest
 from app.access.store import KeyStore
 from app.db.statements import Statements
 
-DEADLINE_S = 20.0
+DEADLINE_S = 90.0
 POLL_S = 0.01
 
 

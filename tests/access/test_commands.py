@@ -103,7 +103,7 @@ def test_a_database_that_no_server_has_prepared_is_refused(
     code, _, err = Console(run_apart(postgres_server.make_own_database()), capsys).run("list")
 
     assert code == 2
-    assert "start the server on it once" in err
+    assert "shieldx migrate up" in err
 
 
 def test_a_database_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -235,6 +235,20 @@ async def test_taking_the_migration_back_puts_archived_quarters_back(database: L
     assert (await database.verify()).ok
 
 
+async def test_an_account_below_zero_is_found(database: LedgerDatabase, lifecycle: Lifecycle) -> None:
+    await lifecycle.count_negatives()
+    before = lifecycle.negative_balances
+    await database.session.execute("ALTER TABLE credit_accounts DROP CONSTRAINT credit_accounts_balance_check")
+    await database.session.execute("ALTER TABLE credit_accounts DROP CONSTRAINT credit_accounts_check")
+    await database.session.execute(
+        "UPDATE credit_accounts SET balance = -1 WHERE tenant_id = (SELECT min(tenant_id) FROM credit_accounts)"
+    )
+
+    await lifecycle.count_negatives()
+
+    assert (before, lifecycle.negative_balances) == (0, 1)
+
+
 SUMS = (
     "SELECT tenant_id, date_trunc('{0}', at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS start, type, sum(amount) AS amount, count(*) "
     "FROM audit_chain WHERE type IN ('topup', 'consume', 'commit', 'refund') GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"

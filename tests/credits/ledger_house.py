@@ -37,11 +37,11 @@ class LedgerHouse:
         self._embedded: ShieldxServer | None = None
 
     async def make_ledger(self) -> Ledger:
-        """Return an empty database of each store."""
+        """Return an empty Redis database, and a migrated one of Postgres."""
         number = next(self._numbers)
         assert number < REDIS_DATABASES, "the session's Redis has no database left"
         redis_url = self.redis.url.replace("db=0", f"db={number}")
-        return Ledger(redis_url, await self.postgres.make_database(f"shieldx_{number}"))
+        return Ledger(redis_url, await self.postgres.make_migrated_database())
 
     def server(self, shards: int) -> tuple[ShieldxServer, Ledger]:
         """Return the session's server with this many ledger shards. For use outside an event loop."""
@@ -52,9 +52,11 @@ class LedgerHouse:
             self._servers[shards] = server, ledger
         return self._servers[shards]
 
-    def server_on(self, ledger: Ledger, name: str, *, shards: int = 1, **settings: str) -> ShieldxServer:
+    def server_on(
+        self, ledger: Ledger, name: str, *, shards: int = 1, forked: bool = True, **settings: str
+    ) -> ShieldxServer:
         """Return a server on a ledger that has not been started; it ends with the session at the latest."""
-        server = ShieldxServer(self._directory, *ledger, shards=shards, name=name, **settings)
+        server = ShieldxServer(self._directory, *ledger, shards=shards, name=name, forked=forked, **settings)
         self._stack.callback(server.kill)
         return server
 

@@ -74,7 +74,7 @@ async def test_shape_comes_before_business(client: Client) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready", "/openapi.json", "/docs"])
+@pytest.mark.parametrize("path", ["/health", "/ready", "/openapi.json", "/docs", "/"])
 async def test_open_paths_need_no_key(client: Client, path: str) -> None:
     reply = await client.call("GET", path, Authorization=None)
 

@@ -10,7 +10,7 @@ import pytest
 from tests.credits.ledger_client import Client
 
 NOBODY = "01890000-0000-7000-8000-000000000000"
-EXPIRY_DEADLINE_S = 10.0
+EXPIRY_DEADLINE_S = 90.0
 
 
 def path(hold: dict[str, str], verb: str = "") -> str:

@@ -25,7 +25,7 @@ from tests.credits.ledger_house import Ledger
 from tests.server import ROOT_KEY
 
 DAY_S = 86_400
-DEADLINE_S = 15.0
+DEADLINE_S = 90.0
 
 
 class Scene(NamedTuple):

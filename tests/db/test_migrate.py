@@ -12,8 +12,10 @@ import asyncpg
 import pytest
 
 from app.audit.entry import genesis_hash
-from app.db import migrate as migrate_module
-from app.db.migrate import MIGRATION_LOCK, MigrationRefused, found_ledger, migrate
+from app.db import migrations as migrations_module
+from app.db.founding import found_ledger
+from app.db.migrate import MIGRATION_LOCK, MigrationFailed, Patience, apply, migrate, plan, prepare, turn
+from app.db.migrations import MigrationRefused, check_schema, read_applied, read_migrations
 from app.db.resources import resource_dir
 
 FILES = sorted(path.name for path in (resource_dir("sql") / "migrations").glob("*.up.sql"))
@@ -23,7 +25,7 @@ FILES = sorted(path.name for path in (resource_dir("sql") / "migrations").glob("
 def files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A copy of the migrations that a test may change."""
     shutil.copytree(resource_dir("sql"), tmp_path / "sql")
-    monkeypatch.setattr(migrate_module, "resource_dir", lambda kind: tmp_path / kind)
+    monkeypatch.setattr(migrations_module, "resource_dir", lambda kind: tmp_path / kind)
     return tmp_path / "sql" / "migrations"
 
 
@@ -74,15 +76,149 @@ async def test_a_wrong_name_is_refused(empty: asyncpg.Connection[Any], files: Pa
 
 async def test_a_migration_that_fails_leaves_nothing_and_can_be_mended(empty: asyncpg.Connection[Any], files: Path) -> None:
     late = files / "9999_late.up.sql"
-    late.write_text("CREATE TABLE half (x int); SELECT 1 / 0")
+    late.write_text("-- service: credits\nCREATE TABLE half (x int); SELECT 1 / 0")
 
-    with pytest.raises(asyncpg.DivisionByZeroError):
+    with pytest.raises(MigrationFailed, match="DivisionByZero"):
         await migrate(empty)
     left = await empty.fetchval("SELECT to_regclass('half')")
-    late.write_text("CREATE TABLE half (x int)")
+    late.write_text("-- service: credits\nCREATE TABLE half (x int)")
 
     assert left is None
     assert await migrate(empty) == [late.name]
+
+
+async def test_a_table_of_an_older_release_is_taken_over_with_what_it_says(empty: asyncpg.Connection[Any]) -> None:
+    await migrate(empty)
+    before = {row.version: row[:5] for row in (await read_applied(empty)).values()}
+    await empty.execute(
+        "ALTER TABLE schema_migrations DROP CONSTRAINT schema_migrations_pkey, ADD PRIMARY KEY (version), "
+        "DROP COLUMN service, DROP COLUMN duration_ms, DROP COLUMN app_version, DROP COLUMN compatible"
+    )
+    read_as_it_was = {row.version: row[:5] for row in (await read_applied(empty)).values()}
+
+    assert await migrate(empty) == []
+
+    assert {row.version: row[:5] for row in (await read_applied(empty)).values()} == read_as_it_was == before
+    assert {row[2] for row in before.values()} == {"credits", "shadow"}
+    key = await empty.fetchval(
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'schema_migrations_pkey'"
+    )
+    assert key == "PRIMARY KEY (service, version)"
+
+
+async def test_services_are_migrated_apart_and_credits_always(empty: asyncpg.Connection[Any]) -> None:
+    await migrate(empty, ("locator",))
+    only_credits = {row.service for row in (await read_applied(empty)).values()}
+
+    await check_schema(empty, ("credits", "locator"))
+    with pytest.raises(MigrationRefused, match=r"needs 0010_experiments.*Run `shieldx migrate up`"):
+        await check_schema(empty, ("shadow",))
+    await migrate(empty, ("shadow",))
+
+    assert only_credits == {"credits"}
+    await check_schema(empty)
+
+
+async def test_a_server_goes_on_beside_what_a_newer_release_marked_as_compatible(
+    empty: asyncpg.Connection[Any], files: Path
+) -> None:
+    late = files / "9999_late.up.sql"
+    late.write_text("-- service: credits\n-- migrate: compatible\nCREATE TABLE late (x int);\n")
+    await migrate(empty)
+    late.unlink()
+
+    beside = [row.title for row in await check_schema(empty)]
+    await empty.execute("UPDATE schema_migrations SET compatible = false, app_version = '7.0.0' WHERE version = 9999")
+    with pytest.raises(MigrationRefused, match=r"ahead of shieldx .* 9999_late \(shieldx 7\.0\.0\).*migrate down"):
+        await check_schema(empty)
+
+    assert beside == ["9999_late"]
+
+
+async def test_a_dry_run_runs_everything_tells_the_locks_and_leaves_nothing(
+    empty: asyncpg.Connection[Any], files: Path
+) -> None:
+    await migrate(empty)
+    (files / "9998_more.up.sql").write_text("-- service: credits\nALTER TABLE credit_accounts ADD COLUMN more text;\n")
+    (files / "9999_index.up.sql").write_text(
+        "-- service: shadow\n-- migrate: no-transaction\nCREATE INDEX CONCURRENTLY IF NOT EXISTS i ON rules (name);\n"
+    )
+
+    planned = await plan(empty)
+
+    assert [(one.title, one.service, one.ran) for one in planned] == [
+        ("9998_more", "credits", True), ("9999_index", "shadow", False),
+    ]  # fmt: skip
+    assert planned[0].locks == ("credit_accounts (AccessExclusiveLock)",)
+    assert 9998 not in await read_applied(empty)
+    assert not await empty.fetchval("SELECT count(*) FROM pg_attribute WHERE attname = 'more' AND attnum > 0")
+    (files / "9998_more.up.sql").write_text("-- service: credits\nSELECT 1 / 0;\n")
+    with pytest.raises(MigrationFailed, match=r"9998_more\.up\.sql would fail: DivisionByZeroError"):
+        await plan(empty)
+
+
+async def test_a_runner_that_waits_in_vain_names_who_is_at_work(empty: asyncpg.Connection[Any], empty_url: str) -> None:
+    other = await asyncpg.connect(empty_url)
+    async with turn(other):
+        with pytest.raises(MigrationRefused, match=rf"session {other.get_server_pid()} .*pg_terminate_backend"):
+            await migrate(empty, patience=Patience(turn_s=0.0))
+    await other.close()
+
+    assert await migrate(empty) == FILES
+
+
+async def test_a_session_that_lost_its_lock_changes_nothing(empty: asyncpg.Connection[Any]) -> None:
+    first = read_migrations()[0]
+    await prepare(empty)
+
+    with pytest.raises(MigrationFailed, match="pooler"):
+        await apply(empty, first)
+
+    assert await read_applied(empty) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("SELECT 1;", "-- service: NAME"),
+        ("-- service: money\nSELECT 1;", "-- service: NAME"),
+        ("-- service: credits\n-- migrate: quickly\nSELECT 1;", "it may say compatible, no-transaction"),
+        ("-- service: credits\n-- migrate: no-transaction\nDROP TABLE a;", "one statement only"),
+        ("-- service: credits\n-- migrate: no-transaction\nVACUUM a; VACUUM b;", "one statement only"),
+        ("-- service: credits\n-- migrate: no-transaction\nCREATE INDEX CONCURRENTLY i ON a (b);", "run again"),
+    ],
+)
+def test_a_file_that_says_nothing_sound_of_itself_is_refused_by_name(files: Path, text: str, reason: str) -> None:
+    (files / "9999_late.up.sql").write_text(text)
+
+    with pytest.raises(MigrationRefused, match=f"9999_late.up.sql.*{re.escape(reason)}"):
+        read_migrations()
+
+
+def test_a_number_belongs_to_one_file(files: Path) -> None:
+    (files / "0012_other.up.sql").write_text("-- service: credits\nSELECT 1;")
+
+    with pytest.raises(MigrationRefused, match="has this number too"):
+        read_migrations()
+
+
+async def test_a_unique_index_that_cannot_be_is_no_invalid_one_afterwards(
+    empty: asyncpg.Connection[Any], files: Path
+) -> None:
+    await migrate(empty)
+    await empty.execute("CREATE TABLE twice AS SELECT 1 AS x FROM generate_series(1, 2)")
+    (files / "9999_late.up.sql").write_text(
+        "-- service: credits\n-- migrate: no-transaction\n"
+        "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS twice_x ON twice (x);\n"
+    )
+
+    with pytest.raises(MigrationFailed, match="UniqueViolation"):
+        await migrate(empty)
+    left = await empty.fetchval("SELECT to_regclass('twice_x')")
+    await empty.execute("DELETE FROM twice WHERE ctid = (SELECT min(ctid) FROM twice)")
+
+    assert left is None
+    assert await migrate(empty) == ["9999_late.up.sql"]
 
 
 async def test_every_migration_can_be_taken_back(empty: asyncpg.Connection[Any]) -> None:

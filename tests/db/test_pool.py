@@ -11,13 +11,13 @@ from typing import Any
 
 import asyncpg
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
 
 from app.breaker import BreakerState
 from app.db.gate import GateTimeout
 from app.db.pool import FAULTS, Pool, PoolAway
 from app.db.pool_series import PoolSeries
 from app.db.pool_upkeep import COOL_S, INTERVAL_S, KEPT_S, PING_S, QUIET_S, STEP, WAITS_MANY, PoolUpkeep
+from app.metrics import Metrics
 from tests.stores import PrivatePostgres, run_apart, running_postgres
 
 WAIT_S = 10.0
@@ -256,11 +256,11 @@ async def test_every_statement_is_timed_once_in_a_block_and_after_it(pool: Pool)
             async with pool.connection(WAIT_S) as connection:
                 await connection.fetch(sql)
     blocks = 2
-    await until(lambda: asyncio.sleep(0, sum(pool.times.counts) >= blocks))
+    await until(lambda: asyncio.sleep(0, sum(pool.times.seconds.counts) >= blocks))
 
     await crowd(pool, 20)
 
-    assert sum(pool.times.counts) == blocks + 20
+    assert sum(pool.times.seconds.counts) == blocks + 20
 
 
 async def test_a_ping_that_finds_all_connections_busy_says_nothing_of_postgres(pool: Pool) -> None:
@@ -292,17 +292,20 @@ async def test_a_connection_that_is_not_given_back_is_reported_once_with_its_tas
 
 
 async def test_the_series_have_the_names_that_dashboards_ask_for(pool: Pool) -> None:
-    registry = CollectorRegistry()
-    registry.register(PoolSeries(pool, PoolUpkeep(pool)))
+    metrics = Metrics()
+    metrics.add(PoolSeries("a", pool, PoolUpkeep(pool)).collect)
+    metrics.add(PoolSeries("b", pool).collect)
 
     async with pool.connection(WAIT_S):
-        text = generate_latest(registry).decode()
+        text = metrics.text().decode()
 
     for line in (
-        "db_pool_connections_active 1.0", "db_pool_connections_idle 0.0", "db_pool_connections_limit 2.0",
-        "db_pool_waits_total 0.0", "pg_slow_queries_total 0.0", "db_pool_breaker_state 0.0",
+        'db_pool_connections_active{pool="a"} 1.0', 'db_pool_connections_active{pool="b"} 1.0',
+        'db_pool_connections_idle{pool="a"} 0.0', 'db_pool_connections_limit{pool="a"} 2.0', 'db_pool_waits_total{pool="a"} 0.0',
+        'pg_slow_queries_total{pool="a"} 0.0', 'shieldx_breaker_state{name="postgres_a"} 0.0',
     ):  # fmt: skip
         assert f"\n{line}\n" in text
+    assert text.count("# TYPE db_pool_connections_active ") == 1
 
 
 def test_a_restart_of_postgres_is_survived_without_a_call_that_hangs() -> None:

@@ -17,7 +17,7 @@ from tests.redis_groups import Sentinel, TcpRedis
 from tests.stores import PrivateRedis, remove_sockets_directory, run_apart, store_directory
 
 NAME = "money"
-FAILOVER_TIMEOUT_S = 20.0
+FAILOVER_TIMEOUT_S = 90.0
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.credits.ledger_client import Client, Reply
 from tests.credits.ledger_house import LedgerHouse
 
 OLD, NEW = "11" * 32, "22" * 32
-DEADLINE_S = 15.0
+DEADLINE_S = 90.0
 
 
 async def first(read: Callable[[], Awaitable[Reply]], found: Callable[[Reply], Any]) -> Any:

@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
-TOOL_TIMEOUT_S: Final = 240
+TOOL_TIMEOUT_S: Final = 840
 Tool = Callable[..., subprocess.CompletedProcess[str]]
 
 

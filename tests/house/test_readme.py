@@ -18,7 +18,7 @@ from tests.server import ShieldxServer
 
 README = (REPOSITORY / "README.md").read_text()
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
-TOUR_TIMEOUT_S = 60
+TOUR_TIMEOUT_S = 240
 
 
 def blocks(text: str) -> list[str]:

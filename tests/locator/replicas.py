@@ -16,7 +16,7 @@ from app.locator.opening import Locator
 from app.locator.record import Registered
 from app.metrics import Metrics
 
-DEADLINE_S: Final = 5.0
+DEADLINE_S: Final = 90.0
 POLL_S: Final = 0.002
 
 

@@ -15,7 +15,7 @@ from tests.credits.ledger_house import house_of
 from tests.debian import program
 from tests.lua.script_shard import ScriptShard
 
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 90.0
 
 
 @pytest.fixture(scope="session")

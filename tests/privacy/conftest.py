@@ -9,7 +9,8 @@ import asyncpg
 import pytest
 
 from app.audit.entry import genesis_hash
-from app.db.migrate import found_ledger, migrate
+from app.db.founding import found_ledger
+from app.db.migrate import migrate
 from app.db.postgres import open_pool
 from app.privacy.envelope import MasterKeys
 from app.privacy.store import PrivateStore

@@ -6,7 +6,6 @@ import copy
 import html
 import json
 import re
-import time
 import unicodedata
 from typing import Any
 from urllib.parse import unquote
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 
 from app.privacy.cards import DEPTH_MAX, NODES_MAX, mask, mask_bytes, mask_text
 from app.privacy.digits import is_card
+from tests.cost import grows_below
 
 VISA = "4111111111111111"
 SHOWN = "****-****-****-1111"
@@ -330,13 +330,5 @@ def test_the_check_of_a_number_is_that_of_the_standard(digits: str) -> None:
 def test_time_is_linear_in_the_length(text: str) -> None:
     text = text[: len(text) // 2]
 
-    def seconds(part: str) -> float:
-        started = time.process_time()
-        mask_text(part)
-        return time.process_time() - started
-
-    once = min(seconds(text) for _ in range(3))
-    fourfold = min(seconds(text * 4) for _ in range(3))
-
-    # Quadratic work would take sixteen times as long; below 20 ms the clock says nothing.
-    assert fourfold < 9 * max(once, 0.02)
+    # Quadratic work would cost sixteen times as much.
+    assert grows_below(9, lambda: mask_text(text), lambda: mask_text(text * 4))

@@ -19,7 +19,9 @@ from app.privacy.cards import mask
 from app.privacy.guard import CardFound, Guard, clean_metadata, holds_card, is_card_alone
 from app.privacy.payment import Payment
 from app.privacy.store import NoRecord, OtherPayment, PrivateStore
+from app.shadow.wire import Outcome
 from app.web.body import Body
+from app.web.fields import Metadata
 from app.web.problems import Problem
 from tests.privacy.conftest import NOW_MS
 
@@ -83,6 +85,24 @@ def test_a_card_number_in_any_name_of_a_body_is_found_at_its_place(text: dict[st
 
     assert found.value.pointer == pointer
     assert VISA not in str(found.value)
+
+
+def test_an_object_that_is_masked_keeps_its_type_and_what_that_knows() -> None:
+    body = Body(Consume).decode(b'{"tenant_id":"t","amount":1,"metadata":{"n":"4111 1111 1111 1111"}}')
+
+    assert body.metadata == {"n": "****-****-****-1111"}
+    assert isinstance(body.metadata, Metadata)
+    assert body.metadata.size_bytes > 0
+
+
+@pytest.mark.parametrize("name", ["event_id", "unit_id"])
+def test_an_id_that_is_kept_as_a_hash_may_have_the_digits_of_a_card_among_others(name: str) -> None:
+    ids = {"event_id": "e", "unit_id": "u"}
+
+    Guard(Outcome).clean(Outcome(success=True, **ids | {name: "run-4111111111-111111-1"}))
+
+    with pytest.raises(CardFound):
+        Guard(Outcome).clean(Outcome(success=True, **ids | {name: VISA}))
 
 
 def test_free_text_is_masked_in_place_and_a_payment_is_left_alone() -> None:

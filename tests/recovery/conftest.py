@@ -80,7 +80,7 @@ class Houses:
             for proxy in proxies.values():
                 proxy.start()
                 stack.callback(proxy.stop)
-        url = run_apart(self._postgres.make_own_database())
+        url = run_apart(self._postgres.make_migrated_database())
         root = self._root / f"house-{self._count}"
         restricted_url = ""
         if shards > 1:

@@ -33,8 +33,8 @@ REPLAYS: Final = 200  # of one load: a third of its answers, those first that we
 EARLIER_PART: Final = 5
 TRANSFER_WEIGHT: Final = 8  # among the operations of a load
 CAUGHT_TRANSFER_WEIGHT: Final = 60  # where some transfers over shards are to be caught half-way
-QUIET_TIMEOUT_S: Final = 15.0
-SWEEP_TIMEOUT_S: Final = 30.0  # a transfer counts as stalled after 5 s, and one look takes a second
+QUIET_TIMEOUT_S: Final = 60.0
+SWEEP_TIMEOUT_S: Final = 120.0  # a transfer counts as stalled after 5 s, and one look takes a second
 AOF_SAMPLE_S: Final = 0.02
 LOST_SECONDS: Final = 1.0  # what appendfsync everysec may lose
 

@@ -35,7 +35,7 @@ def cluster() -> Iterator[PrivateCluster]:
 async def clustered_scene(
     cluster: PrivateCluster, recovery_postgres: PrivatePostgres, tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> AsyncIterator[Scene]:
-    url = await recovery_postgres.make_own_database()
+    url = await recovery_postgres.make_migrated_database()
     house = House(tmp_path_factory.mktemp("cluster"), recovery_postgres, cluster, url, shards=SHARDS)
     scene = Scene(house, seed)
     yield scene

@@ -14,7 +14,7 @@ from app import __version__
 from tests.credits.ledger_client import AUTHORIZED, Client, fresh
 from tests.server import ROOT_KEY, ShieldxServer
 
-OPEN = {"/health", "/ready", "/openapi.json", "/docs"}
+OPEN = {"/health", "/ready", "/openapi.json", "/docs", "/"}
 MONEY = ("/v1/credits/topup", "/v1/credits/consume", "/v1/credits/reserve")
 NOBODY = "0193a1b2-4111-7111-8111-111111111111"
 

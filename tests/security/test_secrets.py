@@ -17,7 +17,7 @@ from app.audit.entry import RowSeal
 from app.credits.opening import Signing, Stores
 from app.credits.payment import PaymentBody
 from app.credits.request import Fingerprints
-from app.db.migrate import LedgerRow
+from app.db.founding import LedgerRow
 from app.db.topology import make_topology
 from app.privacy.envelope import DataKey, MasterKeys
 from app.privacy.payment import Payment

@@ -22,7 +22,7 @@ from app.web.problems import Problem
 from tests.credits.ledger_client import fresh
 from tests.credits.ledger_house import Ledger, house_of
 
-DEADLINE_S: Final = 20.0
+DEADLINE_S: Final = 90.0
 POLL_S: Final = 0.01
 PAIR: Final = (NewVariant("a", control=True), NewVariant("b"))
 

@@ -224,7 +224,7 @@ async def test_entries_and_metrics_tell_of_experiments(client: Client) -> None:
     async def shown() -> bool:
         async with client.session.get(client.url + "/metrics", headers={"Authorization": f"Bearer {ROOT_KEY}"}) as answer:
             text = await answer.text()
-        labels = f'{{experiment="{made["name"]}",variant="b"}}'
+        labels = f'{{test="{made["name"]}",variant="b"}}'
         return (
             all(f"{series}{labels}" in text for series in ("shadow_test_sample_count", "shadow_test_probability_best"))
             and float(text.partition("\nshadow_deployments_without_testing ")[2].split()[0]) >= 1

@@ -55,6 +55,22 @@ async def test_a_sampled_unit_keeps_its_variant_on_every_replica_and_after_new_w
     assert all((given.propensity or 0) >= FLOOR - 1e-9 for given in fresh_units)
 
 
+async def test_many_units_that_come_first_and_at_once_ask_postgres_once(replicas: Replicas) -> None:
+    one = await replicas.start("one")
+    name = await made(one, allocation="thompson")
+    two = await replicas.start("two")
+    assert two._parts is not None
+    before = two._parts.pool.acquired
+
+    given = await asyncio.gather(*(two.assign(name, f"u{number}") for number in range(100)))
+    await replicas.redis("FLUSHDB")
+    later = await asyncio.gather(*(two.assign(name, f"v{number}") for number in range(100)))
+
+    assert two._parts.pool.acquired - before < 40
+    assert {one.variant for one in (*given, *later)} == {"a", "b"}
+    assert replicas.crashes == []
+
+
 async def test_outcomes_of_sampled_units_carry_evidence_and_those_without_unit_do_not(shadow: Shadow) -> None:
     name = await made(shadow, allocation="thompson")
     given = [await shadow.assign(name, f"u{number}") for number in range(20)]

@@ -98,7 +98,7 @@ async def test_a_flag_that_is_split_needs_a_targeting_key_and_no_other_one_has_t
     assert await flags_of(shadow).one("no/name", context("u")) is None
 
 
-@pytest.mark.parametrize("key", [5, True, ["u"], "x" * 257, "a\nb"])
+@pytest.mark.parametrize("key", [5, True, ["u"], "x" * 257, "a\nb", "4111111111111111"])
 def test_a_targeting_key_is_a_short_text(key: Any) -> None:
     with pytest.raises(ContextRefused) as refused:
         unit_of(Document({"targetingKey": key}))

@@ -140,6 +140,12 @@ async def test_an_override_is_an_admins_is_recorded_and_counted(replicas: Replic
     assert await replicas.entries(name) == ["experiment.create", "experiment.refusal", "experiment.deploy"]
     other = await replicas.start("two")
     assert [state_of(one, name).untested for one in (shadow, other)] == [1, 1]
+    shown = [
+        one._metrics.text().decode().partition("\nshadow_deployments_without_testing ")[2].split()[0]
+        for one in (shadow, other)
+    ]
+    stored = await replicas.rows("SELECT sum(coalesce((state::jsonb ->> 'untested')::int, 0)) FROM experiments")
+    assert [float(text) for text in shown] == [stored[0][0]] * 2
 
 
 async def test_a_rollback_that_a_dead_process_owed_is_made_by_the_next_one(replicas: Replicas) -> None:

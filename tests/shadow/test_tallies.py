@@ -13,7 +13,6 @@ from app.shadow.evidence import increments
 from app.shadow.tallies import (
     Class,
     added,
-    enrolled,
     evidence_of,
     expected_of,
     latency_bucket,
@@ -45,7 +44,7 @@ def test_the_statistic_of_sums_is_the_sum_of_the_statistics(allocation: str) -> 
 
     totals = total(
         [
-            ["", *evidence_of(definition, Class(index, success=True, shares=version), versions[version])[0][2:]]
+            ["", *evidence_of(definition, Class(index, success=True, shares=version), versions[version])[1][2:]]
             for index, version in outcomes
         ]
     )
@@ -62,7 +61,7 @@ def test_the_statistic_of_sums_is_the_sum_of_the_statistics(allocation: str) -> 
 def test_an_outcome_without_known_shares_counts_and_is_no_evidence() -> None:
     definition, one = pair(allocation="thompson"), Class(1, success=True, error=True)
 
-    fields = total([added(definition, one)])
+    fields = total([added(one)])
 
     assert evidence_of(definition, one, ()) == []
     assert fields == {"n1": 1, "s1": 1, "e1": 1, "unshared": 1}
@@ -72,14 +71,17 @@ def test_an_outcome_without_known_shares_counts_and_is_no_evidence() -> None:
 def test_what_is_kept_apart_adds_nothing_else(fate: str) -> None:
     one = Class(1, fate, success=True, shares=0)  # type: ignore[arg-type]
 
-    assert (added(pair(), one), evidence_of(pair(), one, ())) == (["", fate, 1], [])
+    assert (added(one), evidence_of(pair(), one, ())) == (["", fate, 1], [])
 
 
-def test_expectations_follow_the_stages_or_the_propensities_of_enrolled_units() -> None:
+def test_expectations_follow_the_cells_or_the_propensities_of_units_with_an_outcome() -> None:
     fixed, thompson = pair(), pair(allocation="thompson")
+    first = [
+        evidence_of(thompson, Class(index, shares=1), weights)[0] for index, weights in ((1, (0.25, 0.75)), (0, (0.5, 0.5)))
+    ]
 
-    by_stage = expected_of(fixed, {"n0": 4, "n1": 9, "N0:0": 3, "N0:1": 7}, {0: (0.5, 0.5)})
-    by_unit = expected_of(thompson, total([enrolled((0.25, 0.75), 1), enrolled((0.5, 0.5), 0)]), {})
+    by_stage = expected_of(fixed, {"n0": 40, "n1": 90, "X0:0": 3, "X0:1": 7}, {0: (0.5, 0.5)})
+    by_unit = expected_of(thompson, total([piece[1:] for piece in first]), {})
 
     assert by_stage == ((3, 7), (5.0, 5.0))
     assert by_unit == ((1, 1), (0.75, 1.25))

@@ -12,9 +12,9 @@ from app.shadow.decision import belief, gates_of, look_at
 from app.shadow.definition import Canary, CanaryStep, Crossing, State
 from app.shadow.evidence import harm_e_value
 from app.shadow.experiment import Experiment
-from app.shadow.tallies import Class, added, evidence_of, statistic
+from app.shadow.tallies import Class, added, evidence_of, expected_of, statistic
 from app.shadow.wire import NewGuardrails, Outcome
-from tests.shadow.conftest import Replicas, Shadow, made, pair, tell, until
+from tests.shadow.conftest import Replicas, Shadow, calls_of, made, pair, tell, until
 
 
 def experiment_of(shadow: Shadow, name: str) -> Experiment:
@@ -57,6 +57,8 @@ async def test_a_second_success_of_a_unit_counts_and_is_no_evidence_on_any_repli
     assert totals["s0"] + totals["s1"] == 80
     assert totals[kinds[0]] + totals[kinds[1]] == 20
     assert (totals["told"], totals["carried"], totals["again"]) == (20, 20, 60)
+    observed, expected = expected_of(experiment_of(two, name).definition, totals, experiment_of(two, name).cells)
+    assert (sum(observed), round(sum(expected), 3), totals["exposed"]) == (20, 20, 20)
 
 
 async def test_a_guardrail_sees_the_calls_of_a_unit_up_to_its_first_error_and_its_first_slow_call(shadow: Shadow) -> None:
@@ -70,6 +72,48 @@ async def test_a_guardrail_sees_the_calls_of_a_unit_up_to_its_first_error_and_it
     totals = await totals_of(shadow, name)
     both = {field: totals[f"{field}0"] + totals[f"{field}1"] for field in ("e", "o", "FE", "TE", "E0:", "FO", "TO", "O0:")}
     assert both == {"e": 5, "o": 2, "FE": 4, "TE": 5, "E0:": 4, "FO": 1, "TO": 6, "O0:": 1}
+
+
+@pytest.mark.parametrize("allocation", ["fixed", "thompson"])
+async def test_the_shares_are_asked_of_units_and_not_of_how_often_each_is_seen(shadow: Shadow, allocation: str) -> None:
+    name = await made(shadow, allocation=allocation)
+    given = {f"u{number}": (await shadow.assign(name, f"u{number}")).variant for number in range(200)}
+    many = [
+        Outcome(f"{unit} {n}", False, unit_id=unit) for unit, got in given.items() for n in range(8 if got == "b" else 1)
+    ]
+
+    await tell(shadow, name, many)
+    fair = await calls_of(shadow).analysis(name, 100, 0)
+
+    assert fair.srm_p_value > 0.001
+    assert {one.name: one.units for one in fair.variants} == Counter(given.values())
+    assert sum(one.samples for one in fair.variants) == len(many)
+
+
+@pytest.mark.parametrize("allocation", ["fixed", "thompson"])
+async def test_a_variant_whose_units_do_not_come_back_is_a_mismatch(shadow: Shadow, allocation: str) -> None:
+    name = await made(shadow, allocation=allocation)
+    given = {f"u{number}": (await shadow.assign(name, f"u{number}")).variant for number in range(200)}
+    lost = {unit for unit, got in given.items() if got == "b" and unit.endswith(("0", "1", "2", "3", "4", "5"))}
+
+    await tell(shadow, name, [Outcome(f"{unit} {n}", False, unit_id=unit) for unit in {*given} - lost for n in range(3)])
+    await tell(shadow, name, [Outcome(f"own {n}", False, variant=variant) for variant in "ab" for n in range(5)])
+
+    assert (await calls_of(shadow).analysis(name, 100, 0)).srm_p_value < 0.001
+
+
+async def test_units_beyond_those_that_can_be_remembered_are_not_held_against_the_shares(
+    shadow: Shadow, replicas: Replicas
+) -> None:
+    name = await made(shadow)
+    await tell(shadow, name, [Outcome("e1", True, unit_id="u1")])
+    await replicas.redis("HINCRBY", f"{{x:{name}}}:totals", "exposed", "4999999")
+
+    await tell(shadow, name, [Outcome("e2", True, unit_id="u2"), Outcome("e3", True, unit_id="u1")])
+
+    totals = await totals_of(shadow, name)
+    assert (totals["X0:0"] + totals["X0:1"], totals["exposed"]) == (1, 5_000_000)
+    assert (totals["S0:0"] + totals["S0:1"], totals["again"]) == (2, 1)
 
 
 async def test_evidence_ends_where_the_statistic_does_and_outcomes_go_on(shadow: Shadow, replicas: Replicas) -> None:
@@ -115,7 +159,7 @@ def test_outcomes_that_come_after_a_step_are_no_evidence_of_harm(reports_variant
         placed = after.place(f"u{number}", seen[1] if reports_variant else None)
         assert placed is not None
         what = Class(placed[1], success=True, shares=placed[0])
-        for fields in (added(definition, what)[1:], *(piece[2:] for piece in evidence_of(definition, what, ()))):
+        for fields in (added(what)[1:], *(piece[2:] for piece in evidence_of(definition, what, ()))):
             totals.update(dict(zip(map(str, fields[::2]), map(int, fields[1::2]), strict=True)))
 
     sums = statistic(definition, totals, after.cells, "S", 1)
@@ -132,7 +176,7 @@ def test_rates_that_drift_while_the_weights_change_are_no_lift() -> None:
             outcomes = round(2000 * weight)
             for success, count in ((True, round(outcomes * rate)), (False, outcomes - round(outcomes * rate))):
                 what = Class(index, success=success, shares=0)
-                fields = [*added(definition, what)[1:]]
+                fields = [*added(what)[1:]]
                 for piece in evidence_of(definition, what, weights):
                     fields += piece[2:]
                 totals.update({str(field): int(part) * count for field, part in zip(fields[::2], fields[1::2], strict=True)})

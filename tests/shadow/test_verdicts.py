@@ -22,7 +22,7 @@ CANARY = pair(canary=Canary((10.0, 100.0), min_seconds=10, min_samples=50))
 
 def counts(a: tuple[int, int], b: tuple[int, int], **more: int) -> dict[str, int]:
     """Return the totals of (samples, successes) of both variants."""
-    return {"n0": a[0], "s0": a[1], "S0:0": a[1], "n1": b[0], "s1": b[1], "S0:1": b[1], "N0:0": a[0], "N0:1": b[0]} | more
+    return {"n0": a[0], "s0": a[1], "S0:0": a[1], "n1": b[0], "s1": b[1], "S0:1": b[1], "X0:0": a[0], "X0:1": b[0]} | more
 
 
 def decide(definition: Definition, totals: dict[str, int], state: State | None = None) -> tuple[State, Verdict | None]:

@@ -9,7 +9,8 @@ import asyncpg
 import pytest
 
 from app.audit.entry import genesis_hash
-from app.db.migrate import found_ledger, migrate
+from app.db.founding import found_ledger
+from app.db.migrate import migrate
 from tests.credits.ledger_house import house_of
 
 _urls: dict[str, str] = {}

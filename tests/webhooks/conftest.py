@@ -17,7 +17,7 @@ from app.webhooks.post import Post
 from app.webhooks.signature import SigningKeys
 from app.webhooks.target import TargetRules
 
-DEADLINE_S = 20.0
+DEADLINE_S = 90.0
 HERE = TargetRules(
     allow_http=True, ports=None, networks=(ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 )

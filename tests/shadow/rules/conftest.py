@@ -26,7 +26,7 @@ from app.web.problems import Problem
 from tests.credits.ledger_house import Ledger, house_of
 from tests.stores import run_apart
 
-DEADLINE_S = 20.0
+DEADLINE_S = 90.0
 
 
 async def until(holds: Callable[[], Awaitable[bool]], what: str) -> None:

@@ -25,7 +25,7 @@ from tests.credits.ledger_client import fresh
 from tests.shadow.rules.conftest import Replica, compared
 
 VERSIONS = [{"name": "v1", "expression": "{'d': input.a > 1}"}, {"name": "v2", "expression": "{'d': input.a > 2}"}]
-
+CARD = "4111111111111111"
 
 CALLERS = {"Bearer root": Key("root", "admin"), "Bearer run": Key("key_run", "operator")}
 
@@ -83,13 +83,14 @@ async def test_the_life_of_a_rule(session: aiohttp.ClientSession, replica: Repli
     assert (made.status, made.etag) == (201, f'"{made.body["version"]}"')
     assert (await call(session, "GET", path)).body == made.body
 
-    answers = [await call(session, "POST", f"{path}/evaluate", {"input": {"a": a}}) for a in (1, 2)]
+    answers = [await call(session, "POST", f"{path}/evaluate", {"input": {"a": a, "pan": CARD}}) for a in (1, 2)]
     assert [one.body for one in answers] == [
         {"name": name, "version": "v1", "answer": {"d": False}}, {"name": name, "version": "v1", "answer": {"d": True}}
     ]  # fmt: skip
     await compared(replica.calls, name, 2)
     report = await call(session, "GET", f"{path}/report?trial=1")
     assert (report.body["compared"], report.body["differences"]["value"]) == (2, 1)
+    assert CARD not in str(report.body)
 
     stale = await call(session, "POST", f"{path}/promote", key="run", **{"If-Match": '"0"'})
     promoted = await call(session, "POST", f"{path}/promote", key="run", **{"If-Match": str(made.etag)})

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import msgspec
 
 from app.db.keys import RULES_TAG, rule_samples_key, rule_trial_key
@@ -98,6 +101,37 @@ async def test_a_redis_that_forgets_under_running_replicas_costs_no_count(open_r
 
     first, second = await compared(one.calls, name, 3), await compared(two.calls, name, 3)
     assert first.compared == second.compared == 3
+
+
+async def test_the_first_crossing_is_kept_by_whoever_sees_it_and_the_verdict_never_flips(
+    open_replica: Open, rules_ledger: Ledger, owner: asyncpg.Connection[Any]
+) -> None:
+    one, two = await open_replica(), await open_replica()
+    name = (await one.calls.create(new_rule(fresh("rule"), "input.a", "input.a > 19 ? input.a : 0"), "root")).name
+
+    async def crossings() -> list[asyncpg.Record]:
+        return await owner.fetch(
+            "SELECT details FROM pending_entries WHERE kind = 'rule.crossing' AND details ->> 'rule' = $1", name
+        )
+
+    for number in range(1, 20):
+        await evaluate((one, two)[number % 2].calls, name, a=number)
+
+    async def crossed() -> bool:
+        return bool(await crossings())
+
+    await until(crossed, "the entry, although nobody asked for a report")
+    await one.rules.close()
+    await two.rules.close()
+    await owner.execute("DELETE FROM rule_tallies")
+    await forget(rules_ledger, one, name)
+    report = await (await open_replica()).calls.report(name, None)
+
+    details = json.loads((await crossings())[0]["details"])
+    assert len(await crossings()) == 1
+    assert details["inputs"]["verdict"] == report.statement.verdict == "differs"
+    assert details["inputs"]["challenger_only"] <= 19
+    assert (report.compared, report.statement.crossed_at is not None) == (0, True)
 
 
 async def test_publishing_twice_counts_once(open_replica: Open) -> None:

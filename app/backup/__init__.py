@@ -1,0 +1,1 @@
+"""Backups of the database, their restoring, and migrations between the two."""

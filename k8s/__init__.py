@@ -1,0 +1,1 @@
+"""What Kubernetes is told of shieldx, and the program that writes a part of it."""
