@@ -61,6 +61,9 @@ class BreakerPolicy(msgspec.Struct, frozen=True, gc=False):
 
 
 POLICY: Final = BreakerPolicy()
+# For our own Redis and Postgres: a probe harms nobody there, and callers try again for 0.3 s. So open only for moments,
+# and find out often.
+STORE_POLICY: Final = BreakerPolicy(open_s=0.1, open_max_s=1.0, probe_lease_s=3.0, quiet_s=10.0)
 
 
 class OpenBudget:
@@ -105,29 +108,29 @@ class Reporters:
 class _Window:
     """Calls and failures of the last `seconds`, in buckets of a second. O(1)."""
 
-    __slots__ = ("_calls", "_failures", "_second", "calls", "failures")
+    __slots__ = ("_counts", "_second", "calls", "failures")
 
     def __init__(self, seconds: int) -> None:
-        self._calls = array("I", bytes(4 * seconds))
-        self._failures = array("I", bytes(4 * seconds))
+        self._counts = array("I", bytes(8 * seconds))  # calls by second, then failures by second
         self._second = 0
         self.calls = self.failures = 0
 
     def count(self, failed: bool, now_s: float) -> None:  # noqa: FBT001 - one bit of one call
-        size = len(self._calls)
+        counts = self._counts
+        size = len(counts) // 2
         second = int(now_s)
         if second > self._second:  # a time that went back counts as now
             for gone in range(max(self._second + 1, second - size + 1), second + 1):
                 index = gone % size
-                self.calls -= self._calls[index]
-                self.failures -= self._failures[index]
-                self._calls[index] = self._failures[index] = 0
+                self.calls -= counts[index]
+                self.failures -= counts[size + index]
+                counts[index] = counts[size + index] = 0
             self._second = second
         index = self._second % size
-        self._calls[index] += 1
+        counts[index] += 1
         self.calls += 1
         if failed:
-            self._failures[index] += 1
+            counts[size + index] += 1
             self.failures += 1
 
 

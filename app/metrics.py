@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from app import __version__
+from app.breaker_series import BreakerSeries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     Source = Callable[[], Iterable[Metric]]
+
+    from app.breaker import Breaker
 
 # Seconds. The targets are 2, 28 and 80 ms, so the buckets are dense around them.
 LATENCY_BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.028, 0.05, 0.08, 0.15, 0.5, 1.0, 2.0, 5.0)
@@ -168,10 +171,15 @@ class Metrics:
         self.ready = False
         self._revision = revision or "unknown"
         self._requests: dict[tuple[str, str, int], _Requests] = {}
-        self._sources: list[Source] = [self._own]
+        self._breakers = BreakerSeries()
+        self._sources: list[Source] = [self._own, self._breakers.collect]
         self.registry.register(_Merged(self._sources))
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
+
+    def guard(self, breaker: Breaker) -> Breaker:
+        """Export the state of a breaker before one of our stores, and return it."""
+        return self._breakers.add(breaker)
 
     def record(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count one answered request. The route is its template, a text of ours without quotes, so that labels stay few."""

@@ -19,9 +19,14 @@ from collections import deque
 from statistics import median
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import orjson
+
+from app.locator.api import encode_facts
 from app.locator.balancing import STRATEGIES
+from app.locator.directory import Directory
 from app.locator.instance import Instance, Snapshot
 from app.locator.pick import Balancer
+from app.locator.record import Registered, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -56,8 +61,10 @@ def instance(number: int) -> Instance:
         service="checkout", id=f"checkout-7d9f{number:06x}", host=host, port=8080, generation=f"{number:032x}",
         zone=f"zone-{number % 3}",
         tags=(f"v{number % 4}.{number % 7}", "http", "canary" if number % 20 == 0 else "stable", f"shard-{number % 16}"),
-        metadata={"version": f"1.{number % 9}.{number % 30}", "region": "eu-central-1", "node": f"node-{number // 8:05}",
-                  "commit": f"{number * 2654435761 % 2**32:08x}", "started_by": "deployer", "runtime": "python3.11"},
+        metadata_json=encode({
+            "version": f"1.{number % 9}.{number % 30}", "region": "eu-central-1", "node": f"node-{number // 8:05}",
+            "commit": f"{number * 2654435761 % 2**32:08x}", "started_by": "deployer", "runtime": "python3.11",
+        }),
     )  # fmt: skip
 
 
@@ -115,23 +122,46 @@ def change_costs(snapshot: Snapshot, clock: Clock) -> dict[str, float]:
     return {name: seconds * 1000 for name, seconds in costs.items()}
 
 
+def _changes(count: int) -> list[bytes]:
+    """Return registrations as the registry's script tells of them, one by one."""
+    texts = []
+    for number in range(count):
+        one = instance(number)
+        body = encode(Registered(
+            host=one.host, port=one.port, zone=one.zone, tags=one.tags, metadata=one.metadata, owner="key-1",
+            registered_at_ms=1_700_000_000_000,
+        )).decode()  # fmt: skip
+        change = [number + 1, "put", f"checkout/{one.id}", "up", "none", "none", one.generation, body]
+        texts.append(orjson.dumps([change]))
+    return texts
+
+
 def memory_mb(count: int) -> dict[str, float]:
-    """Return megabytes of so many instances: as records, then with one more thing each that picking keeps of them."""
+    """Return megabytes of so many instances in a replica: registered, then with what each kind of use adds."""
+    texts = _changes(count)
     gc.collect()
     tracemalloc.start()
     found = {}
-    snapshot = Snapshot.of("checkout", map(instance, range(count)), 1)
-    found["records"] = tracemalloc.get_traced_memory()[0]
-    balancer = Balancer("bench")
-    for _ in range(4 * count):
-        one = balancer.pick(snapshot, now_s=0.0)
-        if one is not None:
-            balancer.report("checkout", one.lease_id, ok=True, now_s=0.0, latency_ms=5.0, reporter="bench")
-    found["and loads, latencies, reports"] = tracemalloc.get_traced_memory()[0]
-    balancer.pick(snapshot, "consistent_hash", now_s=0.0, key="k")
+    directory, balancer = Directory(), Balancer("bench")
+    for number, text in enumerate(texts):
+        directory.apply(orjson.loads(text), float(number))
+    roster = directory.services["checkout"]
+    snapshot, now_s = roster.snapshot, float(count)
+    gc.collect()
+    found["registered"] = tracemalloc.get_traced_memory()[0]
+
+    def use(*, ok: bool) -> None:
+        for _ in range(4 * count):
+            one = balancer.pick(snapshot, now_s=now_s)
+            if one is not None:
+                roster.encoded(one.instance, encode_facts)
+                balancer.report("checkout", one.lease_id, ok=ok, now_s=now_s, latency_ms=5.0, reporter="bench")
+
+    use(ok=True)
+    found["and looked up and reported four times each"] = tracemalloc.get_traced_memory()[0]
+    balancer.pick(snapshot, "consistent_hash", now_s=now_s, key="k")
     found["and a ring"] = tracemalloc.get_traced_memory()[0]
-    for id_ in snapshot.by_id:
-        balancer.isolate("checkout", id_, 0.0)
+    use(ok=False)
     found["and a breaker for each that has ever failed: all"] = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     return {name: size_bytes / 1e6 for name, size_bytes in found.items()}

@@ -13,6 +13,7 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
+from app.audit.controls import ControlsFold
 from app.audit.entry import Record
 from app.privacy.tombstones import TOMBSTONES
 
@@ -160,6 +161,7 @@ class RangeFold:
         self.consumed: list[Record] = []
         self.deferred: list[Record] = []
         self.private: list[Record] = []
+        self.controls = ControlsFold()
         self.transfer: Transfer | None = None
         self.moved = [0] * len(ALL_RULES)
         self._low = low
@@ -172,7 +174,7 @@ class RangeFold:
         if rule is None or not tenant:
             if kind in TOMBSTONES:
                 self.private.append(record)
-            return _outside_fault(record, rule)
+            return _outside_fault(record, rule) or self.controls.take(record)
         if self.transfer is not None and kind != "transfer":
             return self.transfer.cut
         if rule is TRANSFER_OUT and record.debit == CLEARING:
@@ -206,9 +208,11 @@ class RangeFold:
             span.incoming += incoming_sign * amount
             span.incoming_low = min(span.incoming_low, span.incoming)
         self.moved[number] += amount
-        if kind == "topup" and record.details is not None:
+        if record.details is None:
+            return None
+        if kind == "topup":
             self.private.append(record)
-        return None
+        return self.controls.take(record)
 
     def _extra(self, record: Record, rule: Rule) -> tuple[str | None, int]:
         """Check what the signs do not say: a reason or None, and what a commit gives back besides its amount."""

@@ -21,7 +21,7 @@ from app.audit.merkle import EMPTY_ROOT, Frontier, Node, Span, inclusion_spans, 
 from app.audit.private import judge_private
 from app.audit.ranges import PLAN_SQL, Range, prove
 from app.audit.report import Bad, Finding, PrivateReport, Report, ShardReport
-from app.audit.state import REFUNDS_SQL, Findings
+from app.audit.state import REFUNDS_SQL, Findings, alerts_since, stated_fault, told_fault
 from app.audit.tiles import node_in, runs_for
 from app.audit.totals import Account, Position, Refund, Totals
 from app.audit.tree_check import TreeCheck, digests_of
@@ -44,6 +44,12 @@ _BEFORE: Final = """
       WHERE tenant_id = t.tenant_id AND shard = $2 AND seq < $3 ORDER BY seq DESC LIMIT 1) AS e
 """
 _ACCOUNTS: Final = "SELECT tenant_id, balance, reserved, version FROM credit_accounts WHERE tenant_id = ANY($1)"
+_STATED: Final = """
+    SELECT tenant_id, settings::text AS settings, controls::text AS controls FROM credit_accounts WHERE tenant_id = ANY($1)
+"""
+_ALERTS: Final = """
+    SELECT alert_id, shard, seq, tenant_id, type, at, data::text AS data FROM credit_alerts WHERE alert_id = ANY($1)
+"""
 _HOLDS: Final = """
     SELECT reservation_id::text, tenant_id, amount, purpose FROM credit_reservations
     WHERE reservation_id = ANY($1::text[]::uuid[]) AND shard = $2
@@ -83,8 +89,9 @@ async def verify_since(
             if strange:
                 raise CannotCheckError(f"the checkpoint is of the log {strange[0]}, the ledger here is {origin}")
             refunded = frozenset(row["transaction_id"] for row in await connection.fetch(REFUNDS_SQL))
+            since = await alerts_since(connection)
             increments = [
-                Increment(connection, numbers[name], checkpoint, trust, Totals(seals, refunded))
+                Increment(connection, numbers[name], checkpoint, trust, Totals(seals, refunded, since))
                 for name, checkpoint in sorted(trust.checkpoints.items())
             ]
             shards = [await one.check(progress) for one in increments]
@@ -141,7 +148,7 @@ class Increment:
         tree = TreeCheck(self._connection, self._shard, origin, self._trust.keys_of(origin), self._frontier)
         bad = await self._walk(position, end, tree, progress)
         bad = bad or size_fault(self._trust, position) or head_fault(position, head) or await tree.finish()
-        bad = bad or await self._account_fault() or await self._private_fault()
+        bad = bad or await self._account_fault() or await self._controls_fault() or await self._private_fault()
         self.signatures_unchecked = position.signatures_unchecked
         return ShardReport(self._shard, position.next_seq - size, head_seq, bad, tree.signed_size)
 
@@ -231,6 +238,22 @@ class Increment:
         ]
         self.private = await judge_private(self._connection, self._totals.private, findings, older)
         return findings.first.get(self._shard)
+
+    async def _controls_fault(self) -> Bad | None:
+        """Hold what the entries say of settings, quotas, thresholds and alerts against the tables."""
+        stated, told = self._totals.controls.stated, self._totals.controls.told
+        for row in await self._connection.fetch(_STATED, list(stated)):
+            one = stated[row["tenant_id"]]
+            settings = row["settings"] if one.settings_seq >= 0 else "{}"
+            fault = stated_fault(row["tenant_id"], one, settings, row["controls"] if one.controls_seq >= 0 else "{}")
+            if fault is not None:
+                return Bad(*fault)
+        rows = {row["alert_id"]: row for row in await self._connection.fetch(_ALERTS, list(told))}
+        for alert_id, alert in told.items():
+            reason = told_fault(alert_id, alert, rows.get(alert_id))
+            if reason is not None:
+                return Bad(alert.seq, reason)
+        return None
 
     async def _account_fault(self) -> Bad | None:
         """Hold the tenants of the entries that were read against credit_accounts."""

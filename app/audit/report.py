@@ -88,10 +88,8 @@ def report_text(report: Report) -> str:
         )
     entries = sum(shard.entries for shard in report.shards)
     if report.first_bad is None:
-        lines.append(
-            f"intact: {entries} entries and {report.accounts} accounts agree, trial balance "
-            f"{report.trial_balance}, {report.seconds:.1f} s"
-        )
+        balance = "" if report.trial_balance is None else f" trial balance {report.trial_balance},"
+        lines.append(f"intact: {entries} entries and {report.accounts} accounts agree,{balance} {report.seconds:.1f} s")
     else:
         bad = report.first_bad
         where = "ledger" if bad.shard is None else f"shard {bad.shard} {_place(bad.seq)}"

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from app.audit.controls import Stated, Told
 from app.audit.entry import ENTRY_PREFIX, HASH_BYTES, LEAF_PREFIX, SCHEMA, Record
 from app.audit.fold import Hold, RangeFold, Span, Transfer
 from app.audit.report import Bad
@@ -72,6 +73,8 @@ class Proof(msgspec.Struct):
     private: list[Record]
     transfer: Transfer | None
     moved: list[int]
+    stated: dict[str, Stated]
+    told: dict[str, Told]
 
 
 class Row(NamedTuple):
@@ -159,6 +162,7 @@ class RangeCheck:
             first_generation=first_generation, last_generation=self._generation, seals=b"".join(self._seals),
             key_ids=self._key_ids, spans=fold.spans, holds=fold.holds, consumed=fold.consumed,
             deferred=fold.deferred, private=fold.private, transfer=fold.transfer, moved=fold.moved,
+            stated=fold.controls.stated, told=fold.controls.told,
         )  # fmt: skip
 
     def _fail(self, reason: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Shard:
         self.durable = -1
         self.state: State = "opening"
         self.reason = "waiting for Postgres"
+        self.closed_at_s = time.monotonic()  # when it was last open
         self.leading = False
         self.epoch = 0  # of this process's lease while it leads
         self.seen_epoch = 0  # the last one that Postgres named, whoever leads
@@ -76,6 +78,8 @@ class Shard:
 
     def close(self, reason: str, *, refused: bool = False) -> None:
         """Money may not move, because of `reason`; `refused` when a person has to act first."""
+        if self.state == "open":
+            self.closed_at_s = time.monotonic()
         self.state, self.reason = ("refused" if refused else "opening"), reason
         self._tell()
 

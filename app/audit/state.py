@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
+
+from app.audit.controls import ALERTS_KEPT_DAYS, Stated, Told
 from app.audit.report import Bad
+from app.clock import ms_of, time_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,9 +19,13 @@ if TYPE_CHECKING:
     from app.audit.fold import Hold
     from app.audit.totals import Account, Totals
 
+NOTHING_STATED: Final = Stated()
 PREFETCH_ROWS: Final = 10_000  # per round trip of a cursor: about 2 MB
 
-ACCOUNTS_SQL: Final = "SELECT tenant_id, shard, balance, reserved, incoming, version FROM credit_accounts"
+ACCOUNTS_SQL: Final = """
+    SELECT tenant_id, shard, balance, reserved, incoming, version, settings::text, controls::text FROM credit_accounts
+"""
+ALERTS_SQL: Final = "SELECT alert_id, shard, seq, tenant_id, type, at, data::text AS data FROM credit_alerts WHERE at >= $1"
 HOLDS_SQL: Final = """
     SELECT reservation_id::text, shard, tenant_id, amount, purpose
     FROM credit_reservations WHERE status = 'held'
@@ -52,9 +61,10 @@ async def compare_accounts(connection: asyncpg.Connection[Any], totals: Totals, 
     """Hold credit_accounts against the totals, in both directions. Uses the totals' accounts up."""
     compared = total = 0
     async for row in connection.cursor(ACCOUNTS_SQL, prefetch=PREFETCH_ROWS):
-        tenant_id, shard, balance, reserved, incoming, version = row
+        tenant_id, shard, balance, reserved, incoming, version, settings, controls = row
         total += balance
         account = totals.accounts.pop(tenant_id, None)
+        stated = totals.controls.stated.pop(tenant_id, NOTHING_STATED)
         if (shard if account is None else account.shard) in findings.broken:
             continue
         compared += 1
@@ -64,6 +74,8 @@ async def compare_accounts(connection: asyncpg.Connection[Any], totals: Totals, 
             balance, reserved, incoming, version, shard,
         ):  # fmt: skip
             findings.note(account.shard, account.seq, _account_fault(tenant_id, account, row))
+        elif fault := stated_fault(tenant_id, stated, settings, controls):
+            findings.note(account.shard, *fault)
     for tenant_id, account in totals.accounts.items():
         if account.shard not in findings.broken:
             findings.note(account.shard, account.seq, f"credit_accounts has no row for tenant {tenant_id}")
@@ -75,6 +87,51 @@ def _account_fault(tenant_id: str, account: Account, row: asyncpg.Record) -> str
         name for name in ("balance", "reserved", "incoming", "version", "shard") if row[name] != getattr(account, name)
     )
     return f"credit_accounts has {name} {row[name]} for tenant {tenant_id}, the chain gives {getattr(account, name)}"
+
+
+def stated_fault(tenant_id: str, stated: Stated, settings: str, controls: str) -> tuple[int | None, str] | None:
+    """Return where an account's settings and controls, JSON text, differ from what the chain states: seq and reason."""
+    pairs = (("settings", settings, stated.settings, stated.settings_seq),
+             ("controls", controls, stated.controls, stated.controls_seq))  # fmt: skip
+    for name, text, wanted, seq in pairs:
+        if (text != "{}" or wanted) and msgspec.json.decode(text) != (wanted or {}):
+            known = "{}" if wanted is None else msgspec.json.encode(wanted, order="deterministic").decode()
+            reason = f"credit_accounts has {name} {text} for tenant {tenant_id}, the chain gives {known}"
+            return (None if seq < 0 else seq), reason
+    return None
+
+
+async def alerts_since(connection: asyncpg.Connection[Any]) -> str:
+    """Return from when on alerts are kept, by the database's clock, as entries write times; an hour's grace included."""
+    since = await connection.fetchval("SELECT now() - make_interval(days => $1, hours => -1)", ALERTS_KEPT_DAYS)
+    return time_text(ms_of(since))
+
+
+async def compare_alerts(connection: asyncpg.Connection[Any], totals: Totals, findings: Findings) -> None:
+    """Hold the alerts that are to be kept against credit_alerts, in both directions. Uses the totals' up."""
+    told = totals.controls.told
+    since = datetime.fromisoformat(totals.alerts_since)
+    async for row in connection.cursor(ALERTS_SQL, since, prefetch=PREFETCH_ROWS):
+        alert = told.pop(row["alert_id"], None)
+        shard, seq = (row["shard"], row["seq"]) if alert is None else (alert.shard, alert.seq)
+        reason = told_fault(row["alert_id"], alert, row)
+        if reason is not None and shard not in findings.broken:
+            findings.note(shard, seq, reason)
+    for alert_id, alert in told.items():
+        if alert.shard not in findings.broken:
+            findings.note(alert.shard, alert.seq, told_fault(alert_id, alert, None) or "")
+
+
+def told_fault(alert_id: str, alert: Told | None, row: asyncpg.Record | None) -> str | None:
+    """Return how an alert of the chain and its row, at most one of them None, differ."""
+    if row is None:
+        return f"credit_alerts has no row for alert {alert_id}, which this entry gives"
+    if alert is None:
+        return f"credit_alerts has alert {alert_id}, the chain has not"
+    at, data = time_text(ms_of(row["at"])), msgspec.json.decode(row["data"])
+    if Told(row["shard"], row["seq"], row["tenant_id"], row["type"], at, data) != alert:
+        return f"credit_alerts has another alert {alert_id} than this entry gives"
+    return None
 
 
 async def compare_holds(connection: asyncpg.Connection[Any], totals: Totals, findings: Findings) -> None:

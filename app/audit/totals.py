@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from app.audit.controls import ControlsFold
 from app.audit.entry import HASH_BYTES
 from app.audit.fold import ALL_RULES, RULES, closing_fault
 from app.audit.report import Bad
@@ -59,13 +60,18 @@ class Position:
 class Totals:
     """The state of all tenants of all shards. A tenant belongs to the shard that opened its account."""
 
-    def __init__(self, seals: Mapping[str, RowSeal], refunded_ids: frozenset[str]) -> None:
-        """`seals` are the known keys by key id; `refunded_ids` the transactions that credit_refunds lists."""
+    def __init__(self, seals: Mapping[str, RowSeal], refunded_ids: frozenset[str], alerts_since: str = "") -> None:
+        """`seals` are the known keys by key id; `refunded_ids` the transactions that credit_refunds lists.
+
+        alerts_since  the time from which on alerts are kept, as entries write it
+        """
         self.accounts: dict[str, Account] = {}
         self.holds: dict[str, Hold] = {}
         self.refunds: dict[str, Refund] = {}
         self.refunded_ids = refunded_ids
         self.private: list[Record] = []
+        self.controls = ControlsFold()
+        self.alerts_since = alerts_since
         self._seals = {key_id.encode(): seal for key_id, seal in seals.items()}
         self._moved = [0] * len(ALL_RULES)
 
@@ -78,6 +84,7 @@ class Totals:
             found += self._account_faults(proof)
             found += self._deferred_faults(position, proof)
             self.private += proof.private
+            self.controls.join(proof.stated, proof.told, self.alerts_since)
             position.last_hash, position.at_us = proof.last_hash, proof.last_at_us
             position.generation = proof.last_generation
             self._moved = [before + moved for before, moved in zip(self._moved, proof.moved, strict=True)]

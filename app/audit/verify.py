@@ -22,7 +22,15 @@ from app.audit.merkle import Frontier
 from app.audit.private import judge_private
 from app.audit.ranges import Crew, Range, prove
 from app.audit.report import Bad, Finding, Report, ShardReport, report_json, report_text
-from app.audit.state import REFUNDS_SQL, Findings, compare_accounts, compare_holds, compare_refunds
+from app.audit.state import (
+    REFUNDS_SQL,
+    Findings,
+    alerts_since,
+    compare_accounts,
+    compare_alerts,
+    compare_holds,
+    compare_refunds,
+)
 from app.audit.totals import Position, Totals
 from app.audit.tree_check import TreeCheck, digests_of
 from app.audit.trust import Trust
@@ -129,7 +137,7 @@ class Verification:
     async def _check_ledger(self, refunds: Sequence[asyncpg.Record], refunded_ids: frozenset[str]) -> Report:
         checked_at = time_text(now_ms())
         origin, shard_count = await ledger_of(self._connection)
-        totals = Totals(self._seals, refunded_ids)
+        totals = Totals(self._seals, refunded_ids, await alerts_since(self._connection))
         rows = await self._connection.fetch("SELECT shard, head_seq, head_hash FROM ledger_shards")
         heads = {row["shard"]: row for row in rows}
         self._entries_total = sum(head["head_seq"] + 1 for head in heads.values())
@@ -142,6 +150,7 @@ class Verification:
         findings = Findings(frozenset(shard.shard for shard in shards if shard.first_bad is not None))
         await self._find_strays(shard_count, heads, findings)
         seen = await compare_accounts(self._connection, totals, findings)
+        await compare_alerts(self._connection, totals, findings)
         await compare_holds(self._connection, totals, findings)
         compare_refunds(refunds, totals, findings)
         private = await judge_private(self._connection, totals.private, findings)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from app.credits.api import book_of, refusal, refused_answer, store_of
 from app.credits.batch_body import BatchBody
+from app.credits.book import in_time
 from app.credits.operation import Applied, Done, Refused, Reused
 from app.credits.payment import keep_payment, payment_of, settle_payment
 from app.credits.permits import drawn, hidden_operations, take_each, tell
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from app.privacy.store import Kept
     from app.web.request import Request
 
-ANSWER_WITHIN_S: Final = 1.9  # both steps of a batch together: callers hear of an outage within 2 s
 BATCH: Final = BatchBody()
 PAYMENTS_MAX: Final = 100  # operations of a batch with a payment: each is kept in a transaction of its own, some 3 ms
 
@@ -93,14 +92,12 @@ async def batch(request: Request) -> Handled:
     made = await take_each(request, [drawn(request, fields["op"], fields.get("tenant")) or "" for fields in operations])
     asked = "".join(fields["fp"] + fields["key"] for fields in operations)
     claim = {"op": "claim", "fp": book.fingerprints.request(asked.encode()), "key": book.fingerprints.key(key)}
-    loop = asyncio.get_running_loop()
-    give_up_s = loop.time() + ANSWER_WITHIN_S
-    claimed = await book.claim(claim)
-    if not isinstance(claimed, Done):
-        return refused_answer(claimed, request_id)
     verbs = [fields["op"] for fields in operations]
-    kept = await _keep_payments(request, payments, operations, hidden) if payments else {}
-    async with asyncio.timeout_at(give_up_s):
+    async with in_time(len(operations)):
+        claimed = await book.claim(claim)
+        if not isinstance(claimed, Done):
+            return refused_answer(claimed, request_id)
+        kept = await _keep_payments(request, payments, operations, hidden) if payments else {}
         decided = iter(await book.decide_all([fields for i, fields in enumerate(operations) if i not in hidden]))
     outcomes = [hidden[i] if i in hidden else next(decided) for i in range(len(operations))]
     for i, record in kept.items():

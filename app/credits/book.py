@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from app.actor import AskTimeout
+from app.actor import SECONDS_PER_UNIT, AskTimeout
 from app.credits.account_reads import AccountReads
 from app.credits.operation import Applied, Done, NeedsEvidence, Refused, Remembered, Reused, position_of
 from app.credits.tally import Tally
@@ -27,9 +27,19 @@ if TYPE_CHECKING:
     from app.credits.request import Fingerprints
 
 EVIDENCE_TRIES_MAX: Final = 3  # evidence goes stale only when Redis is replaced in between
+ANSWER_WITHIN_S: Final = 1.9  # all steps of an answer together, whatever each may take: callers hear of an outage within 2 s
 REFUNDABLE: Final = frozenset({"consume", "commit"})
 
 Settled = Applied | Refused | Reused | Done
+
+
+def in_time(operations: int = 1) -> asyncio.Timeout:
+    """Return the one time limit over all steps that an answer takes; beyond it they raise TimeoutError.
+
+    Many operations get more, as in the mailbox. A step that was cut off may still be done: a retry with the same key finds
+    it, and the sweeper ends what is left.
+    """
+    return asyncio.timeout(ANSWER_WITHIN_S + (operations - 1) * SECONDS_PER_UNIT)
 
 
 class Book:
@@ -92,7 +102,8 @@ class Book:
 
     async def decide(self, fields: dict[str, Any]) -> Settled:
         """Return the durable outcome of one operation. Raises what `Ledger.submit` and `Records.rows` raise."""
-        return (await self.decide_all([fields]))[0]
+        async with in_time():
+            return (await self.decide_all([fields]))[0]
 
     def decide_soon(self, fields: dict[str, Any], reply: Reply[Settled]) -> None:
         """Give the durable outcome of one operation, or the error, to `reply`; it may be called before this returns.

@@ -20,7 +20,7 @@ from app.actor import Actor, ActorStopped, AskTimeout, InboxFull
 from app.credits.operation import Done, IdMask, Order, Outcome, Refused, first_answer, outcome_of
 from app.db.keys import applied_channel, shard_keys, shard_tag
 from app.db.lua import load_script
-from app.db.redis import ScriptInterrupted
+from app.db.redis import GIVE_UP_S, RedisAway, ScriptInterrupted
 from app.db.retry import TRANSIENT, delay_ms
 from app.metrics import COMMIT_BUCKETS_S, Histogram
 from app.turns import Turns, end_task
@@ -115,21 +115,29 @@ class Ledger(Actor[Order]):
     def submit(self, fields: list[dict[str, Any]]) -> asyncio.Future[list[Outcome]]:
         """Have operations decided in order; the future holds their outcomes once they are durable.
 
-        Raises InboxFull or ActorStopped, its future AskTimeout; then the operations may still be applied.
+        Raises InboxFull, ActorStopped or ConnectionError, its future AskTimeout; then the operations may still be applied.
         """
+        self.refuse_if_away()
         return self.ask(Order(fields))
 
     def submit_one(self, fields: dict[str, Any], reply: Reply[list[Outcome]]) -> None:
         """Have one operation decided; `reply` gets its outcome in a list, or the error, as soon as it is durable.
 
-        Raises InboxFull or ActorStopped; `reply` may get AskTimeout.
+        Raises InboxFull, ActorStopped or ConnectionError; `reply` may get AskTimeout.
         """
+        self.refuse_if_away()
         self.post(Order([fields]), reply)
 
     @property
     def lag(self) -> int:
         """Entries that this process has applied in Redis and that are not durable yet."""
         return max(0, self._applied[-1].head - self._shard.durable) if self._applied else 0
+
+    def refuse_if_away(self) -> None:
+        """Raise ConnectionError once the shard, or the way to it, has been closed for GIVE_UP_S: waiting is in vain."""
+        if self._shard.state != "open" and time.monotonic() - self._shard.closed_at_s >= GIVE_UP_S:
+            raise ConnectionError(f"the shard is closed: {self._shard.reason}")
+        self._link.refuse_if_away()
 
     def doubt(self) -> None:
         """Have the shard rebuilt before the next operation: Postgres knows something that Redis has forgotten."""
@@ -156,7 +164,7 @@ class Ledger(Actor[Order]):
                     self.doubt()
                 log.warning("store away", extra={"shard": self._shard.number, "reason": f"{type(error).__name__}: {error}"})
                 await self._link.close()
-                await asyncio.sleep(delay_ms(attempt) / 1000)
+                await asyncio.sleep(error.retry_after_s if isinstance(error, RedisAway) else delay_ms(attempt) / 1000)
                 attempt += 1
                 continue
             if decided:
@@ -359,7 +367,7 @@ class Ledger(Actor[Order]):
                 try:
                     outcomes = await self.submit([{"op": "sweep", "limit": limit}])
                     expired = outcomes[0].holds if isinstance(outcomes[0], Done) else 0
-                except (InboxFull, ActorStopped, AskTimeout):
+                except (InboxFull, ActorStopped, AskTimeout, ConnectionError):
                     expired = 0
                 self.expired += expired
             await asyncio.sleep(0 if expired == limit else SWEEP_INTERVAL_S)

@@ -39,7 +39,7 @@ from app.db.migrations import check_schema
 from app.db.pool_series import PoolSeries
 from app.db.pool_upkeep import PoolUpkeep
 from app.db.postgres import open_owner, open_pool, open_reader, open_session
-from app.db.redis import RedisLink, ping, subscribe
+from app.db.redis import RedisLink, ping, redis_breaker, subscribe
 from app.db.retry import TRANSIENT, delay_ms
 from app.db.statements import Statements
 from app.settings import SERVICES
@@ -194,8 +194,10 @@ class Credits:
             self._pool.terminate()
 
     async def ping(self) -> None:
-        """Ask Redis for a PONG. Raises when it is away."""
+        """Ask Redis for a PONG. Raises when it is away, or still taken to be for any shard."""
         await ping(self.stores.topology, shard_tag(0))
+        for parts in self._parts:
+            parts.ledger.refuse_if_away()
 
     async def _open(self) -> None:
         attempt = 0
@@ -236,8 +238,10 @@ class Credits:
         make_writer, make_ledger = self._kinds
         for number in range(row.shard_count):
             shard = Shard(number, origins[number])
-            tag = shard_tag(number)
-            link = RedisLink(topology, tag)
+            tag, guard = shard_tag(number), self._metrics.guard
+            # A breaker each: what one of them finds out must not keep another from trying.
+            breakers = [guard(redis_breaker(f"s{number:02d}")) for _ in range(3)]
+            link, ledger_link, signer_link = (RedisLink(topology, tag, breaker) for breaker in breakers)
             decode = functools.partial(decode_item, number, mask)
             folds = Folds(self._controls.webhooks.wake)
             shard.subscribe(folds.advanced)
@@ -248,8 +252,8 @@ class Credits:
                 lambda: open_session(self.stores.database_url),
                 functools.partial(subscribe, topology, applied_channel(number)), self.stores.replica_name,
             )  # fmt: skip
-            ledger = make_ledger(shard, writer, RedisLink(topology, tag), records, mask)
-            signer = ShardSigner(shard, log_, RedisLink(topology, tag), keys[number])
+            ledger = make_ledger(shard, writer, ledger_link, records, mask)
+            signer = ShardSigner(shard, log_, signer_link, keys[number])
             feeds = [WitnessFeed(shard, log_, signer, one, self._signing.post) for one in self._signing.witnesses]
             self._parts.append(ShardParts(shard, writer, recovery, keeper, ledger, signer, feeds))
         for parts in self._parts:
@@ -269,10 +273,10 @@ class Credits:
         self.book.account_reads.start(self._on_crash)
         statements = Statements(pool)
         replicas = self._start_rounds(statements, keys)
+        link = RedisLink(topology, LIMITS_TAG, self._metrics.guard(redis_breaker("limits")))
         self._controls.access.open(
-            statements, lambda: open_session(self.stores.database_url), RedisLink(topology, LIMITS_TAG), self._on_crash,
-            share=replicas.share,
-        )  # fmt: skip
+            statements, lambda: open_session(self.stores.database_url), link, self._on_crash, share=replicas.share
+        )
         self._controls.webhooks.open(statements, self._on_crash)
         self._pending = PendingEntries(statements, self.record)
         self._pending.start(self._on_crash)

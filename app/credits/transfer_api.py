@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from app.clock import now_ms
 from app.credits.api import book_of, refused_answer
+from app.credits.book import in_time
 from app.credits.operation import Applied, Refused, Reused
 from app.credits.permits import no_account, sees, take_each, tell
 from app.credits.reads import transfer_fields
@@ -30,12 +31,13 @@ def _coordinator_id() -> str:
 
 
 async def _over_shards(book: Book, legs: list[dict[str, Any]], stamp: dict[str, Any], request_id: str) -> Handled:
-    result = await book.transfers.run(_coordinator_id(), legs, stamp)
-    if isinstance(result, Reused):
-        return refused_answer(result, request_id)
-    transfer, replayed = result
-    if transfer.state == "committed":
-        return json_answer(await book.transfers.body(transfer), replayed=replayed)
+    async with in_time():
+        result = await book.transfers.run(_coordinator_id(), legs, stamp)
+        if isinstance(result, Reused):
+            return refused_answer(result, request_id)
+        transfer, replayed = result
+        if transfer.state == "committed":
+            return json_answer(await book.transfers.body(transfer), replayed=replayed)
     code, *values = transfer.refusal or ["transaction_stalled"]
     first_request_id = str(values.pop()) if values else request_id
     # Whoever did not decide it meets a replay, even if both began at once.
@@ -59,7 +61,7 @@ async def transfer(request: Request) -> Handled:
     stamp = book.fingerprints.stamp({"op": "transfer", "legs": legs}, idempotency_key(request), request_id)
     if len({book.shard_of_tenant(leg.tenant_id) for leg in body.legs}) > 1:
         return tell(await _over_shards(book, legs, stamp, request_id), made)
-    outcome = (await book.decide_all([stamp]))[0]
+    outcome = await book.decide(stamp)
     if isinstance(outcome, Applied):
         return tell(json_answer(f"{{{transfer_fields(outcome.events)}}}".encode(), replayed=outcome.replayed), made)
     return tell(refused_answer(outcome, request_id), made)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 UPKEEP_INTERVAL_S: Final = 3_600.0  # partitions exist two quarters ahead, so an hour is early enough by far
+FORGET_BATCH: Final = 5_000  # alerts of one statement: some 50 ms
 TICK_S: Final = 2.0  # how often the replica that leads looks for what is due; a look costs nothing
 
 # What a store that is away, or a ledger that is closed, raises: what failed is due again at the next tick.
@@ -61,10 +62,12 @@ class Upkeep:
             await end_task(self._task)
 
     async def round(self) -> int:
-        """Make partitions ahead and forget old answers; return how many partitions were made."""
+        """Make partitions ahead, forget old answers and alerts; return how many partitions were made."""
         made: int = (await self._records.rows("SELECT ensure_partitions(now(), now(), $1)", QUARTERS_AHEAD))[0][0]
         self.partitions_end = (await self._records.rows(query("partitions_end")))[0][0]
         await self._records.rows("DELETE FROM credit_answers WHERE at < now() - interval '25 hours'")
+        while (await self._records.rows("SELECT forget_alerts($1)", FORGET_BATCH))[0][0] == FORGET_BATCH:
+            pass
         if made:
             log.info("partitions made", extra={"partitions": made})
         return made

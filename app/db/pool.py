@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
-from app.breaker import Admission, Breaker, BreakerPolicy, BreakerState
+from app.breaker import STORE_POLICY, Admission, Breaker, BreakerState
 from app.db.gate import Gate, GateTimeout
 from app.db.response_times import ResponseTimes
 
@@ -27,8 +27,6 @@ SIZE_MAX: Final = 200  # connections of one process; beyond this Postgres loses 
 IDLE_S: Final = 60.0  # a connection that nobody has used for so long is closed; pings keep one
 RELEASE_S: Final = 2.0  # giving a connection back asks nothing of the server, unless a statement is being cancelled
 HUNG_S: Final = 1.0  # a statement that its caller gives up after so long is a fault; before, it says nothing
-# A probe harms nobody here, and callers try again for 0.3 s: so open only for moments, and find out often.
-POLICY: Final = BreakerPolicy(open_s=0.1, open_max_s=1.0, probe_lease_s=3.0, quiet_s=10.0)
 
 # What says that the server, or the way to it, is at fault. A statement that it refuses is an answer.
 FAULTS: Final = (
@@ -71,7 +69,7 @@ class Pool:
         self.gate: Final = Gate(size)
         self.size_min: Final = size
         self.times: Final = ResponseTimes()
-        self.breaker: Final = Breaker("postgres", POLICY)
+        self.breaker: Final = Breaker("postgres", STORE_POLICY)
         self.loans: Final[set[Loan]] = set()
         self.acquired = 0
         self.connected = 0  # connections opened since the start

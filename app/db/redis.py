@@ -1,4 +1,9 @@
-"""One connection to Redis that carries scripts, and never repeats one by itself."""
+"""One connection to Redis that carries scripts, never repeats one by itself, and leaves a Redis alone that is away.
+
+A breaker stands before it. What counts as a fault is a connection that cannot be made and an answer that does not come;
+a connection that is lost is none, because the next one tells. While the breaker is open nothing is tried: calls fail at
+once, and one attempt at a time finds out whether Redis is back.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +22,11 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from app.breaker import STORE_POLICY, Admission, Breaker
 from app.db.topology import CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from redis.asyncio.client import PubSub
     from redis.asyncio.connection import AbstractConnection
@@ -30,6 +36,7 @@ if TYPE_CHECKING:
 
 # A batch takes about 10 ms. Beyond this the server or the network is stuck, and callers are told within 2 s.
 ANSWER_TIMEOUT_S: Final = 1.5
+GIVE_UP_S: Final = 1.0  # what starts again within this is worth waiting for; callers of what is away longer hear it at once
 _NON_LOCAL: Final = "non local key"  # what a Redis Cluster says when a script meets a key that has left for another server
 
 
@@ -41,13 +48,40 @@ class ScriptInterrupted(KeysElsewhere):
     """Keys left for another server of the Cluster while a script ran: it may have written a part."""
 
 
+class RedisAway(ConnectionError):
+    """Redis has failed several times in a row: not asked again until `retry_after_s` have passed."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        """Seconds from now."""
+        super().__init__("Redis is away")
+        self.retry_after_s = retry_after_s
+
+
+def redis_breaker(name: str) -> Breaker:
+    """Return a breaker for the links that lead to one place; `name` is its label in the metrics."""
+    return Breaker(f"redis {name}", STORE_POLICY)
+
+
 class RedisLink:
     """One connection, used by one task at a time. After any error it is closed: nothing is sent twice."""
 
-    def __init__(self, topology: Topology, tag: str) -> None:
-        """`tag` begins every key that the link is used for. The connection is opened by `open`, not here."""
+    def __init__(
+        self,
+        topology: Topology,
+        tag: str,
+        breaker: Breaker | None = None,
+        *,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`tag` begins every key that the link is used for. The connection is opened by `open`, not here.
+
+        breaker  shared by the links that lead to the same keys; without one the link has its own
+        """
         self._topology = topology
         self._tag = tag
+        self._breaker = breaker or redis_breaker(tag)
+        self._clock_s = clock_s
+        self._failing_since_s: float | None = None
         self._connection: AbstractConnection | None = None
 
     @property
@@ -55,9 +89,43 @@ class RedisLink:
         """Whether a connection stands. It may still turn out to be dead at the next command."""
         return self._connection is not None
 
+    def refuse_if_away(self) -> None:
+        """Raise RedisAway when the connection is closed, has failed for GIVE_UP_S, and is not to be tried now."""
+        if self._connection is None and self._failing_since_s is not None:
+            now_s = self._clock_s()
+            if now_s - self._failing_since_s >= GIVE_UP_S and not self._breaker.admits(now_s):
+                raise RedisAway(self._breaker.retry_at_s - now_s)
+
     async def open(self) -> str:
-        """Connect to where the keys live now and return that server's run_id: which incarnation of Redis it is."""
+        """Connect to where the keys live now and return that server's run_id: which incarnation of Redis it is.
+
+        Raises RedisAway, without having tried, while the breaker is open.
+        """
         await self.close()
+        now_s = self._clock_s()
+        admission = self._breaker.admit(now_s)
+        if admission is Admission.REFUSED:
+            raise RedisAway(self._breaker.retry_at_s - now_s)
+        probe = admission is Admission.PROBE
+        try:
+            run_id = await self._connect()
+        except Exception:
+            self._fail(probe=probe)
+            raise
+        except BaseException:
+            if probe:
+                self._breaker.cancel_probe()
+            raise
+        self._failing_since_s = None
+        self._breaker.record(self._clock_s(), ok=True, probe=probe)
+        return run_id
+
+    def _fail(self, *, probe: bool = False) -> None:
+        now_s = self._clock_s()
+        self._failing_since_s = self._failing_since_s or now_s
+        self._breaker.record(now_s, ok=False, probe=probe)
+
+    async def _connect(self) -> str:
         pool = await self._topology.pool(self._tag)
         connection: AbstractConnection = pool.make_connection()  # type: ignore[no-untyped-call]
         try:
@@ -109,6 +177,8 @@ class RedisLink:
             trips.errors += not isinstance(error, asyncio.CancelledError)
             self._topology.outdate()
             await self.close()
+            if isinstance(error, TimeoutError):
+                self._fail()
             raise
         if not waits:
             trips.seconds.take(time.monotonic() - started_s)

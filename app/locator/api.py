@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import msgspec
 from aiohttp import web
@@ -10,7 +10,7 @@ from aiohttp import web
 from app.access.api import key_of
 from app.locator.balancing import STRATEGIES, Strategy
 from app.locator.directory import Roster
-from app.locator.instance import State
+from app.locator.instance import Instance, State
 from app.locator.opening import Locator
 from app.locator.record import Record
 from app.locator.registry import unknown_instance
@@ -279,11 +279,12 @@ def look_up(request: Request) -> Handled:
     locator.series.count_lookup(strategy, panic=picked.panic)
     end = b'","panic":true}' if picked.panic else b'","panic":false}'
     return json_answer(
-        b'{"instance":' + service.encoded(picked.instance, _encode_facts) + b',"lease_id":"' + picked.lease_id.encode() + end
+        b'{"instance":' + service.encoded(picked.instance, encode_facts) + b',"lease_id":"' + picked.lease_id.encode() + end
     )
 
 
-def _encode_facts(one: Any) -> bytes:
+def encode_facts(one: Instance) -> bytes:
+    """Return the JSON of an instance as lookups answer it."""
     return _encode(facts_of(one))
 
 

@@ -19,6 +19,9 @@ WEIGHT_MAX: Final = 65_535  # as in SRV records (RFC 2782)
 TTL_DEFAULT_S: Final = 60  # an instance that is silent for so long is removed
 
 
+_decode_metadata: Final = msgspec.json.Decoder(dict[str, str]).decode
+
+
 class State(StrEnum):
     """What the registry knows of an instance; see `Rank` in `app.locator.load` for who is offered."""
 
@@ -53,10 +56,15 @@ class Instance(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     weight: int = WEIGHT_DEFAULT
     zone: str = ""
     tags: tuple[str, ...] = ()
-    metadata: dict[str, str] = {}  # copied by msgspec for every record; never changed in place
+    metadata_json: bytes = b"{}"  # a third of the memory of the object, which few calls need
     ttl_s: float = TTL_DEFAULT_S
     check: Check | None = None
     registered_at_ms: int = 0  # Unix milliseconds, for people
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Return what the instance was registered with besides, as an object of its own."""
+        return _decode_metadata(self.metadata_json)
 
 
 class Snapshot(msgspec.Struct, frozen=True, gc=False):

@@ -2,15 +2,16 @@
 
 The number of calls in flight is the number of open leases, so a caller that dies cannot leave an instance looking
 busy. One table a service. Bounded: beyond `open_max` the oldest lease is taken back early, and of closed ones only the
-last `closed_max` are known as such.
+last `known_max` that were lent are known as such.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from enum import StrEnum
-from itertools import count, islice, takewhile
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -23,11 +24,16 @@ if TYPE_CHECKING:
 
 LEASE_S: Final = 30.0  # longer than a call should take; what takes longer is reported late and still counts
 OPEN_MAX: Final = 100_000  # leases of a service: 30 MB, 3,300 picks a second of which none is ever reported
-CLOSED_MAX: Final = 50_000  # ids that are remembered to tell a repeated report from one that never was: 10 MB
+# Ids that are remembered to tell a repeated report from one that never was: those of half a minute at 8,000 a second, 2 MB.
+KNOWN_MAX: Final = 1 << 18
+EXPIRED_MAX: Final = 50_000  # leases that were taken back and may still be reported: 15 MB
 REAP_MAX: Final = 1_000  # leases that one call of `reap` takes back: below a millisecond
 TRIM_PART: Final = 64  # a full table is relieved of one part of so many
-_NUMBERS: Final = tuple(f"{number:03x}" for number in range(4_096))  # of the ids that are made from one draw
+_NUMBER_BITS: Final = 8
+_NUMBERS: Final = tuple(f"{number:02x}" for number in range(1 << _NUMBER_BITS))  # of the ids that are made from one draw
 _RANDOM_BYTES: Final = 4  # of an id: a lease that was not lent cannot be guessed
+_RANDOM_DIGITS: Final = 2 * _RANDOM_BYTES
+_SERIAL: Final = re.compile(rf"([0-9a-f]{{1,16}})([0-9a-f]{{{_RANDOM_DIGITS}}})")
 
 
 class Reported(StrEnum):
@@ -48,21 +54,61 @@ class Lease(msgspec.Struct, gc=False):
     probe: bool = False  # the call that finds out whether an open breaker may close
 
 
-def _ids(replica: str) -> Iterator[str]:
-    """Yield ids that were never given before: replica, number of the draw, number in the draw, random part."""
-    for draw in count(1):
-        start = f"{replica}-{draw:x}"
-        digits = os.urandom(_RANDOM_BYTES * len(_NUMBERS)).hex()
-        at = 0
-        for number in _NUMBERS:
-            yield start + number + digits[at : at + 2 * _RANDOM_BYTES]
-            at += 2 * _RANDOM_BYTES
+class _Ids:
+    """Makes ids that were never given before: replica, number of the draw, number in the draw, random part.
+
+    The last `known_max` of them are known again by their number and random part, with a bit each for "closed": 8 bytes.
+    """
+
+    __slots__ = ("_closed", "_digits", "_draw", "_known_max", "_made", "_start")
+
+    def __init__(self, replica: str, known_max: int) -> None:
+        self._start = f"{replica}-"
+        self._known_max = known_max
+        self._draw = 0
+        self._made: Iterator[str] = iter(())
+        self._digits: dict[int, str] = {}  # random parts by draw
+        self._closed: dict[int, int] = {}  # a bit for each id of a draw, once one of them was closed
+
+    def make(self) -> str:
+        made = next(self._made, None)
+        if made is None:
+            self._draw_next()
+            made = next(self._made)
+        return made
+
+    def _draw_next(self) -> None:
+        self._draw += 1
+        start, size = f"{self._start}{self._draw:x}", _RANDOM_DIGITS
+        digits = self._digits[self._draw] = os.urandom(_RANDOM_BYTES * len(_NUMBERS)).hex()
+        self._made = (start + number + digits[i * size : (i + 1) * size] for i, number in enumerate(_NUMBERS))
+        oldest = self._draw - max(1, self._known_max >> _NUMBER_BITS)
+        self._digits.pop(oldest, None)
+        self._closed.pop(oldest, None)
+
+    def close(self, lease_id: str) -> None:
+        """Take an id that was made here for closed."""
+        serial = int(lease_id[len(self._start) : -_RANDOM_DIGITS], 16)
+        draw = serial >> _NUMBER_BITS
+        if draw in self._digits:
+            self._closed[draw] = self._closed.get(draw, 0) | 1 << (serial & (len(_NUMBERS) - 1))
+
+    def is_closed(self, lease_id: str) -> bool:
+        """Whether a text is an id that was made here and closed, as far as is remembered."""
+        match = _SERIAL.fullmatch(lease_id.removeprefix(self._start))
+        if match is None or not lease_id.startswith(self._start):
+            return False
+        serial = int(match[1], 16)
+        draw, number = serial >> _NUMBER_BITS, serial & (len(_NUMBERS) - 1)
+        at = number * _RANDOM_DIGITS
+        made = match[1] == f"{serial:x}" and match[2] == self._digits.get(draw, "")[at : at + _RANDOM_DIGITS]
+        return made and bool(self._closed.get(draw, 0) >> number & 1)
 
 
 class Leases:
     """The leases of one service. Dictionaries keep the order of lending, so the oldest stand first."""
 
-    __slots__ = ("_closed", "_closed_max", "_expired", "_next_id", "_on_expired", "_open", "_open_max", "lease_s")
+    __slots__ = ("_expired", "_expired_max", "_ids", "_make_id", "_on_expired", "_open", "_open_max", "lease_s")
 
     def __init__(
         self,
@@ -71,7 +117,7 @@ class Leases:
         *,
         lease_s: float = LEASE_S,
         open_max: int = OPEN_MAX,
-        closed_max: int = CLOSED_MAX,
+        known_max: int = KNOWN_MAX,
     ) -> None:
         """`replica` begins every id, so that a report that reaches another replica can be handed on.
 
@@ -80,11 +126,11 @@ class Leases:
         self.lease_s: Final = lease_s
         self._on_expired = on_expired
         self._open_max = open_max
-        self._closed_max = closed_max
+        self._expired_max = EXPIRED_MAX
         self._open: dict[str, Lease] = {}
         self._expired: dict[str, Lease] = {}
-        self._closed: dict[str, None] = {}
-        self._next_id = _ids(replica).__next__
+        self._ids = _Ids(replica, known_max)
+        self._make_id = self._ids.make
 
     def __len__(self) -> int:
         """Return how many are lent out."""
@@ -92,7 +138,7 @@ class Leases:
 
     def lend(self, load: Load, candidates: Candidates, now_s: float, probe: bool) -> str:  # noqa: FBT001 - hot path
         """Lend a call on this instance and return the lease's id."""
-        lease_id = self._next_id()
+        lease_id = self._make_id()
         self._open[lease_id] = Lease(load, candidates, now_s, probe)
         if len(self._open) > self._open_max:
             self._expire(list(islice(self._open, 1 + self._open_max // TRIM_PART)))
@@ -106,9 +152,8 @@ class Leases:
             outcome = Reported.LATE
             lease = self._expired.pop(lease_id, None)
             if lease is None:
-                return (Reported.REPEATED if lease_id in self._closed else Reported.UNKNOWN), None
-        self._closed[lease_id] = None
-        _trim(self._closed, self._closed_max)
+                return (Reported.REPEATED if self._ids.is_closed(lease_id) else Reported.UNKNOWN), None
+        self._ids.close(lease_id)
         return outcome, lease
 
     def reap(self, now_s: float, limit: int) -> int:
@@ -122,7 +167,7 @@ class Leases:
         for lease_id in lease_ids:
             lease = self._expired[lease_id] = self._open.pop(lease_id)
             self._on_expired(lease)
-        _trim(self._expired, self._closed_max)
+        _trim(self._expired, self._expired_max)
 
 
 def _trim(table: dict[str, Any], size_max: int) -> None:

@@ -16,7 +16,11 @@ from app.locator.ring import Ring
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from app.breaker import OnChange
     from app.locator.leases import Lease
+
+    # Told of every change of a breaker: the instance, the state before, the state now, monotonic seconds.
+    OnBreaker = Callable[[Instance, BreakerState, BreakerState, float], None]
 
 CANDIDATES_MAX: Final = 256  # compiled filters of a service; the one that was made first goes first
 TYPICAL_FACTOR: Final = 0.05  # of each new latency in the service's typical one
@@ -27,14 +31,19 @@ class Loads:
     """One service: who belongs to it, its candidates by filter, its leases."""
 
     __slots__ = (
-        "_breaker_for", "_candidates", "_draw_01", "_log", "_tagged", "budget", "by_id", "every", "heard", "leases",
-        "ring_version", "snapshot", "typical_ms", "version", "weight",
+        "_breaker_for", "_candidates", "_draw_01", "_log", "_on_breaker", "_tagged", "budget", "by_id", "every", "heard",
+        "leases", "on_change", "ring_version", "snapshot", "typical_ms", "version", "weight",
     )  # fmt: skip
 
     def __init__(
-        self, replica: str, lease_s: float, breaker_for: Callable[[Loads, Load], Breaker], draw_01: Callable[[], float]
+        self,
+        replica: str,
+        lease_s: float,
+        breaker_for: Callable[[Loads, Load], Breaker],
+        on_breaker: OnBreaker | None,
+        draw_01: Callable[[], float],
     ) -> None:
-        """`breaker_for` makes the breaker of a load at its first failure."""
+        """`breaker_for` makes the breaker of a load at its first failure; `on_breaker` is told of its changes."""
         self.leases: Final = Leases(replica, self._take_back, lease_s=lease_s)
         self.budget: Final = OpenBudget()
         self.by_id: dict[str, Load] = {}
@@ -45,6 +54,8 @@ class Loads:
         self.weight = 0  # of all that may be on a ring
         self.typical_ms = 0.0  # latency of all instances; 0 while nothing was reported
         self._breaker_for = breaker_for
+        self._on_breaker = on_breaker
+        self.on_change: Final[OnChange] = self._breaker_changed  # of every breaker here
         self._draw_01 = draw_01
         self.every: Final = Candidates(Filter(), draw_01)
         self._candidates: dict[Filter, Candidates] = {Filter(): self.every}
@@ -222,12 +233,17 @@ class Loads:
             load.breaker = self._breaker_for(self, load)
         return load.breaker
 
-    def breaker_changed(self, load: Load, now_s: float) -> None:
+    def _breaker_changed(self, breaker: Breaker, before: BreakerState, now_s: float) -> None:
         """Take note that a breaker has opened or closed. A closed one starts slowly, as a new instance does."""
+        load = self.by_id.get(breaker.name)
+        if load is None or load.breaker is not breaker:  # its instance has become another one
+            return
         if load.breaker_state(now_s) is BreakerState.CLOSED:
             load.warm_up(now_s)
         load.guard()
         self.version += 1
+        if self._on_breaker is not None:
+            self._on_breaker(load.instance, before, breaker.state(now_s), now_s)
 
 
 def _place(load: Load | None) -> tuple[int, str, tuple[str, ...], str]:

@@ -13,7 +13,7 @@ import redis.exceptions
 
 from app.actor import ActorStopped, AskTimeout, InboxFull
 from app.db.keys import LOCATOR_TAG
-from app.db.redis import RedisLink
+from app.db.redis import RedisLink, redis_breaker
 from app.db.retry import TRANSIENT
 from app.locator.checks import Checks
 from app.locator.directory import Directory, Roster
@@ -79,15 +79,15 @@ class Locator:
         self.checks: Checks | None = None
         self._check_networks = tuple(check_networks)
         self._reaping: asyncio.TimerHandle | None = None
+        self._redis = metrics.guard(redis_breaker("locator"))
         metrics.add(self.series.collect)
 
     def start(self, topology: Topology, on_crash: Callable[[BaseException], None]) -> None:
         """Begin to follow the registry in Redis; reads go on with what is known whenever it is away."""
-        link = RedisLink(topology, LOCATOR_TAG)
-        registry = Registry(self.directory, link, self.replica, clock_s=self.clock_s, on_forgotten=self._read_again)
+        links = [RedisLink(topology, LOCATOR_TAG, self._redis) for _ in range(2)]
+        registry = Registry(self.directory, links[0], self.replica, clock_s=self.clock_s, on_forgotten=self._read_again)
         self.registry = registry
-        link = RedisLink(topology, LOCATOR_TAG)
-        self.feed = Feed(registry, link, clock_s=self.clock_s, on_handed=self._take_report)
+        self.feed = Feed(registry, links[1], clock_s=self.clock_s, on_handed=self._take_report)
         self.checks = Checks(registry, self._check_networks, clock_s=self.clock_s)
         self.upkeep = Upkeep(registry, self.feed, clock_s=self.clock_s, also=self.checks.tick)
         registry.start(on_crash)

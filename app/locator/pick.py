@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
     from app.locator.candidates import Candidates
     from app.locator.load import Load
+    from app.locator.loads import OnBreaker
 
-    # Told of every change of a breaker: the instance, the state before, the state now, monotonic seconds.
-    OnBreaker = Callable[[Instance, BreakerState, BreakerState, float], None]
 
 OPEN_SHARE: Final = 0.5  # of a service's breakers that may be open at once; those beyond serve on, marked as degraded
 
@@ -85,7 +84,7 @@ class Balancer:
         """
         service = self._services.get(snapshot.service)
         if service is None:
-            service = Loads(self._replica, self._lease_s, self._breaker_of, self._draw_01)
+            service = Loads(self._replica, self._lease_s, self._breaker_of, self._on_breaker, self._draw_01)
             self._services[snapshot.service] = service
         service.adopt(snapshot, now_s)
         service.budget.limit = int(self._open_share * len(service.by_id))
@@ -227,11 +226,8 @@ class Balancer:
         return inside if inside is not None and inside.loads else every
 
     def _breaker_of(self, service: Loads, load: Load) -> Breaker:
-        def tell(breaker: Breaker, before: BreakerState, now_s: float) -> None:
-            service.breaker_changed(load, now_s)
-            if self._on_breaker is not None:
-                self._on_breaker(load.instance, before, breaker.state(now_s), now_s)
-
+        # One callback for all of a service, and none that knows its load: that is a fifth of the memory of a breaker.
         return Breaker(
-            load.instance.id, self._policy, budget=service.budget, heard=service.heard, on_change=tell, draw=self._draw_01
-        )
+            load.instance.id, self._policy, budget=service.budget, heard=service.heard, on_change=service.on_change,
+            draw=self._draw_01,
+        )  # fmt: skip

@@ -101,7 +101,7 @@ class Record:
         self.instance = Instance(
             service=service, id=id_, host=registered.host, port=registered.port, generation=fact.generation,
             weight=registered.weight, zone=intern(registered.zone), tags=tuple(map(intern, registered.tags)),
-            metadata={intern(key): value for key, value in registered.metadata.items()},
+            metadata_json=encode(registered.metadata),
             ttl_s=registered.ttl_s, check=registered.check, registered_at_ms=registered.registered_at_ms,
         )  # fmt: skip
         self.renew(self.renewed_s)

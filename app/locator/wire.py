@@ -110,8 +110,8 @@ class LoadReport(Struct, frozen=True):
     failures: int
 
 
-class InstanceView(Struct, frozen=True):
-    """An instance, its state, and what this replica knows of its load."""
+class InstanceFacts(Struct, frozen=True):
+    """An instance as it was registered, and its state."""
 
     service: str
     id: str
@@ -122,8 +122,13 @@ class InstanceView(Struct, frozen=True):
     tags: list[str]
     metadata: dict[str, str]
     generation: str
-    ttl_seconds: float
     state: Literal["up", "suspect", "draining", "down", "unverified"]
+
+
+class InstanceView(InstanceFacts, frozen=True):
+    """The same, and what this replica knows of it besides."""
+
+    ttl_seconds: float
     mode: Literal["none", "draining", "maintenance", "isolated"]
     breaker: Literal["closed", "open", "half_open"]
     load: LoadReport
@@ -175,21 +180,6 @@ class InstancePage(Struct, frozen=True):
     index: int
     data: list[InstanceView]
     next_cursor: str | None = None
-
-
-class InstanceFacts(Struct, frozen=True):
-    """An instance as it was registered, and its state."""
-
-    service: str
-    id: str
-    host: str
-    port: int
-    weight: int
-    zone: str
-    tags: list[str]
-    metadata: dict[str, str]
-    generation: str
-    state: Literal["up", "suspect", "draining", "down", "unverified"]
 
 
 class Found(Struct, frozen=True):
@@ -287,8 +277,8 @@ def view_of(record: Record, balancer: Balancer, now_s: float) -> InstanceView:
         check = CheckView(kind, one.check.target, one.check.interval_s, status)
     mode: Any = record.mode
     return InstanceView(
-        one.service, one.id, one.host, one.port, one.weight, one.zone, list(one.tags), one.metadata, one.generation,
-        one.ttl_s, one.state.value, mode, breaker, load, time_text(one.registered_at_ms), record.revision, check,
+        **msgspec.structs.asdict(facts_of(one)), ttl_seconds=one.ttl_s, mode=mode, breaker=breaker, load=load,
+        registered_at=time_text(one.registered_at_ms), index=record.revision, check=check,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
@@ -10,7 +11,7 @@ from redis.asyncio import Redis
 
 from app.db.keys import experiment_key, experiment_tag
 from app.db.lua import load_script
-from app.db.redis import ANSWER_TIMEOUT_S, RedisLink
+from app.db.redis import ANSWER_TIMEOUT_S, RedisAway, RedisLink, redis_breaker
 from app.shadow.journal import Journal, pack, unpacked
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from redis.asyncio import ConnectionPool
     from redis.asyncio.client import Pipeline
 
+    from app.breaker import Breaker
     from app.db.lua import Script
     from app.db.topology import Topology
 
@@ -103,24 +105,25 @@ class Snapshot(NamedTuple):
 class _Server:
     """One Redis server: a client for reads, and places for the connections that carry scripts."""
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: ConnectionPool, breaker: Breaker) -> None:
         self.client: Final = Redis(connection_pool=pool)
         self.links: Final[asyncio.Queue[_Link]] = asyncio.Queue()
         for _ in range(LINKS):
-            self.links.put_nowait(_Link())
+            self.links.put_nowait(_Link(breaker))
 
 
 class _Link:
     """A place for a connection, and which incarnation of Redis it leads to."""
 
-    def __init__(self) -> None:
+    def __init__(self, breaker: Breaker) -> None:
         self.link: RedisLink | None = None
         self.run_id = ""
+        self._breaker = breaker
 
     async def open(self, topology: Topology, tag: str) -> RedisLink:
         """Return the connection, opened to where keys with this tag live if it is closed."""
         if self.link is None or not self.link.is_open:
-            self.link = RedisLink(topology, tag)
+            self.link = RedisLink(topology, tag, self._breaker)
             self.run_id = await self.link.open()
         return self.link
 
@@ -128,9 +131,13 @@ class _Link:
 class Counters:
     """Calls of the scripts. Raises what redis-py raises, ConnectionError, TimeoutError, Forgot and EventsFull."""
 
-    def __init__(self, topology: Topology) -> None:
-        """`topology` says where keys live, over connections of shadow's own; nothing is opened yet."""
+    def __init__(self, topology: Topology, breaker: Breaker | None = None) -> None:
+        """`topology` says where keys live, over connections of shadow's own, and `breaker` stands before them.
+
+        Nothing is opened yet.
+        """
         self._topology = topology
+        self._breaker = breaker or redis_breaker("shadow")
         self._servers: dict[ConnectionPool, _Server] = {}
 
     async def close(self) -> None:
@@ -260,11 +267,14 @@ class Counters:
         pool = await self._topology.pool(experiment_tag(name))
         server = self._servers.get(pool)
         if server is None:
-            server = self._servers[pool] = _Server(pool)
+            server = self._servers[pool] = _Server(pool, self._breaker)
         return server
 
     async def _read(self, name: str, fill: Callable[[Pipeline], Any], *, transaction: bool = True) -> list[Any]:
         """Return the answers to reads that `fill` puts into a pipeline, of one instant if it is a transaction."""
+        now_s = time.monotonic()
+        if not self._breaker.admits(now_s):
+            raise RedisAway(self._breaker.retry_at_s - now_s)
         server = await self._server(name)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S), server.client.pipeline(transaction=transaction) as pipe:

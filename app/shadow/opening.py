@@ -14,7 +14,7 @@ from app.db.keys import RULES_TAG
 from app.db.pool_series import PoolSeries
 from app.db.pool_upkeep import PoolUpkeep
 from app.db.postgres import open_pool, open_reader
-from app.db.redis import RedisLink
+from app.db.redis import RedisLink, redis_breaker
 from app.db.retry import TRANSIENT, delay_ms
 from app.db.sql import query
 from app.db.statements import Statements
@@ -87,6 +87,8 @@ class Shadow:
         self.waiting_for = "the ledger"
         self.rules: Final = Rules(metrics)
         self._metrics = metrics
+        self._redis = metrics.guard(redis_breaker("shadow"))
+        self._rules_redis = metrics.guard(redis_breaker("rules"))
         metrics.add(ShadowSeries(lambda: () if self._parts is None else self._parts.catalog, self._counts).collect)
 
     @property
@@ -159,7 +161,7 @@ class Shadow:
     async def _open_parts(self, places: Places) -> None:
         pool = await open_pool(places.database_url, POOL_SIZE)
         topology = make_topology(places.redis_url, self._metrics.redis)
-        counters = Counters(topology)
+        counters = Counters(topology, self._redis)
         try:
             clock = SteadyClock()
             steward = Steward(lambda: catalog, clock, places.replica)
@@ -177,7 +179,7 @@ class Shadow:
         self._metrics.add(PoolSeries("shadow", pool, upkeep).collect)
         for part in (steward, watch, checkpoints):
             part.start(self._on_crash)
-        self.rules.open(Statements(pool), RedisLink(topology, RULES_TAG), self._on_crash)
+        self.rules.open(Statements(pool), RedisLink(topology, RULES_TAG, self._rules_redis), self._on_crash)
         self.calls = ExperimentCalls(catalog, steward, clock)
 
 

@@ -9,8 +9,9 @@ more coroutines per request and is not used.
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 SLOW_REQUEST_S: Final = 1.0  # two orders above the target latency; such a request is logged always.
 HEADERS_MAX_BYTES: Final = 16 * 1024  # names and values of one request together; four times a crowded one.
+KNOWN_PARAMETERS_MAX: Final = 4_096  # path parameters that are remembered to be well-formed: 1 MB
 # business refusals: expected in numbers, logged below warning.
 QUIET_STATUSES: Final = frozenset({402, 404, 409})
 HTTP_ERRORS: Final = {
@@ -101,13 +103,18 @@ def unauthorized() -> Problem:
     )
 
 
+@lru_cache(maxsize=KNOWN_PARAMETERS_MAX)
+def _check_parameter(text: str, kind: Any, name: str) -> None:
+    """Check one path parameter; what has passed is remembered. Raises Problem 422."""
+    typed(text, kind, f"{{{name}}}")
+    if holds_card(text):
+        raise invalid(f"{{{name}}}", REFUSED_DETAIL)
+
+
 def _check_shape(request: Request, route: "Route") -> None:
     """Check path parameters against their types; refuse unknown query parameters."""
     for name, kind in route.path_fields.items():
-        text = request.match_info[name]
-        typed(text, kind, f"{{{name}}}")
-        if holds_card(text):
-            raise invalid(f"{{{name}}}", REFUSED_DETAIL)
+        _check_parameter(request.match_info[name], kind, name)
     if not route.any_query and request.query_text:
         wrong = [name for name in request.query if name not in route.query]
         if wrong:

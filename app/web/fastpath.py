@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from aiohttp import web
@@ -30,6 +31,7 @@ HELD_MAX_BYTES: Final = 256 * 1024  # of a request whose rest is on its way: wha
 # How long a head waits for its body here; then aiohttp reads on, with its own limits. Many clients send the two in
 # two packets, microseconds apart.
 HOLD_S: Final = 0.05
+KNOWN_PATHS_MAX: Final = 4_096  # paths with parameters whose route is remembered: 2 MB
 BACKLOG_MAX_BYTES: Final = 64 * 1024  # pipelined behind the request that is answered; then reading stops
 
 # Request line and fields: no folding, no control characters, no percent-encoding, nothing beyond ASCII.
@@ -98,6 +100,7 @@ class Paths:
         self.leaving = False  # the process ends soon: every answer ends its connection, so that clients go elsewhere
         self._fixed: dict[tuple[str, str], Taker] = {}
         self._shaped: dict[str, list[tuple[re.Pattern[str], Taker]]] = {}
+        self._find_shaped = lru_cache(maxsize=KNOWN_PATHS_MAX)(self._match)  # callers repeat the names of a few services
 
     def add(self, method: str, template: str, taker: Taker) -> None:
         """Let `taker` answer a template such as /v1/accounts/{tenant_id}; the first that fits wins."""
@@ -112,6 +115,9 @@ class Paths:
         taker = self._fixed.get((method, path))
         if taker is not None:
             return taker, {}
+        return self._find_shaped(method, path)
+
+    def _match(self, method: str, path: str) -> tuple[Taker, Mapping[str, str]] | None:
         for pattern, shaped in self._shaped.get(method, ()):
             match = pattern.match(path)
             if match is not None:

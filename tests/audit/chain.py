@@ -79,7 +79,7 @@ class Book:
     def account(self, tenant: str) -> Event:
         """Open an account."""
         self.state[tenant] = [0, 0, 0, 0]
-        return self._event("account", tenant, 0, "tenant:", "tenant:", details='{"settings":"{}"}')
+        return self._event("account", tenant, 0, "tenant:", "tenant:", details='{"settings":{}}')
 
     def topup(self, tenant: str, amount: int, **texts: str | None) -> Event:
         """Put credits on an account."""
@@ -116,9 +116,10 @@ class Book:
         """Abort or expire a hold."""
         return self._event(kind, hold.tenant_id, hold.amount, "held:", "tenant:", (0, -1, 0), reference=hold.transaction_id)
 
-    def update(self, tenant: str) -> Event:
-        """Change an account's settings."""
-        return self._event("update", tenant, 0, "tenant:", "tenant:", details='{"settings":"{}"}')
+    def update(self, tenant: str, settings: str = "{}", controls: str | None = None) -> Event:
+        """Change an account's settings, given as JSON text."""
+        state = "" if controls is None else f'"controls":{controls},'
+        return self._event("update", tenant, 0, "tenant:", "tenant:", details=f'{{{state}"settings":{settings}}}')
 
     def transfer(self, legs: Sequence[tuple[str, int]]) -> list[Event]:
         """Move credits between tenants of this shard."""

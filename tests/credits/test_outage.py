@@ -12,16 +12,20 @@ import psutil
 import pytest
 
 from app.audit import log
-from app.credits import account_reads, batch, ledger, records
+from app.credits import account_reads, book, ledger, records
 from app.db import statements
 from tests.credits.ledger_client import Client, Reply, fresh
 from tests.credits.ledger_house import LedgerHouse
+from tests.credits.test_legs import tenant_of
 from tests.lag import Lag, disk_waited_s, starved_s
 from tests.server import ShieldxServer
 from tests.stores import StoreProcess
 
 ANSWER_MAX_S = 2.0
 MARGIN_S = 0.5  # of a busy test machine
+
+REFUSED_AT_ONCE_S = 0.5
+REFUSED_WITHIN = 6  # calls one after another: an outage that lasts is told at once
 
 Freeze = Callable[[], AbstractAsyncContextManager[None]]
 
@@ -60,7 +64,7 @@ def freeze(request: pytest.FixtureRequest, house: LedgerHouse, server: ShieldxSe
         # An actor looks eight times in each time limit for asks that are past it.
         ledger.ASK_TIMEOUT_S * 9 / 8,
         account_reads.ASK_TIMEOUT_S * 9 / 8,
-        batch.ANSWER_WITHIN_S,
+        book.ANSWER_WITHIN_S,
         records.READ_TIMEOUT_S,
         log.READ_TIMEOUT_S,
         statements.STATEMENT_WAIT_S,
@@ -76,23 +80,36 @@ async def timed(client: Client, tenant: str, key: str) -> tuple[float, Reply]:
     return time.monotonic() - started_s, reply
 
 
+async def timed_transfer(client: Client, giver: str, taker: str) -> tuple[float, Reply]:
+    legs = [{"tenant_id": giver, "amount": -1}, {"tenant_id": taker, "amount": 1}]
+    started_s = time.monotonic()
+    reply = await client.post("/v1/transactions", {"legs": legs}, key=fresh("key"))
+    return time.monotonic() - started_s, reply
+
+
 async def test_an_outage_is_answered_503_within_two_seconds_and_retried_to_one_application(
-    client: Client, freeze: Freeze, server: ShieldxServer, lag: Lag
+    client: Client, wide: Client, freeze: Freeze, server: ShieldxServer, lag: Lag
 ) -> None:
     assert server.process is not None
     tenant = await client.tenant(100)
+    pair = [await tenant_of(wide, shard, 10) for shard in (0, 1)]
     keys = [fresh("key") for _ in range(30)]
     starved_before_s, disk_before_s = starved_s(server.process.pid), disk_waited_s()
 
     async with freeze():
-        answers = await asyncio.gather(*(timed(client, tenant, key) for key in keys))
+        transfers = (timed_transfer(wide, pair[i % 2], pair[1 - i % 2]) for i in range(4))
+        answers = await asyncio.gather(*(timed(client, tenant, key) for key in keys), *transfers)
+        lasting = [await timed(client, tenant, keys[0])]
+        while lasting[-1][0] > REFUSED_AT_ONCE_S and len(lasting) < REFUSED_WITHIN:
+            lasting.append(await timed(client, tenant, keys[0]))
         health = await client.call("GET", "/health", Authorization=None)
         ready = await client.call("GET", "/ready", Authorization=None)
     late_s = lag.largest_s + starved_s(server.process.pid) - starved_before_s + disk_waited_s() - disk_before_s
     retried = [await timed(client, tenant, key) for key in keys]
     again = [await timed(client, tenant, key) for key in keys]
 
-    for seconds, reply in answers:
+    assert lasting[-1][0] < REFUSED_AT_ONCE_S
+    for seconds, reply in [*answers, *lasting]:
         assert reply.refusal == (503, "unavailable")
         assert int(reply.headers["Retry-After"]) >= 1
         assert seconds < ANSWER_MAX_S + MARGIN_S + late_s

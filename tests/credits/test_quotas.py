@@ -199,11 +199,14 @@ async def test_every_alert_stands_in_the_chain_which_verifies(own: Client, place
         rows = await connection.fetch(
             "SELECT seq, type, entry FROM audit_entries WHERE seq = ANY($1) ORDER BY seq", [low["seq"], quota["seq"]]
         )
+        report = place[0].run_command("audit", "verify", "--json", database_url=place[1].database_url)
+        await connection.execute("DELETE FROM credit_alerts WHERE seq = $1", quota["seq"])
+        tampered = place[0].run_command("audit", "verify", "--json", database_url=place[1].database_url)
     finally:
         await connection.close()
-    report = place[0].run_command("audit", "verify", "--json", database_url=place[1].database_url)
 
     assert [row["type"] for row in rows] == ["consume", "credits.quota_exceeded"]
     details = [json.loads(row["entry"].partition(b"\n")[2])["details"]["controls"] for row in rows]
     assert [one["alerts"][0]["type"] for one in details] == [low["type"], quota["type"]]
     assert (details[1]["tenant_id"], json.loads(report.stdout)["ok"]) == (tenant, True)
+    assert json.loads(tampered.stdout)["first_bad"]["seq"] == quota["seq"]

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 import redis.exceptions
 
+from app.breaker import BreakerState
 from app.db.lua import Script, load_script
-from app.db.redis import ANSWER_TIMEOUT_S, RedisLink
+from app.db.redis import ANSWER_TIMEOUT_S, GIVE_UP_S, RedisAway, RedisLink, redis_breaker
 from app.db.topology import make_topology
 from tests.credits.ledger_house import LedgerHouse
 
@@ -115,6 +116,68 @@ async def test_nobody_there_is_an_error_that_passes(url: str) -> None:
     with pytest.raises((redis.exceptions.ConnectionError, OSError)):
         await link.open()
     assert not link.is_open
+
+
+class Hands:
+    """A clock that is moved by hand."""
+
+    now_s = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+async def fail(link: RedisLink, times: int) -> None:
+    for _ in range(times):
+        with pytest.raises((redis.exceptions.ConnectionError, OSError)):
+            await link.open()
+
+
+async def test_a_redis_that_is_away_is_asked_by_one_attempt_at_a_time(url: str) -> None:
+    clock, breaker = Hands(), redis_breaker("t")
+    nobody = RedisLink(make_topology(url.replace("redis.sock", "nobody.sock")), "{t}:", breaker, clock_s=clock)
+    there = RedisLink(make_topology(url), "{t}:", breaker, clock_s=clock)
+    await fail(nobody, 3)
+
+    with pytest.raises(RedisAway) as refused:
+        await there.open()
+    clock.now_s += refused.value.retry_after_s
+    probe = asyncio.create_task(there.open())
+    await asyncio.sleep(0)
+    with pytest.raises(RedisAway):
+        await nobody.open()
+    await probe
+
+    assert breaker.state(clock.now_s) is BreakerState.CLOSED
+    assert await there.command("PING") == b"PONG"
+    await there.close()
+
+
+async def test_a_short_outage_is_waited_for_and_a_longer_one_refused(url: str) -> None:
+    clock = Hands()
+    link = RedisLink(make_topology(url.replace("redis.sock", "nobody.sock")), "{t}:", clock_s=clock)
+    await fail(link, 3)
+
+    link.refuse_if_away()
+    clock.now_s += GIVE_UP_S
+    link.refuse_if_away()  # It is to be tried now.
+    await fail(link, 1)
+
+    with pytest.raises(RedisAway):
+        link.refuse_if_away()
+
+
+async def test_a_lost_connection_is_no_fault_of_redis(link: RedisLink, url: str) -> None:
+    other = RedisLink(make_topology(url), "{t}:")
+    await other.open()
+    for _ in range(4):
+        await other.command("CLIENT", "KILL", "ID", await link.command("CLIENT", "ID"))
+        with pytest.raises((redis.exceptions.ConnectionError, ConnectionError)):
+            await link.command("PING")
+        await link.open()
+
+    assert await link.command("PING") == b"PONG"
+    await other.close()
 
 
 def test_a_url_of_another_kind_is_refused() -> None:

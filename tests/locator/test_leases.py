@@ -31,6 +31,7 @@ def test_a_lease_is_closed_once_and_a_repeated_report_is_known_as_such() -> None
     outcomes = [desk.close(lease_id) for _ in range(3)]
 
     assert outcomes == [Reported.COUNTED, Reported.REPEATED, Reported.REPEATED]
+    assert desk.close(lease_id[:-1] + ("0" if lease_id[-1] != "0" else "1")) is Reported.UNKNOWN
     assert len(desk.leases) == 0
 
 
@@ -38,7 +39,15 @@ def test_a_lease_that_was_never_lent_is_unknown() -> None:
     desk = Desk()
     lease_id = desk.lend()
 
-    strangers = ["", "r-1-", lease_id[:-1], lease_id + "0", lease_id.upper() + "\0", "r-2-10011f8a3c2"]
+    strangers = [
+        "",
+        "r-1-",
+        lease_id[:-1],
+        lease_id + "0",
+        lease_id.upper() + "\0",
+        "r-2-10011f8a3c2",
+        "r-1-0" + lease_id[4:],
+    ]
 
     assert [desk.close(text) for text in strangers] == [Reported.UNKNOWN] * len(strangers)
     assert len(desk.leases) == 1
@@ -85,7 +94,7 @@ def test_a_full_table_takes_the_oldest_back_and_stays_bounded() -> None:
 
 
 def test_closed_leases_are_remembered_in_bounds() -> None:
-    desk = Desk(closed_max=100)
+    desk = Desk(known_max=512)
     ids = [desk.lend() for _ in range(1_000)]
     for lease_id in ids:
         desk.close(lease_id)
@@ -94,7 +103,7 @@ def test_closed_leases_are_remembered_in_bounds() -> None:
 
     assert outcomes[0] is Reported.UNKNOWN
     assert outcomes[-1] is Reported.REPEATED
-    assert 0 < outcomes.count(Reported.REPEATED) <= 100
+    assert 0 < outcomes.count(Reported.REPEATED) <= 512
 
 
 def test_text_that_is_no_lease_names_no_replica() -> None:

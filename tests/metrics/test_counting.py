@@ -16,6 +16,8 @@ from app.credits.book import Book
 from app.credits.ledger import Ledger
 from app.credits.operation import Applied, Done, IdMask, Refused, Reused
 from app.credits.tally import Tally
+from app.db.redis import RedisLink
+from app.db.topology import make_topology
 from app.loop_lag import LoopLag
 from app.metrics import Histogram, Metrics, labelled
 
@@ -122,7 +124,8 @@ def test_an_answer_counts_once_by_what_was_told() -> None:
 
 async def test_operations_that_a_closed_ledger_does_not_take_count_as_unavailable() -> None:
     shard = Shard(0, "test")
-    ledger = Ledger(shard, SimpleNamespace(), SimpleNamespace(), SimpleNamespace(), IdMask(1, 2))  # type: ignore[arg-type]
+    link = RedisLink(make_topology("redis://localhost:1"), "{s00}:")
+    ledger = Ledger(shard, SimpleNamespace(), link, SimpleNamespace(), IdMask(1, 2))  # type: ignore[arg-type]
     nothing = SimpleNamespace()
     book = Book([ledger], [shard], nothing, nothing, IdMask(1, 2), nothing)  # type: ignore[arg-type]
     fields = {"op": "topup", "tenant": "t", "amount": 1}

@@ -36,10 +36,7 @@ async def clustered_scene(
     cluster: PrivateCluster, recovery_postgres: PrivatePostgres, tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> AsyncIterator[Scene]:
     url = await recovery_postgres.make_migrated_database()
-    # Transactions over shards ask several of them in turn, each with a time limit of its own: they have scenarios of their own.
-    house = House(
-        tmp_path_factory.mktemp("cluster"), recovery_postgres, cluster, url, shards=SHARDS, transfer_weight=0
-    )  # fmt: skip
+    house = House(tmp_path_factory.mktemp("cluster"), recovery_postgres, cluster, url, shards=SHARDS)
     scene = Scene(house, seed)
     yield scene
     await scene.close()

@@ -1,0 +1,2 @@
+-- Takes the function away; alerts stay.
+DROP FUNCTION forget_alerts(int);
