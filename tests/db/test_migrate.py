@@ -18,6 +18,7 @@ from app.db.migrate import MIGRATION_LOCK, MigrationFailed, Patience, apply, mig
 from app.db.migrations import MigrationRefused, check_schema, read_applied, read_migrations
 from app.db.resources import resource_dir
 
+WITHOUT_SERVICES = 11  # migrations that were applied before the table had services
 FILES = sorted(path.name for path in (resource_dir("sql") / "migrations").glob("*.up.sql"))
 
 
@@ -88,7 +89,11 @@ async def test_a_migration_that_fails_leaves_nothing_and_can_be_mended(empty: as
 
 
 async def test_a_table_of_an_older_release_is_taken_over_with_what_it_says(empty: asyncpg.Connection[Any]) -> None:
-    await migrate(empty)
+    async with turn(empty):
+        await prepare(empty)
+        for one in read_migrations():
+            if one.version <= WITHOUT_SERVICES:
+                await apply(empty, one)
     before = {row.version: row[:5] for row in (await read_applied(empty)).values()}
     await empty.execute(
         "ALTER TABLE schema_migrations DROP CONSTRAINT schema_migrations_pkey, ADD PRIMARY KEY (version), "
@@ -96,9 +101,10 @@ async def test_a_table_of_an_older_release_is_taken_over_with_what_it_says(empty
     )
     read_as_it_was = {row.version: row[:5] for row in (await read_applied(empty)).values()}
 
-    assert await migrate(empty) == []
+    assert await migrate(empty) == FILES[WITHOUT_SERVICES:]
 
-    assert {row.version: row[:5] for row in (await read_applied(empty)).values()} == read_as_it_was == before
+    after = {row.version: row[:5] for row in (await read_applied(empty)).values() if row.version in before}
+    assert after == read_as_it_was == before
     assert {row[2] for row in before.values()} == {"credits", "shadow"}
     key = await empty.fetchval(
         "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'schema_migrations_pkey'"
