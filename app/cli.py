@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 EXIT_REFUSED: Final = 2  # the command line or the settings are wrong, or a check could not be made
 _SECRET: Final = frozenset({
     "root_key", "audit_key", "checkpoint_keys", "master_keys", "webhook_key", "webhook_old_key", "redis_url", "database_url",
-    "migrate_database_url",
+    "migrate_database_url", "traces_url",
 })  # fmt: skip
 
 

@@ -33,8 +33,11 @@ def database_of(url: str) -> str:
 
 
 def beside(name: str, word: str) -> str:
-    """Return a name for a database beside another one: what it is, and when it was made."""
-    tail = f"_{word}_{time_of(now_ms()):%Y%m%d%H%M%S}"
+    """Return a name for a database beside another one: what it is, and when it was made, to the millisecond.
+
+    A restore that was killed may be run again within the same second.
+    """
+    tail = f"_{word}_{time_of(now_ms()):%Y%m%d%H%M%S%f}"[:-3]
     return name.encode()[: NAME_BYTES_MAX - len(tail)].decode(errors="ignore") + tail
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -100,18 +101,20 @@ def child(work: Work, backups: Path, *words: str) -> Iterator[Child]:
 def kill_at_each_step(work: Work, backups: Path, *words: str, survived: Collection[str] = ()) -> Iterator[str]:
     """Run the work again and again, killed before its first step, then its second, and so on, until one run is done.
 
-    Yields the step of each death. Nobody is killed before the steps `survived`.
+    A step that a run does several times is another one each time. Yields the step of each death. Nobody is killed before
+    the steps `survived`.
     """
-    number = 0
+    deaths: set[tuple[str, int]] = set()
     while True:
         with child(work, backups, *words) as process:
-            come_to = 0
+            times: Counter[str] = Counter()
             while step := process.next_step():
-                if step not in survived and (come_to := come_to + 1) > number:
+                times[step] += 1
+                if step not in survived and (step, times[step]) not in deaths:
+                    deaths.add((step, times[step]))
                     process.kill()
                     break
                 process.go_on()
         if not step:
             return
         yield step
-        number += 1

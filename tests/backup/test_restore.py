@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -46,8 +47,10 @@ async def balances(url: str) -> dict[str, int]:
 
 
 @pytest.fixture
-def redis(redis_url: str) -> Redis:
-    return Redis.from_url(redis_url, decode_responses=True)
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """A client of the Redis of the test."""
+    async with Redis.from_url(redis_url, decode_responses=True) as client:
+        yield client
 
 
 async def test_the_backup_takes_the_place_of_the_database_and_redis_follows(
@@ -57,7 +60,7 @@ async def test_the_backup_takes_the_place_of_the_database_and_redis_follows(
     seq = backup.heads[0].seq
     # Given a Redis that knows of other times: a newer generation, three more entries, a larger signed tree.
     await redis.hset(HEAD_KEY, mapping={"generation": 7, "durable": seq + 3, "seq": seq + 3})
-    await redis.hset("{s00}:checkpoint", mapping={"size": 1_000_000, "root": "x"})
+    await redis.hset("{s00}:checkpoint", mapping={"size": seq + 4, "root": "x"})
     await redis.set("{locator}:mine", "stays")
     connection = await asyncpg.connect(ledger_url)
     name = await connection.fetchval("SELECT current_database()")
@@ -90,7 +93,6 @@ async def test_the_backup_takes_the_place_of_the_database_and_redis_follows(
     assert await databases_of(connection, ledger_url) == [done.database, done.kept]
     await connection.close()
     await topology.close()
-    await redis.aclose()
 
 
 async def test_a_restore_that_is_killed_before_any_step_is_finished_by_the_next(
@@ -112,7 +114,6 @@ async def test_a_restore_that_is_killed_before_any_step_is_finished_by_the_next(
     connection = await asyncpg.connect(ledger_url)
     assert not [name for name in await databases_of(connection, ledger_url) if "_restore_" in name]
     await connection.close()
-    await redis.aclose()
 
 
 async def test_a_redis_that_goes_away_after_the_swap_is_told_apart_from_a_refusal(
@@ -206,7 +207,6 @@ async def test_without_the_database_what_redis_has_decided_counts_as_acknowledge
         await restore(ledger_url, backup, backups, journal, topology=topology, seal=SEAL)
 
     await topology.close()
-    await redis.aclose()
 
 
 async def drop(databases: Databases) -> None:
