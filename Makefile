@@ -49,7 +49,7 @@ dashboard-pictures: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m bench --soak 600 $(ARGS)
-	$(BIN)/python -m pytest tests/recovery --recovery-rounds 10 $(ARGS)
+	$(BIN)/python -m pytest tests/recovery tests/operations/test_drills.py --recovery-rounds 10 $(ARGS)
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile explore $(ARGS)
 
 clean:

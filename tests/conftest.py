@@ -33,6 +33,8 @@ LONGEST = (
     "tests/house/test_tidy.py::test_types_agree",
     "tests/credits/test_contract.py::test_generated_requests",
     "tests/recovery/",
+    "tests/operations/test_drills.py",
+    "tests/flow/test_rolling_upgrade.py",
     "tests/operations/test_live_alerts.py",
     "tests/k8s/test_scaling.py",
     NEEDS_ROOT,

@@ -16,7 +16,7 @@ from app.settings import Settings, variable_of
 
 SECRETS = {
     "root_key", "audit_key", "checkpoint_keys", "master_keys", "webhook_key", "webhook_old_key", "redis_url", "database_url",
-    "migrate_database_url",
+    "migrate_database_url", "traces_url",
 }  # fmt: skip
 OURS = ("SHIELDX_", "REDIS_URL", "DATABASE_URL")
 

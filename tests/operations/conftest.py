@@ -13,6 +13,8 @@ from tests.operations.live_stack import LiveOperations, live_operations, wait_fo
 from tests.operations.live_traffic import bring_traffic
 from tests.stores import run_apart, running_redis, store_directory
 
+BURN_DEADLINE_S = 90.0  # a few scrapes and evaluations, on a busy machine
+
 
 @pytest.fixture(scope="package")
 def operations(pytestconfig: pytest.Config) -> Iterator[LiveOperations]:
@@ -32,7 +34,14 @@ def operations(pytestconfig: pytest.Config) -> Iterator[LiveOperations]:
         run_apart(bring_traffic(server.url))
         ended_s = time.time()
         wait_for("a scrape after the traffic", lambda: live.query(f'timestamp(up{{job="credits"}} == 1) > {ended_s}'))
+        wait_for("the burn of the budgets", lambda: more_traffic(live), BURN_DEADLINE_S)
         yield live
+
+
+def more_traffic(live: LiveOperations) -> bool:
+    """Bring some more traffic; return whether Prometheus has recorded rates of it, which need requests between scrapes."""
+    run_apart(bring_traffic(live.server.url, rounds=1))
+    return bool(live.query("job_slo:error_budget_burn:rate5m") and live.query("job_slo:error_budget_burn:rate3d"))
 
 
 @pytest.fixture

@@ -9,17 +9,22 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from app.embedded.binaries import find_postgres
 from tests.guide import block
 from tests.server import REPOSITORY, free_port
 
-DRILLS: Final = ("functions", "begin", "redis", "postgres", "both", "chain", "key")
+ALL: Final = ("functions", "begin", "redis", "postgres", "both", "chain", "key")
+# What the tests of recovery and of restores do not play anyway: `make soak` runs all.
+SHORT: Final = ("functions", "begin", "postgres", "key")
 TIMEOUT_S: Final = 240
 SAY: Final = 4_000  # characters of what went wrong
 
 
-async def test_the_drills_of_the_guide_end_as_they_say(tmp_path: Path) -> None:
-    parts = [block(f"drill-{name}", "disaster-recovery.md") for name in DRILLS]
+async def test_the_drills_of_the_guide_end_as_they_say(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    drills = ALL if pytestconfig.getoption("--recovery-rounds") > 1 else SHORT
+    parts = [block(f"drill-{name}", "disaster-recovery.md") for name in drills]
     script = "\n".join(["set -euo pipefail", "trap 'kill -TERM ${SERVER:-} 2> /dev/null || true' EXIT", *parts])
     programs = [Path(sys.executable).parent, (await find_postgres(None)).directory]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SHIELDX_", "PG"))}
