@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Test processes: one more than cores, because many tests wait for a server to start, to die or to be missed.
 WORKERS ?= 3
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Hundreds of processes start in a run: none should compile what another has compiled.
+export PYTHONDONTWRITEBYTECODE =
 # The pip that fills the environment: the one of Debian 12 needs 38 s of processor time to find the 95 packages, this one 16 s.
 PIP := pip==26.3 --hash=sha256:f3b60b20ffaadd4415ed7957212a38ac63fa4c5fa375bd0f4a797777940fad13
 # What is imported is compiled then; to compile all of it at once takes 18 s of processor time.

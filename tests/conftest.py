@@ -23,7 +23,9 @@ from tests.stores import PrivatePostgres, PrivateRedis, run_apart, running_redis
 
 # The same examples at every run, so that a change is what makes a test fail, and no time limit, because a busy machine
 # is no fault of an example. `--hypothesis-profile explore` draws others, and twenty times as many of them.
-settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "steady", deadline=None, max_examples=50, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.register_profile("explore", deadline=None, max_examples=2_000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
