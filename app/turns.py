@@ -7,6 +7,7 @@ five milliseconds in which the replies of Redis and Postgres lie unread and both
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -49,6 +50,13 @@ async def end_task(task: asyncio.Task[None]) -> None:
         await asyncio.wait({task}, timeout=CANCEL_AGAIN_S)
     if not task.cancelled():
         task.exception()
+
+
+async def pause(event: asyncio.Event, seconds: float) -> None:
+    """Wait until an event is set, but no longer than this."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 class Turns:

@@ -20,7 +20,7 @@ from app.audit.shard import shard_row
 from app.audit.writer import BEAT_INTERVAL_S, POSTGRES_ANSWER_TIMEOUT_S, Fenced, Lease, RedisForgot
 from app.db.postgres import cut_off
 from app.db.retry import TRANSIENT, delay_ms
-from app.turns import end_task
+from app.turns import end_task, pause
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -107,21 +107,16 @@ class Keeper:
             except ShardRefused as error:
                 log.critical("shard refused", extra={"shard": self._shard.number, "reason": str(error)})
                 self._shard.close(str(error), refused=True)
-                await self._pause(REFUSED_RETRY_S)
+                await pause(self._stopping, REFUSED_RETRY_S)
             except (*TRANSIENT, Fenced, RedisForgot, redis.exceptions.RedisError, asyncpg.PostgresError) as error:
                 reason = f"{type(error).__name__}: {error}"
                 log.warning("shard closed", extra={"shard": self._shard.number, "reason": reason})
                 self._shard.close(reason)
-                await self._pause(delay_ms(self._failures) / 1000)
+                await pause(self._stopping, delay_ms(self._failures) / 1000)
                 self._failures += 1
             except Exception as error:  # noqa: BLE001 - an unknown fault stops the process, which starts clean
                 on_crash(error)
                 return
-
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
 
     async def _session(self) -> None:
         async with asyncio.timeout(5):
@@ -155,7 +150,7 @@ class Keeper:
             elif self._shard.state != "open" and row.generation > 0:
                 self._shard.open()
             self._failures = 0
-            await self._pause(POLL_INTERVAL_S)
+            await pause(self._stopping, POLL_INTERVAL_S)
         return False
 
     async def _end_stale(self, connection: asyncpg.Connection[Any]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import time
+from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from app.breaker import BreakerState
+from app.breaker_series import breaker_families
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
     from app.db.pool import Pool
     from app.db.pool_upkeep import PoolUpkeep
-
-STATES: Final = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
 class PoolSeries:
@@ -35,12 +34,7 @@ class PoolSeries:
         seconds = HistogramMetricFamily("shieldx_postgres_roundtrip_seconds", "Time of a statement", labels=("pool",))
         self._pool.times.seconds.add_to(seconds, (self._name,))
         yield seconds
-        breaker = f"postgres_{self._name}"
-        state = GaugeMetricFamily("shieldx_breaker_state", "0 closed, 1 half open, 2 open", labels=("name",))
-        state.add_metric((breaker,), STATES[self._pool.state])
-        opened = CounterMetricFamily("shieldx_breaker_opened", "Times that a breaker has opened", labels=("name",))
-        opened.add_metric((breaker,), self._pool.breaker.opened)
-        yield from (state, opened)
+        yield from breaker_families([(f"postgres_{self._name}", self._pool.breaker)], time.monotonic())
 
     def _gauges(self) -> Iterator[Metric]:
         pool, gate = self._pool, self._pool.gate

@@ -7,7 +7,6 @@ interval and one query.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +14,7 @@ import asyncpg
 
 from app.db.postgres import cut_off
 from app.db.retry import TRANSIENT, delay_ms
+from app.turns import pause
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -66,16 +66,11 @@ class Watch:
                 await self._session(connection)
             except (*TRANSIENT, asyncpg.PostgresError) as error:
                 log.warning("%s not confirmed", self._name, extra={"reason": f"{type(error).__name__}: {error}"})
-                await self._pause(delay_ms(failures) / 1000)
+                await pause(self._woken, delay_ms(failures) / 1000)
                 failures += 1
             except Exception as error:  # noqa: BLE001 - an unknown fault stops the process, which starts clean
                 on_crash(error)
                 return
-
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
 
     async def _session(self, connection: asyncpg.Connection[Any]) -> None:
         """Watch over one session until it breaks or the watch is to stop."""
@@ -87,7 +82,7 @@ class Watch:
                 self._woken.clear()
                 await self.look(connection, first=first)
                 first = False
-                await self._pause(self._interval_s)
+                await pause(self._woken, self._interval_s)
             await self.leave(connection)
         finally:
             connection.terminate()
