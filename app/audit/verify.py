@@ -137,6 +137,7 @@ class Verification:
     async def _check_ledger(self, refunds: Sequence[asyncpg.Record], refunded_ids: frozenset[str]) -> Report:
         checked_at = time_text(now_ms())
         origin, shard_count = await ledger_of(self._connection)
+        missing_log = unknown_log_fault(self._trust, origin, shard_count)
         totals = Totals(self._seals, refunded_ids, await alerts_since(self._connection))
         rows = await self._connection.fetch("SELECT shard, head_seq, head_hash FROM ledger_shards")
         heads = {row["shard"]: row for row in rows}
@@ -145,9 +146,11 @@ class Verification:
         for number in range(shard_count):
             log_name = log_origin(origin, number)
             position = Position(number, genesis_hash(log_name))
-            tree = TreeCheck(self._connection, number, log_name, self._trust.keys_of(log_name), Frontier())
+            tree = TreeCheck(self._connection, number, log_name, self._trust, Frontier())
             shards.append(await self._check_shard(position, heads.pop(number, None), totals, tree))
         findings = Findings(frozenset(shard.shard for shard in shards if shard.first_bad is not None))
+        if missing_log is not None:
+            findings.note(None, None, missing_log)
         await self._find_strays(shard_count, heads, findings)
         seen = await compare_accounts(self._connection, totals, findings)
         await compare_alerts(self._connection, totals, findings)
@@ -226,6 +229,16 @@ async def ledger_of(connection: asyncpg.Connection[Any]) -> tuple[str, int]:
     if await connection.fetchval("SELECT EXISTS (SELECT FROM audit_chain)"):
         raise CannotCheckError("the table ledger is empty: the origin of the chains is not known")
     raise CannotCheckError("the database holds no ledger yet: start `shieldx serve` on it, or name another")
+
+
+def unknown_log_fault(trust: Trust, origin: str, shard_count: int) -> str | None:
+    """Return that the ledger lacks a log of which something is known. Raises CannotCheckError if it is another ledger's."""
+    name = trust.unknown_log(origin, shard_count)
+    if name is None:
+        return None
+    if not name.startswith(f"{origin}/"):
+        raise CannotCheckError(f"a key or checkpoint that was given is of the log {name}, the ledger here is {origin}")
+    return f"the log {name} is known from elsewhere, the ledger has {shard_count} shards"
 
 
 def size_fault(trust: Trust, position: Position) -> Bad | None:
