@@ -16,6 +16,7 @@ import msgspec
 
 from app.audit.entry import ENTRY_PREFIX, Record, genesis_hash
 from app.audit.fold import BALANCE_MAX, Hold, Transfer, detail
+from app.audit.ground import ground_fault
 from app.audit.log import log_origin
 from app.audit.merkle import EMPTY_ROOT, Frontier, Node, Span, inclusion_spans, root_of_inclusion, span_hash
 from app.audit.private import judge_private
@@ -84,7 +85,7 @@ async def verify_since(
             await connection.execute(PLAN_SQL)
             checked_at = time_text(now_ms())
             origin, shard_count = await ledger_of(connection)
-            missing_log = unknown_log_fault(trust, origin, shard_count)
+            outside = unknown_log_fault(trust, origin, shard_count) or await ground_fault(connection)
             numbers = {log_origin(origin, number): number for number in range(shard_count)}
             refunded = frozenset(row["transaction_id"] for row in await connection.fetch(REFUNDS_SQL))
             since = await alerts_since(connection)
@@ -98,8 +99,8 @@ async def verify_since(
         await connection.close()
     bad = next(((one.shard, one.first_bad) for one in shards if one.first_bad is not None), None)
     first_bad = None if bad is None else Finding(bad[0], bad[1].seq, bad[1].reason)
-    if first_bad is None and missing_log is not None:
-        first_bad = Finding(None, None, missing_log)
+    if first_bad is None and outside is not None:
+        first_bad = Finding(None, None, outside)
     return Report(
         ok=first_bad is None, checked_at=checked_at, shards=shards,
         signatures_unchecked=sum(one.signatures_unchecked for one in increments),
