@@ -81,7 +81,7 @@ def report_text(report: Report) -> str:
     """Return the report as lines for people: the shards, then one sentence with the result."""
     lines = [
         f"shard {shard.shard}: {shard.entries} entries, head {shard.head_seq}: "
-        + (_signed(shard) if shard.first_bad is None else f"TAMPERED {_place(shard.first_bad.seq)}: {shard.first_bad.reason}")
+        + (f"TAMPERED {_place(bad.seq)}: {bad.reason}" if (bad := shard.first_bad) is not None else _signed(shard))
         for shard in report.shards
     ]
     if report.signatures_unchecked:

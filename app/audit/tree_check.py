@@ -141,6 +141,7 @@ class TreeCheck:
             if self._passed.pop(0).root != self._frontier.root():
                 first = None if size == self._good_size else self._good_size
                 return Bad(first, f"the first {size} entries are not those of the tree that is known from elsewhere")
+            self._good_size = size
         return None
 
     def _compare(self, row: Any) -> Bad | None:

@@ -15,6 +15,7 @@ import asyncpg
 
 from app.audit.entry import genesis_hash
 from app.audit.ground import ground_fault
+from app.audit.key_check import compare_keys
 from app.audit.log import log_origin
 from app.audit.merkle import Frontier
 from app.audit.private import judge_private
@@ -150,6 +151,7 @@ class Verification:
         await compare_alerts(self._connection, totals, findings)
         await compare_holds(self._connection, totals, findings)
         compare_refunds(refunds, totals, findings)
+        await compare_keys(self._connection, totals.keys, findings)
         private = await judge_private(self._connection, totals.private, findings)
         trial_balance = None if findings.broken else sum(totals.system_balances().values()) + seen.balance
         if trial_balance:
