@@ -80,9 +80,7 @@ def report_json(report: Report) -> str:
 def report_text(report: Report) -> str:
     """Return the report as lines for people: the shards, then one sentence with the result."""
     lines = [
-        f"shard {shard.shard}: {shard.entries} entries, head {shard.head_seq}: "
-        + (f"TAMPERED {_place(bad.seq)}: {bad.reason}" if (bad := shard.first_bad) is not None else _signed(shard))
-        for shard in report.shards
+        f"shard {shard.shard}: {shard.entries} entries, head {shard.head_seq}: {_verdict(shard)}" for shard in report.shards
     ]
     if report.signatures_unchecked:
         lines.append(f"{report.signatures_unchecked} signatures were not checked: their key is not known here")
@@ -103,7 +101,9 @@ def report_text(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _signed(shard: ShardReport) -> str:
+def _verdict(shard: ShardReport) -> str:
+    if shard.first_bad is not None:
+        return f"TAMPERED {_place(shard.first_bad.seq)}: {shard.first_bad.reason}"
     return "intact, no checkpoint" if shard.signed_size < 0 else f"intact, signed up to {shard.signed_size} entries"
 
 
