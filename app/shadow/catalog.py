@@ -10,11 +10,13 @@ import msgspec
 from app.shadow.definition import State
 from app.shadow.experiment import Experiment
 from app.shadow.store import Entry
+from app.turns import answer_from_task
 from app.web.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from app.actor import Reply
     from app.shadow.assignment import Assignment
     from app.shadow.counters import Counters
     from app.shadow.definition import Definition
@@ -93,6 +95,14 @@ class Catalog:
         del attributes
         experiment = self._experiments.get(name) or await self.find(name)
         return experiment.assign_at_once(unit_id) or await experiment.assign(unit_id)
+
+    def assign_soon(self, name: str, unit_id: str, reply: Reply[Assignment]) -> None:
+        """Tell `reply` what `assign` returns or raises: without a task, unless there is more to do than one round trip."""
+        experiment = self._experiments.get(name)
+        if experiment is None:
+            answer_from_task(self.assign(name, unit_id), reply)
+        else:
+            experiment.assign_soon(unit_id, reply)
 
     def page(self, after: str, limit: int) -> tuple[list[Experiment], str | None]:
         """Return experiments by name from the first beyond `after`, and the next `after`."""
