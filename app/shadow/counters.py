@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LINKS: Final = (
     2  # to each server: one script runs while the next is on its way; Redis runs one at a time, and money needs it too
 )
-ENROL_LINKS: Final = 2  # beside those, so that a unit that asks what it gets never waits for the merges of 250 outcomes
+ENROL_LINKS: Final = 4  # beside those, so that a unit that asks what it gets never waits for the merges of 250 outcomes
 RESTORE_SLICE: Final = 500  # items of one call: a few ms of Redis
 SWEEP_SLICE: Final = 100  # experiments of one pipeline: about 2 ms of the event loop for the answers
 
@@ -115,7 +115,7 @@ class _Server:
     def __init__(self, pool: ConnectionPool, breaker: Breaker) -> None:
         self.client: Final = Redis(connection_pool=pool)
         self.links: Final[asyncio.Queue[_Link]] = asyncio.Queue()
-        self.enrol_links: Final[asyncio.Queue[_Link]] = asyncio.Queue()
+        self.enrol_links: Final[asyncio.Queue[_Link]] = asyncio.LifoQueue()  # rarely more than one: the one that is warm
         for links, count in ((self.links, LINKS), (self.enrol_links, ENROL_LINKS)):
             for _ in range(count):
                 links.put_nowait(_Link(breaker))

@@ -89,7 +89,7 @@ class Experiment(Actor[Add]):
         self._store = store
         self._on_crash = on_crash
         self._on_merged = on_merged
-        self._enrolment: Enrolment | None = None
+        self._enrolment = Enrolment(row.name, self._enrol, self._follow, on_crash)
         self._units: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._contributions = Contributions(row.definition, self._row)
         self._started = False
@@ -136,7 +136,7 @@ class Experiment(Actor[Add]):
         if at_once is not None:
             reply(at_once, None)
             return
-        if self._enrolment is None or self.state.status == "paused":
+        if not self.known.born or self.state.status == "paused":
             answer_from_task(self.assign(unit), reply)
             return
 
@@ -149,10 +149,10 @@ class Experiment(Actor[Add]):
             else:
                 reply(None, error)
 
-        self._enrolment.post(self._draw(unit), enrolled)
+        self._post(unit, enrolled)
 
     async def assign(self, unit: str) -> Assignment:
-        """Return what a unit gets, always the same. Raises InboxFull, ActorStopped, AskTimeout and what Redis raises."""
+        """Return what a unit gets, always the same. Raises InboxFull, ActorStopped and what the stores raise."""
         at_once = self.assign_at_once(unit)
         if at_once is not None:
             return at_once
@@ -163,20 +163,31 @@ class Experiment(Actor[Add]):
                 return Assignment(self.definition.names[control], control, "paused")
             return self._sampled(*found)
         await self.prepare()
-        if self._enrolment is None:
-            self._enrolment = Enrolment(self.definition.name, self._enrol, self._follow)
-            self._enrolment.start(self._on_crash)
         try:
-            one: tuple[int, int] = await self._enrolment.ask(self._draw(unit))
+            one = await self._ask(unit)
         except Forgot:
-            one = await self._enrolment.ask(self._draw(unit))  # with the weights of what was restored
+            one = await self._ask(unit)  # with the weights of what was restored
         await self._learn([one[0]])
         self._remember(unit, one)
         return self._sampled(*one)
 
-    def _draw(self, unit: str) -> Enrol:
+    def _post(self, unit: str, reply: Reply[tuple[int, int]]) -> None:
         variant = draw(self.definition.seed, unit, self.weights[self.version])
-        return Enrol(unit_number(unit), self.version, variant)
+        self._enrolment.post(Enrol(unit_number(unit), self.version, variant, reply))
+
+    async def _ask(self, unit: str) -> tuple[int, int]:
+        answer: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+
+        def reply(one: tuple[int, int] | None, error: Exception | None) -> None:
+            if answer.done():
+                return
+            if one is not None:
+                answer.set_result(one)
+            else:
+                answer.set_exception(error or AssertionError("neither an answer nor an error"))
+
+        self._post(unit, reply)
+        return await answer
 
     async def _enrol(self, units: Sequence[str | int]) -> Enrolled:
         try:
@@ -309,8 +320,7 @@ class Experiment(Actor[Add]):
         """Finish what was accepted."""
         if self._started:
             await self.stop()
-        if self._enrolment is not None:
-            await self._enrolment.stop()
+        await self._enrolment.stop()
 
     async def _merge(self, work: Work) -> Merged:
         assert self._loop is not None
