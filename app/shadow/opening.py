@@ -89,7 +89,11 @@ class Shadow:
         self._metrics = metrics
         self._redis = metrics.guard(redis_breaker("shadow"))
         self._rules_redis = metrics.guard(redis_breaker("rules"))
-        metrics.add(ShadowSeries(lambda: () if self._parts is None else self._parts.catalog, self._counts).collect)
+        series = ShadowSeries(
+            lambda: () if self._parts is None else self._parts.catalog, self._counts,
+            lambda: 0 if self.rules.book is None else self.rules.book.untested,
+        )  # fmt: skip
+        metrics.add(series.collect)
 
     @property
     def catalog(self) -> Catalog:
