@@ -9,6 +9,7 @@ import pytest
 from app.shadow.rules_wire import Promotion, RuleChange
 from app.shadow.steward import PROBES
 from app.shadow.wire import CanaryCall, Deploy, ExperimentChange, NewCanary, NewGuardrails, RollbackCall
+from app.turns import end_task
 from app.web.problems import Problem
 from tests.credits.ledger_client import fresh
 from tests.shadow.conftest import Replicas, Shadow, calls_of, made, refused, reports, state_of, tell, until, verified
@@ -173,6 +174,26 @@ async def test_a_rule_that_is_promoted_over_failed_checks_counts_as_a_deployment
         name,
     )
     assert tuple(told[0]) == ("true", "outage", '["0 of 100 comparisons have been made"]')
+
+
+async def test_a_guardrail_takes_effect_while_the_stewards_statements_do_not_return(replicas: Replicas) -> None:
+    one = await replicas.start("one")
+    name = await made(one, **GUARDED)
+    assert one._parts is not None
+    steward, experiment = one._parts.steward, one.catalog.get(name)
+    assert experiment is not None
+    assert steward._task is not None
+    await end_task(steward._task)  # from here on it is as if it waited for Postgres
+
+    await tell(one, name, [*reports("a", 300, 0), *reports("b", 300, 0, errors=150)])
+    await until(lambda: experiment.settled is not None, "the control for all")
+    given = await one.assign(name, "u1")
+    before = state_of(one, name).status
+    await steward.look(experiment)
+
+    assert (given.reason, before, state_of(one, name).status) == ("rolled_back", "running", "rolled_back")
+    assert (await tell(one, name, reports("b", 2, 0))).late == 2
+    assert await replicas.entries(name) == ["experiment.create", "experiment.rollback"]
 
 
 async def test_a_rollback_that_a_dead_process_owed_is_made_by_the_next_one(replicas: Replicas) -> None:
