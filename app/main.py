@@ -53,6 +53,7 @@ from app.web.fastpath import PATHS
 from app.web.outgoing import Outgoing
 from app.web.routes import Route, add_routes
 from app.web.traced import TRACES
+from app.web.watches import WATCHES, Watches
 from app.webhooks.api import WEBHOOK_ROUTES, WEBHOOKS
 from app.webhooks.opening import Webhooks
 from app.webhooks.signature import signing_keys
@@ -176,6 +177,7 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None], trac
     metrics.add(controls.webhooks.series.collect)
     app[ACCESS], app[WEBHOOKS], app[PRIVACY] = controls.access, controls.webhooks, controls.privacy
     set_up(app, controls.access.gate.entrance, metrics.record, outage)
+    add_watches(app)
     services = (*add_shadow(app, settings, metrics, on_crash), *add_locator(app, settings, metrics))
     if "credits" in settings.services:
         services = (*CREDIT_ROUTES, *services)
@@ -236,13 +238,23 @@ async def observing(app: web.Application) -> AsyncIterator[None]:
         await app[TRACES].close()
 
 
+def add_watches(app: web.Application) -> None:
+    """Give the application one room for all who wait for changes, which ends their waiting when the server stops."""
+    watches = app[WATCHES] = Watches()
+
+    async def end_watches(_app: web.Application) -> None:
+        watches.close()
+
+    app.on_shutdown.append(end_watches)
+
+
 def add_shadow(
     app: web.Application, settings: Settings, metrics: Metrics, on_crash: Callable[[BaseException], None]
 ) -> tuple[Route, ...]:
     """Give the application shadow, if this process is to run it, and return its routes."""
     if "shadow" not in settings.services:
         return ()
-    shadow = Shadow(metrics, on_crash)
+    shadow = Shadow(metrics, on_crash, app[WATCHES])
     app[SHADOW], app[RULES] = shadow, shadow.rules
     return (*EXPERIMENT_ROUTES, *RULE_ROUTES, *FLAG_ROUTES)
 
@@ -263,12 +275,7 @@ def add_locator(app: web.Application, settings: Settings, metrics: Metrics) -> t
     """Give the application the locator, if this process is to run it, and return its routes."""
     if "locator" not in settings.services:
         return ()
-    locator = app[LOCATOR] = Locator([ip_network(text) for text in settings.check_networks], metrics)
-
-    async def end_watches(_app: web.Application) -> None:
-        locator.watches.close()
-
-    app.on_shutdown.append(end_watches)
+    app[LOCATOR] = Locator([ip_network(text) for text in settings.check_networks], metrics, app[WATCHES])
     return LOCATOR_ROUTES
 
 

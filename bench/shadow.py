@@ -27,7 +27,8 @@ QUICK_CALLS: Final = 1_000
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.shadow", description=__doc__)
-    parser.add_argument("--cases", help="names with semicolons between; all when left out: " + "; ".join(CASES))
+    listed = "; ".join(CASES).replace("%", "%%")  # argparse formats its texts
+    parser.add_argument("--cases", help="names with semicolons between; all when left out: " + listed)
     parser.add_argument("--runs", type=int, default=RUNS, help=f"runs of each case ({RUNS:,})")
     parser.add_argument("--chunk", type=int, default=CHUNK, help=f"runs that are played together ({CHUNK})")
     parser.add_argument("--seed", type=int, default=1, help="of the first chunk; the others follow")

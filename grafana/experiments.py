@@ -37,7 +37,7 @@ def _now() -> Row:
             ),
             number(
                 "Deployed without testing",
-                "Deployments for which an admin passed over failed checks, since the beginning.",
+                "Deployments of variants and promotions of rules over failed checks, since the beginning.",
                 "none",
                 Query(highest("shadow_deployments_without_testing")),
                 steps=((None, GREEN), (1, YELLOW)),

@@ -1,4 +1,4 @@
--- experiment_merge: add outcomes to the counters of one experiment, each event once, and enrol units, each once.
+-- experiment_merge: add outcomes to the counters of one experiment, each event once.
 --
 -- Replicas add what they received and get the totals of all. Every change raises seq, so that a Redis which forgot is found
 -- out: its state is missing, or its seq is behind what Postgres holds. Redis TIME is the one clock, and never steps back.
@@ -8,10 +8,9 @@
 -- KEYS[2] {x:name}:totals   hash  counters, integers by field
 -- KEYS[3] {x:name}:latency  hash  histogram of latencies, integers by field
 -- KEYS[4] {x:name}:journal  list  what Postgres does not hold yet, an item for each kind and merge: "e<event> <event>",
---                                 "u<unit>=<what it got> ...", and in the same way q, X, S, E, O with units
+--                                 and in the same way q, X, S, E, O with units; "u<unit>=<what it got> ..." of experiment_enrol
 --         {x:name}:seen:<window>:<bucket>  set   events of a day, 64-bit integers; bucket: their last four digits
 --         {x:name}:dated:<window>          string  one bit for each bucket of the day that exists
---         {x:name}:units:<bucket>          hash  unit, a 64-bit integer, to what it got
 --         {x:name}:odd                     set   units that are quarantined
 --         {x:name}:told:<kind>:<bucket>    set   units that gave what a unit may give once, as long as the experiment
 --                                 exists: X itself, with its first outcome; S success, E error, O over the limit as evidence
@@ -19,11 +18,11 @@
 -- ARGV[2] 1 to get the totals, 0 to save the time
 -- ARGV[3] JSON: events [event, class, value, unit, ...], "" for a unit of its own; classes [[field, amount, ...], ...],
 --         fields of a value first, "" for none; evidence [[[kind, 1 if it tells, field, amount, ...], ...] of each class, X before others];
---         latencies [field of each class, ""]; units [unit, what it shall get, class, ...]; odd [unit, ...]
+--         latencies [field of each class, ""]; odd [unit, ...]
 -- ARGV[4] when the caller knows the state to have been laid here: what it remembers of units and weights is of that state
--- Returns {"OK", seq, numbers of repeated events from 0, what each unit got, version, odd units, totals as a flat list}
+-- Returns {"OK", seq, numbers of repeated events from 0, version, odd units, totals as a flat list}
 --   or, before anything was done: {"FORGOT"} | {"BEHIND", seq} | {"FULL"}: more events in a day than are remembered
--- Cost: O(events + units + fields of the classes); 1 to 4 commands an event, 1 to 2 in a busy experiment, and 1 for each
+-- Cost: O(events + fields of the classes); 1 to 4 commands an event, 1 to 2 in a busy experiment, and 1 for each
 -- kind of evidence of an event with a unit.
 
 local call = redis.call
@@ -41,8 +40,8 @@ local window = math.max(tonumber(head[2]), math.floor(tonumber(call('TIME')[1]) 
 local events = window == tonumber(head[2]) and tonumber(head[3]) or 0
 if events + #work.events / 4 > WINDOW_EVENTS_MAX then return {'FULL'} end
 
-local counts, sums, latencies, repeated, carried, given = {}, {}, {}, {}, {}, {}
-local journal = {e = {}, u = {}, q = {}, X = {}, S = {}, E = {}, O = {}}
+local counts, sums, latencies, repeated, carried = {}, {}, {}, {}, {}
+local journal = {e = {}, q = {}, X = {}, S = {}, E = {}, O = {}}
 local function add(to, field, amount)
   to[field] = (to[field] or 0) + amount
 end
@@ -84,17 +83,6 @@ for i = 1, #work.events, 4 do
 end
 if dated == '' and next(new) then call('EXPIRE', prefix .. 'dated:' .. window, KEEP_S) end
 
-for i = 1, #work.units, 3 do
-  local unit, wanted, class = work.units[i], work.units[i + 1], work.units[i + 2]
-  local key = prefix .. 'units:' .. string.sub(unit, -4)
-  if call('HSETNX', key, unit, wanted) == 1 then
-    note('u', unit .. '=' .. wanted)
-    add(counts, class, 1)
-    given[#given + 1] = wanted
-  else
-    given[#given + 1] = call('HGET', key, unit)
-  end
-end
 for _, unit in ipairs(work.odd) do
   if call('SCARD', prefix .. 'odd') < ODD_MAX and call('SADD', prefix .. 'odd', unit) == 1 then
     note('q', unit)
@@ -121,5 +109,5 @@ if #lines > 0 then
   call('HINCRBY', KEYS[1], 'journaled', #lines)
 end
 call('HSET', KEYS[1], 'window', window, 'events', events)
-return {'OK', call('HINCRBY', KEYS[1], 'seq', 1), repeated, given, tonumber(call('HGET', KEYS[1], 'version') or 0), call('SCARD', prefix .. 'odd'),
+return {'OK', call('HINCRBY', KEYS[1], 'seq', 1), repeated, tonumber(call('HGET', KEYS[1], 'version') or 0), call('SCARD', prefix .. 'odd'),
   ARGV[2] == '1' and call('HGETALL', KEYS[2]) or {}}

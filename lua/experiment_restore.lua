@@ -7,8 +7,8 @@
 -- KEYS[3] {x:name}:latency  hash  as in experiment_merge
 -- KEYS[4] {x:name}:journal  list  as in experiment_merge
 -- KEYS[5] {x:name}:weights  hash  as in experiment_weigh
---         {x:name}:seen:<window>:<bucket>, {x:name}:dated:<window>, {x:name}:units:<bucket>, {x:name}:odd,
---         {x:name}:told:<kind>:<bucket>  as there
+--         {x:name}:seen:<window>:<bucket>, {x:name}:dated:<window>, {x:name}:odd, {x:name}:told:<kind>:<bucket>  as in
+--         experiment_merge; {x:name}:units:<bucket>  as in experiment_enrol
 -- ARGV[1] seq that Postgres holds
 -- ARGV[2] what to lay: event | unit | quarantine | exposed | success | error | over | open
 -- ARGV[3] JSON: [event, ...]; [unit, what it got, ...]; [unit, ...];

@@ -1,7 +1,7 @@
 -- experiment_units: tell what units of one experiment got when they were enrolled.
 --
 -- KEYS[1] {x:name}:state  hash  as in experiment_merge
---         {x:name}:units:<bucket>  hash  as in experiment_merge
+--         {x:name}:units:<bucket>  hash  as in experiment_enrol
 -- ARGV[1] JSON: [unit, ...], 64-bit integers as text
 -- Returns {"OK", what each unit got or "" ...} | {"FORGOT"}
 -- Cost: O(units), 1 command each.

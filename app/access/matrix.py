@@ -123,6 +123,7 @@ _SHADOW: Final[dict[Row, Right]] = {
 _FLAGS: Final[dict[Row, Right]] = {
     ("POST", "/ofrep/v1/evaluate/flags/{key}"): Right(_WRITE, "shadow"),
     ("POST", "/ofrep/v1/evaluate/flags"): Right(_WRITE, "shadow"),
+    ("GET", "/ofrep/v1/sse"): Right(_WRITE, "shadow"),
     ("POST", "/v1/track"): Right(_WRITE, "shadow"),
 }
 

@@ -16,8 +16,8 @@ from app.access.api import key_of
 from app.locator import consul
 from app.locator.api import locator_of
 from app.locator.consul import DATACENTER, NODE
+from app.locator.directory import ALL
 from app.locator.registry import unknown_instance
-from app.locator.watch import ALL
 from app.web.body import read_json
 from app.web.problems import invalid
 from app.web.routes import Answer, Handled, json_answer

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from app.locator.instance import Instance
 
+ALL: Final = ""  # the name of the watch over all services: no service has it
 HISTORY_MAX: Final = 256  # changes of a service that a watcher may have missed and still gets singly
 GONE_MAX: Final = 20_000  # instances whose end is remembered, until the feed has passed it
 EMPTY_S: Final = 600.0  # a service without instances is forgotten after this

@@ -16,7 +16,7 @@ from app.db.keys import LOCATOR_TAG
 from app.db.redis import RedisLink, redis_breaker
 from app.db.retry import TRANSIENT
 from app.locator.checks import Checks
-from app.locator.directory import Directory, Roster
+from app.locator.directory import ALL, Directory, Roster
 from app.locator.feed import Feed
 from app.locator.leases import Reported, replica_of
 from app.locator.pick import Balancer
@@ -24,8 +24,8 @@ from app.locator.registry import Answer, Change, Registry, refusal, unknown_inst
 from app.locator.series import LocatorSeries
 from app.locator.upkeep import Upkeep
 from app.locator.views import Views
-from app.locator.watch import Watches
 from app.web.problems import Problem
+from app.web.watches import Watches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,12 +63,17 @@ class Locator:
     """The parts, and their life. Lookups need nothing but `directory` and `balancer`; they never wait."""
 
     def __init__(
-        self, check_networks: Sequence[IPNetwork], metrics: Metrics, *, clock_s: Callable[[], float] = time.monotonic
-    ) -> None:
-        """`check_networks` are networks that active checks may reach although they are special."""
+        self, check_networks: Sequence[IPNetwork], metrics: Metrics, watches: Watches | None = None, *,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        """Begin to know nothing.
+
+        check_networks  networks that active checks may reach although they are special
+        watches         those of the process, which others may watch too
+        """
         self.replica: Final = secrets.token_hex(4)  # of this start: it begins the ids of leases
         self.clock_s: Final = clock_s
-        self.watches: Final = Watches()
+        self.watches: Final = watches or Watches()
         self.views: Final = Views()
         self.directory: Final = Directory(on_change=self._changed, on_word=self._told, on_purge=self._purged)
         self.series: Final = LocatorSeries(self)
@@ -231,7 +236,7 @@ class Locator:
             record = service.records.get(id_)
             if record is not None:
                 self._isolate(record, now_s)
-        self.watches.changed(service)
+        self.watches.changed(service.name, ALL)
 
     def _isolate(self, record: Record, now_s: float) -> None:
         """Bring the breaker in line with what was ordered on whichever replica."""

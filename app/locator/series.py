@@ -60,7 +60,9 @@ class LocatorSeries:
         services = sum(bool(service.records) for service in directory.services.values())
         yield GaugeMetricFamily("shieldx_locator_services", "Services with instances", services)
         yield GaugeMetricFamily("shieldx_locator_index", "Revision of the registry", directory.index)
-        yield GaugeMetricFamily("shieldx_locator_watchers", "Watches that are open", locator.watches.open)
+        yield GaugeMetricFamily(
+            "shieldx_locator_watchers", "Watches that are open, streams of flags included", locator.watches.open
+        )
         yield GaugeMetricFamily("shieldx_locator_following", "1 while changes of other replicas arrive", locator.following)
         yield GaugeMetricFamily(
             "shieldx_locator_breakers_open", "Instances that get no calls because their breaker is open",

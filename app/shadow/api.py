@@ -29,6 +29,7 @@ from app.shadow.wire import (
     RollbackCall,
     Taken,
 )
+from app.turns import answer_from_task
 from app.web.answers import Answer
 from app.web.body import Body
 from app.web.fields import Cursor, Limit, Name
@@ -37,6 +38,7 @@ from app.web.routes import Handled, Route, cursor, if_match, json_answer, limit,
 
 if TYPE_CHECKING:
     from app.shadow.calls import ExperimentCalls
+    from app.web.edge import Done
     from app.web.request import Request
 
 SHADOW: Final = web.AppKey("shadow", Shadow)
@@ -63,6 +65,10 @@ def _actor(request: Request) -> tuple[str, str]:
     """Return id and role of the key that calls."""
     key = key_of(request)
     return key.key_id, key.role
+
+
+def _nothing() -> AssertionError:
+    return AssertionError("neither an answer nor an error")
 
 
 def _answer(value: msgspec.Struct, status: int = 200) -> Handled:
@@ -120,11 +126,26 @@ async def take(request: Request, tokens: int = 1) -> None:
             raise limited_problem(made)
 
 
-async def assign(request: Request) -> Handled:
-    """POST /v1/experiments/{name}/assign."""
-    body = await _ASSIGN.read(request)
-    await take(request)
-    return _answer(await _calls(request).assign(request.match_info["name"], body))
+class _Assign:
+    """POST /v1/experiments/{name}/assign: without a task for a request that is whole (`app.web.edge.Prompt`)."""
+
+    async def __call__(self, request: Request) -> Handled:
+        return await self._assigned(request, await _ASSIGN.read(request))
+
+    def begin(self, request: Request, done: Done) -> None:
+        body, calls = _ASSIGN.take(request), _calls(request)
+        if request.app[ACCESS].rates.buckets(key_of(request), None):
+            answer_from_task(self._assigned(request, body), lambda answer, error: done(answer or error or _nothing()))
+            return
+
+        def reply(given: Assigned | None, error: Exception | None) -> None:
+            done((error or _nothing()) if given is None else _answer(given))
+
+        calls.assign_soon(request.match_info["name"], body, reply)
+
+    async def _assigned(self, request: Request, body: AssignCall) -> Handled:
+        await take(request)
+        return _answer(await _calls(request).assign(request.match_info["name"], body))
 
 
 async def take_outcomes(request: Request) -> Handled:
@@ -200,7 +221,7 @@ EXPERIMENT_ROUTES: Final = (
     _route("PATCH", _ONE, change_experiment, "Pause, resume, change the coverage", *_OVER, _BUSY,
            (409, "too_many_changes"), body=ExperimentChange),
     _route("DELETE", _ONE, archive_experiment, "Archive an experiment", _BUSY),
-    _route("POST", _ONE + "/assign", assign, "Tell what a unit gets: always the same", _LIMITED, body=AssignCall,
+    _route("POST", _ONE + "/assign", _Assign(), "Tell what a unit gets: always the same", _LIMITED, body=AssignCall,
            answers={200: Assigned}),
     _route("POST", _ONE + "/outcomes", take_outcomes, "Report what became of units; answered once counted", _ARCHIVED,
            _LIMITED, (422, "unknown_unit"), (429, "too_many_events"), body=Outcomes, answers={200: Taken}),

@@ -22,6 +22,8 @@ from app.shadow.wire import Assigned, ExperimentPage, ExperimentView, Taken, che
 from app.web.problems import Problem, invalid
 
 if TYPE_CHECKING:
+    from app.actor import Reply
+    from app.shadow.assignment import Assignment
     from app.shadow.catalog import Catalog
     from app.shadow.definition import State
     from app.shadow.deployment import Failed
@@ -126,8 +128,15 @@ class ExperimentCalls:
 
     async def assign(self, name: str, body: AssignCall) -> Assigned:
         """POST /v1/experiments/{name}/assign. refuses  404."""
-        given = await self._catalog.assign(name, body.unit_id, body.attributes)
-        return Assigned(given.variant, given.reason, given.counts, given.propensity)
+        return _assigned(await self._catalog.assign(name, body.unit_id, body.attributes))
+
+    def assign_soon(self, name: str, body: AssignCall, reply: Reply[Assigned]) -> None:
+        """The same for a caller that is no task: `reply` gets what `assign` returns or raises, now or later."""
+
+        def given(one: Assignment | None, error: Exception | None) -> None:
+            reply(None if one is None else _assigned(one), error)
+
+        self._catalog.assign_soon(name, body.unit_id, given)
 
     async def outcomes(self, name: str, body: Outcomes) -> Taken:
         """POST /v1/experiments/{name}/outcomes: all of them, once merged. refuses  404; 409; 422, then none is counted."""
@@ -270,6 +279,10 @@ class ExperimentCalls:
 
     def _view(self, experiment: Experiment) -> ExperimentView:
         return experiment_view(experiment, self._clock.now_ms())
+
+
+def _assigned(given: Assignment) -> Assigned:
+    return Assigned(given.variant, given.reason, given.counts, given.propensity)
 
 
 def _check_open(state: State) -> None:

@@ -10,11 +10,14 @@ import msgspec
 from app.shadow.definition import State
 from app.shadow.experiment import Experiment
 from app.shadow.store import Entry
+from app.turns import answer_from_task
 from app.web.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
+    from app.actor import Reply
     from app.shadow.assignment import Assignment
     from app.shadow.counters import Counters
     from app.shadow.definition import Definition
@@ -41,14 +44,22 @@ class Catalog:
         counters: Counters,
         on_crash: Callable[[BaseException], None],
         on_merged: Callable[[Experiment], None],
+        on_changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_merged` hears of every merge of an experiment."""
+        """Begin empty.
+
+        on_merged   hears of every merge of an experiment
+        on_changed  is called when one was made, or stands elsewhere than before
+        """
         self.store: Final = store
         self._counters = counters
         self._on_crash = on_crash
         self._on_merged = on_merged
+        self._on_changed = on_changed
         self._experiments: dict[str, Experiment] = {}
-        self.revision = 0
+        self.revision = 0  # up to which all changes are known here
+        self.newest: Experiment | None = None  # the one that was changed last
+        self.changes = 0  # that this process has taken over; they need not come in the order of their revisions
 
     def __len__(self) -> int:
         """Return how many experiments are known."""
@@ -65,10 +76,27 @@ class Catalog:
             known = self._experiments[row.name] = Experiment(
                 row, self._counters, self.store, self._on_crash, self._on_merged
             )
+            self._changed(known)
         elif row.revision > known.revision:
-            known.adopt(row.state, row.revision)
-            known.changed_at = row.changed_at
+            self._adopt(known, row.state, row.revision, row.changed_at)
         return known
+
+    def _adopt(self, experiment: Experiment, state: State, revision: int, at: datetime) -> None:
+        experiment.adopt(state, revision)
+        experiment.changed_at = at
+        self._changed(experiment)
+
+    def _changed(self, experiment: Experiment) -> None:
+        if self.newest is None or experiment.revision >= self.newest.revision:
+            self.newest = experiment
+        self.changes += 1
+        self._on_changed()
+
+    async def catch_up(self, revision: int) -> None:
+        """Know a change that another replica has told of, before the watch brings it. Raises what Postgres raises."""
+        if self.newest is None or revision > self.newest.revision:
+            for row in await self.store.beyond(self.revision):
+                self.take(row)
 
     def get(self, name: str) -> Experiment | None:
         """Return an experiment that is known here, None for another."""
@@ -93,6 +121,14 @@ class Catalog:
         del attributes
         experiment = self._experiments.get(name) or await self.find(name)
         return experiment.assign_at_once(unit_id) or await experiment.assign(unit_id)
+
+    def assign_soon(self, name: str, unit_id: str, reply: Reply[Assignment]) -> None:
+        """Tell `reply` what `assign` returns or raises: without a task, unless there is more to do than one round trip."""
+        experiment = self._experiments.get(name)
+        if experiment is None:
+            answer_from_task(self.assign(name, unit_id), reply)
+        else:
+            experiment.assign_soon(unit_id, reply)
 
     def page(self, after: str, limit: int) -> tuple[list[Experiment], str | None]:
         """Return experiments by name from the first beyond `after`, and the next `after`."""
@@ -124,8 +160,7 @@ class Catalog:
             made = await self.store.change(name, experiment.revision, state, told)
             if made is not None:
                 if made[0] > experiment.revision:
-                    experiment.adopt(state, made[0])
-                    experiment.changed_at = made[1]
+                    self._adopt(experiment, state, *made)
                 return True
             row = await self.store.find(name)
             if row is None:

@@ -27,15 +27,18 @@ if TYPE_CHECKING:
 LINKS: Final = (
     2  # to each server: one script runs while the next is on its way; Redis runs one at a time, and money needs it too
 )
+ENROL_LINKS: Final = 4  # beside those, so that a unit that asks what it gets never waits for the merges of 250 outcomes
 RESTORE_SLICE: Final = 500  # items of one call: a few ms of Redis
-SWEEP_SLICE: Final = 500  # experiments of one pipeline
+SWEEP_SLICE: Final = 100  # experiments of one pipeline: about 2 ms of the event loop for the answers
 
 _MERGE: Final = load_script("experiment_merge")
+_ENROL: Final = load_script("experiment_enrol")
 _UNITS: Final = load_script("experiment_units")
 _WEIGH: Final = load_script("experiment_weigh")
 _SAVED: Final = load_script("experiment_saved")
 _RESTORE: Final = load_script("experiment_restore")
 _PARTS: Final = ("state", "totals", "latency", "journal", "weights")
+_ENROL_PARTS: Final = ("state", "totals", "journal")
 
 
 class Forgot(ConnectionError):
@@ -68,7 +71,6 @@ class Work(NamedTuple):
     classes    what each class adds (`app.shadow.tallies.added`)
     evidence   what each class adds once for each unit (`app.shadow.tallies.evidence_of`)
     latencies  field of the histogram for each class, "" for none
-    units      unit, what it shall get, class, unit, ...
     odd        units to quarantine
     """
 
@@ -76,19 +78,24 @@ class Work(NamedTuple):
     classes: list[list[str | int]]
     evidence: list[list[list[str | int]]]
     latencies: list[str]
-    units: list[str | int]
     odd: list[str]
 
 
 class Merged(NamedTuple):
-    """What a merge did. `repeated`: numbers of the events that had been counted; `given`: what each unit got."""
+    """What a merge did. `repeated`: numbers of the events that had been counted."""
 
     seq: int
     repeated: frozenset[int]
-    given: list[int]
     version: int
     odd: int
     totals: dict[str, int] | None
+
+
+class Enrolled(NamedTuple):
+    """What units have for good, in the order in which they were named, and the newest version of the weights."""
+
+    version: int
+    given: list[int]
 
 
 class Snapshot(NamedTuple):
@@ -108,8 +115,10 @@ class _Server:
     def __init__(self, pool: ConnectionPool, breaker: Breaker) -> None:
         self.client: Final = Redis(connection_pool=pool)
         self.links: Final[asyncio.Queue[_Link]] = asyncio.Queue()
-        for _ in range(LINKS):
-            self.links.put_nowait(_Link(breaker))
+        self.enrol_links: Final[asyncio.Queue[_Link]] = asyncio.LifoQueue()  # rarely more than one: the one that is warm
+        for links, count in ((self.links, LINKS), (self.enrol_links, ENROL_LINKS)):
+            for _ in range(count):
+                links.put_nowait(_Link(breaker))
 
 
 class _Link:
@@ -143,10 +152,11 @@ class Counters:
     async def close(self) -> None:
         """Close the connections that nobody uses."""
         for server in self._servers.values():
-            while not server.links.empty():
-                link = server.links.get_nowait().link
-                if link is not None:
-                    await link.close()
+            for links in (server.links, server.enrol_links):
+                while not links.empty():
+                    link = links.get_nowait().link
+                    if link is not None:
+                        await link.close()
             await server.client.aclose()
         await self._topology.close()
 
@@ -155,15 +165,20 @@ class Counters:
         await (await self._server("")).client.ping()
 
     async def merge(self, name: str, saved: int, known: Known, work: Work, *, totals: bool) -> Merged:
-        """Add outcomes and enrol units. Raises Forgot when what is known is not what is there by now.
+        """Add outcomes. Raises Forgot when what is known is not what is there by now.
 
         saved  the seq that Postgres holds, as far as known
         """
         words = (saved, int(totals), orjson.dumps(work._asdict()), known.born)
         answer = await self._run(_MERGE, name, _PARTS[:4], *words, run_id=known.run_id)
-        seq, repeated, given, version, odd, flat = answer[1:]
-        found = _integers(flat) if totals else None
-        return Merged(seq, frozenset(repeated), [int(one) for one in given], version, odd, found)
+        seq, repeated, version, odd, flat = answer[1:]
+        return Merged(seq, frozenset(repeated), version, odd, _integers(flat) if totals else None)
+
+    async def enrol(self, name: str, saved: int, known: Known, units: Sequence[str | int]) -> Enrolled:
+        """Enrol units: number, what it shall get, variant, number, ... Raises Forgot as `merge` does."""
+        words = (saved, known.born, *units)
+        answer = await self._run(_ENROL, name, _ENROL_PARTS, *words, run_id=known.run_id, enrols=True)
+        return Enrolled(answer[1], [int(one) for one in answer[2:]])
 
     async def units(self, name: str, units: Sequence[str]) -> list[int | None]:
         """Return what each unit got when it was enrolled, None for one that was not."""
@@ -295,18 +310,20 @@ class Counters:
             server.links.put_nowait(place)
 
     async def _run(
-        self, script: Script, name: str, parts: Sequence[str], *words: str | int | bytes, run_id: str | None = None
-    ) -> Any:
+        self, script: Script, name: str, parts: Sequence[str], *words: str | int | bytes, run_id: str | None = None,
+        enrols: bool = False,
+    ) -> Any:  # fmt: skip
         """Run a script over parts of an experiment, on the Redis with this run_id if one is given."""
         server = await self._server(name)
-        place = await server.links.get()
+        links = server.enrol_links if enrols else server.links
+        place = await links.get()
         try:
             link = await place.open(self._topology, experiment_tag(name))
             if run_id is not None and place.run_id != run_id:
                 raise Forgot(name)
             answer = await link.evaluate(script, [experiment_key(name, part) for part in parts], words)
         finally:
-            server.links.put_nowait(place)
+            links.put_nowait(place)
         match answer[0]:
             case b"OK":
                 return answer

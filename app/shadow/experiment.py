@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import asyncpg
 import orjson
@@ -14,16 +14,20 @@ from redis.exceptions import RedisError
 from app.actor import Actor, Ask
 from app.db.retry import TRANSIENT
 from app.shadow.assignment import Assignment, Split, settled
-from app.shadow.counters import EventsFull, Forgot, Known, Work
-from app.shadow.journal import got, ungot, unit_number
+from app.shadow.contributions import Contributions
+from app.shadow.counters import EventsFull, Forgot, Known
+from app.shadow.enrolment import Enrol, Enrolment
+from app.shadow.journal import ungot, unit_number
 from app.shadow.recovery import lay
-from app.shadow.tallies import Class, added, enrolled, evidence_of
 from app.shadow.thompson import draw
+from app.turns import answer_from_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from app.shadow.counters import Counters, Merged
+    from app.actor import Reply
+    from app.shadow.contributions import Counted
+    from app.shadow.counters import Counters, Enrolled, Merged, Work
     from app.shadow.definition import State
     from app.shadow.store import ExperimentStore, Row
 
@@ -31,24 +35,10 @@ BATCH_MAX: Final = 250  # outcomes of one script call: about 2 ms of Redis, whic
 INBOX_MAX: Final = 100_000  # outcomes that wait: 5 s at 20,000 a second, 20 MB
 ASK_TIMEOUT_S: Final = 5.0
 UNITS_CACHED: Final = 10_000  # of what sampled units got: 3 MB
-CLASS_FIELDS_CACHED: Final = 10_000  # of what outcomes add, which many have in common: 1 MB
 RESTORES_MAX: Final = 3  # of one batch; each finds Redis empty again only if it was emptied again
 TOTALS_INTERVAL_S: Final = 0.05  # how old the totals may be while merges come one after the other
 
 WeightRow = tuple[float, ...]
-
-
-class Counted(NamedTuple):
-    """One outcome, ready to be merged: its event, what it adds, its value in thousandths, its unit, "" for one of its own.
-
-    odd  whether the unit is to be quarantined
-    """
-
-    event: str
-    what: Class
-    value: int = 0
-    unit: str = ""
-    odd: bool = False
 
 
 class Add(Ask[list[int]]):
@@ -63,20 +53,7 @@ class Add(Ask[list[int]]):
         self.weight = len(outcomes)
 
 
-class Enrol(Ask[tuple[int, int]]):
-    """Enrol a unit with a version of the weights; the answer is version and variant that it has for good."""
-
-    __slots__ = ("unit", "variant", "version")
-
-    def __init__(self, unit: str, version: int, variant: int) -> None:
-        """`unit` is its number."""
-        super().__init__()
-        self.unit = unit
-        self.version = version
-        self.variant = variant
-
-
-class Experiment(Actor[Add | Enrol]):
+class Experiment(Actor[Add]):
     """State, totals and assignment of one experiment.
 
     totals, latency  counters of all replicas, as they were last seen
@@ -112,9 +89,9 @@ class Experiment(Actor[Add | Enrol]):
         self._store = store
         self._on_crash = on_crash
         self._on_merged = on_merged
+        self._enrolment = Enrolment(row.name, self._enrol, self._follow, on_crash)
         self._units: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        self._classes: dict[Class, tuple[list[str | int], list[list[str | int]]]] = {}
-        self._class_fields = 0
+        self._contributions = Contributions(row.definition, self._row)
         self._started = False
         self._comparing = asyncio.Lock()
         self._compared = 0
@@ -131,7 +108,7 @@ class Experiment(Actor[Add | Enrol]):
         self.revision = revision
         self.split = Split(self.definition, state)
         self.settled = settled(self.definition, state)
-        self._classes.clear()
+        self._contributions.forget()
 
     @property
     def cells(self) -> dict[int, tuple[float, ...]]:
@@ -145,10 +122,37 @@ class Experiment(Actor[Add | Enrol]):
         if self.definition.allocation == "fixed":
             return self.split.assign(unit)
         known = self._units.get(unit)
-        return None if known is None or known[0] not in self.weights else self._sampled(*known)
+        if known is None or known[0] not in self.weights:
+            return None
+        self._units.move_to_end(unit)
+        return self._sampled(*known)
+
+    def assign_soon(self, unit: str, reply: Reply[Assignment]) -> None:
+        """Tell `reply` what a unit gets, now or later; without a task if its one round trip is all there is to do.
+
+        Raises InboxFull and ActorStopped at once; `reply` gets every other error of `assign`.
+        """
+        at_once = self.assign_at_once(unit)
+        if at_once is not None:
+            reply(at_once, None)
+            return
+        if not self.known.born or self.state.status == "paused":
+            answer_from_task(self.assign(unit), reply)
+            return
+
+        def enrolled(one: tuple[int, int] | None, error: Exception | None) -> None:
+            if one is not None and one[0] in self.weights:
+                self._remember(unit, one)
+                reply(self._sampled(*one), None)
+            elif one is not None or isinstance(error, Forgot):
+                answer_from_task(self.assign(unit), reply)
+            else:
+                reply(None, error)
+
+        self._post(unit, enrolled)
 
     async def assign(self, unit: str) -> Assignment:
-        """Return what a unit gets, always the same. Raises InboxFull, ActorStopped, AskTimeout and what Redis raises."""
+        """Return what a unit gets, always the same. Raises InboxFull, ActorStopped and what the stores raise."""
         at_once = self.assign_at_once(unit)
         if at_once is not None:
             return at_once
@@ -159,37 +163,60 @@ class Experiment(Actor[Add | Enrol]):
                 return Assignment(self.definition.names[control], control, "paused")
             return self._sampled(*found)
         await self.prepare()
-        self._begin()
         try:
-            answer = await self._enrol(unit)
+            one = await self._ask(unit)
         except Forgot:
-            answer = await self._enrol(unit)  # with the weights of what was restored
-        await self._learn([answer[0]])
-        self._remember(unit, answer)
-        return self._sampled(*answer)
+            one = await self._ask(unit)  # with the weights of what was restored
+        await self._learn([one[0]])
+        self._remember(unit, one)
+        return self._sampled(*one)
 
-    async def _enrol(self, unit: str) -> tuple[int, int]:
+    def _post(self, unit: str, reply: Reply[tuple[int, int]]) -> None:
         variant = draw(self.definition.seed, unit, self.weights[self.version])
-        answer: tuple[int, int] = await self.ask(Enrol(unit_number(unit), self.version, variant))
-        return answer
+        self._enrolment.post(Enrol(unit_number(unit), self.version, variant, reply))
+
+    async def _ask(self, unit: str) -> tuple[int, int]:
+        answer: asyncio.Future[tuple[int, int]] = asyncio.get_running_loop().create_future()
+
+        def reply(one: tuple[int, int] | None, error: Exception | None) -> None:
+            if answer.done():
+                return
+            if one is not None:
+                answer.set_result(one)
+            else:
+                answer.set_exception(error or AssertionError("neither an answer nor an error"))
+
+        self._post(unit, reply)
+        return await answer
+
+    async def _enrol(self, units: Sequence[str | int]) -> Enrolled:
+        try:
+            return await self._counters.enrol(self.definition.name, self.saved, self.known, units)
+        except Forgot:
+            await self.restore()
+            raise  # what was drawn names versions of weights that may not be the same any more
 
     async def what_units_got(self, units: Sequence[str]) -> list[tuple[int, int] | None]:
         """Return version and variant of units that were enrolled, None for others."""
-        missing = [unit for unit in dict.fromkeys(units) if unit not in self._units]
-        found: dict[str, tuple[int, int]] = {}
+        try:
+            found = await self._look_up(units)
+        except Forgot:
+            await self.restore()
+            found = await self._look_up(units)
+        return [found.get(unit) for unit in units]
+
+    async def _look_up(self, units: Sequence[str]) -> dict[str, tuple[int, int]]:
+        found = {unit: self._units[unit] for unit in units if unit in self._units}
+        missing = [unit for unit in dict.fromkeys(units) if unit not in found]
+        new: dict[str, tuple[int, int]] = {}
         for start in range(0, len(missing), BATCH_MAX):
             part = missing[start : start + BATCH_MAX]
-            try:
-                answers = await self._counters.units(self.definition.name, [unit_number(unit) for unit in part])
-            except Forgot:
-                await self.restore()
-                answers = await self._counters.units(self.definition.name, [unit_number(unit) for unit in part])
-            found |= {unit: ungot(one) for unit, one in zip(part, answers, strict=True) if one is not None}
-        result = [self._units.get(unit) or found.get(unit) for unit in units]
-        await self._learn({version for version, _ in found.values()})
-        for unit, one in found.items():
+            answers = await self._counters.units(self.definition.name, [unit_number(unit) for unit in part])
+            new |= {unit: ungot(one) for unit, one in zip(part, answers, strict=True) if one is not None}
+        await self._learn({version for version, _ in new.values()})
+        for unit, one in new.items():
             self._remember(unit, one)
-        return result
+        return found | new
 
     async def add(self, outcomes: Sequence[Counted]) -> set[int]:
         """Merge outcomes; return the places of repetitions. Raises what `assign` raises, and EventsFull."""
@@ -207,10 +234,10 @@ class Experiment(Actor[Add | Enrol]):
             repeated.update(order[start + place] for place in answer)
         return repeated
 
-    async def receive(self, batch: list[Add | Enrol]) -> None:
+    async def receive(self, batch: list[Add]) -> None:
         """Merge a batch with one script call, then answer."""
         try:
-            merged = await self._merge(self._work(batch))
+            merged = await self._merge(self._contributions.work(message.outcomes for message in batch))
         except (*TRANSIENT, RedisError, asyncpg.PostgresError, EventsFull) as error:
             for message in batch:
                 message.fail(error)
@@ -218,15 +245,11 @@ class Experiment(Actor[Add | Enrol]):
         self._take_over(merged)
         with contextlib.suppress(*TRANSIENT, RedisError):  # the next merge tells the same again
             await self._keep_up(merged)
-        first = enrolled_before = 0
+        first = 0
         for message in batch:
-            if isinstance(message, Enrol):
-                message.answer(ungot(merged.given[enrolled_before]))
-                enrolled_before += 1
-            else:
-                end = first + len(message.outcomes)
-                message.answer([number - first for number in merged.repeated if first <= number < end])
-                first = end
+            end = first + len(message.outcomes)
+            message.answer([number - first for number in merged.repeated if first <= number < end])
+            first = end
         self._on_merged(self)
 
     async def prepare(self) -> None:
@@ -266,7 +289,7 @@ class Experiment(Actor[Add | Enrol]):
             self.version = max(self.weights)
             self.odd = frozenset(await self._counters.odd(name))
             self._units.clear()
-            self._classes.clear()
+            self._contributions.forget()
         self.saved = row.seq
         self.known = Known(run_id, place.born)
         self._compared += 1
@@ -297,48 +320,7 @@ class Experiment(Actor[Add | Enrol]):
         """Finish what was accepted."""
         if self._started:
             await self.stop()
-
-    def _work(self, batch: Sequence[Add | Enrol]) -> Work:
-        work = Work([], [], [], [], [], [])
-        places: dict[Class | int, int] = {}
-        for message in batch:
-            if isinstance(message, Enrol):
-                what = got(message.version, message.variant)
-                place = places.get(what)
-                if place is None:
-                    place = places[what] = len(work.classes) + 1
-                    work.classes.append(enrolled(message.variant))
-                    work.evidence.append([])
-                    work.latencies.append("")
-                work.units.extend((message.unit, what, place))
-                continue
-            for event, one, value, unit, odd in message.outcomes:
-                place = places.get(one)
-                if place is None:
-                    place = places[one] = len(work.classes) + 1
-                    fields, evidence = self._adds(one)
-                    work.classes.append(fields)
-                    work.evidence.append(evidence)
-                    counted = one.fate == "counted" and one.latency is not None
-                    work.latencies.append(f"{one.variant}:{one.latency}" if counted else "")
-                work.events.extend((event, place, value, unit))
-                if odd:
-                    work.odd.append(unit)
-        return work
-
-    def _adds(self, one: Class) -> tuple[list[str | int], list[list[str | int]]]:
-        found = self._classes.get(one)
-        if found is None:
-            fixed = self.definition.allocation == "fixed"
-            weights = () if fixed or one.shares is None else self._row(one.shares)
-            found = added(one), evidence_of(self.definition, one, weights)
-            size = len(found[0]) + sum(map(len, found[1]))
-            self._class_fields += size
-            if self._class_fields > CLASS_FIELDS_CACHED:
-                self._classes.clear()
-                self._class_fields = size
-            self._classes[one] = found
-        return found
+        await self._enrolment.stop()
 
     async def _merge(self, work: Work) -> Merged:
         assert self._loop is not None
@@ -363,16 +345,27 @@ class Experiment(Actor[Add | Enrol]):
 
     async def _keep_up(self, merged: Merged) -> None:
         """Read what other replicas added that is no total: weights and quarantined units."""
-        if merged.version > self.version:
-            await self._learn(range(self.version + 1, merged.version + 1))
-            self.version = merged.version
+        await self._learn_to(merged.version)
         if merged.odd != len(self.odd):
             self.odd = frozenset(await self._counters.odd(self.definition.name))
 
-    async def _learn(self, versions: Sequence[int] | set[int] | range) -> None:
+    async def _follow(self, version: int) -> None:
+        with contextlib.suppress(*TRANSIENT, RedisError):  # the next unit tells the same again
+            await self._learn_to(version)
+
+    async def _learn_to(self, version: int) -> None:
+        if version > self.version and await self._learn(range(self.version + 1, version + 1)):
+            self.version = max(self.version, version)
+
+    async def _learn(self, versions: Sequence[int] | set[int] | range) -> bool:
+        """Read versions of the weights; return False when Redis was laid anew meanwhile, so that they say nothing."""
         missing = [version for version in versions if version not in self.weights]
-        for version, text in (await self._counters.weights(self.definition.name, missing)).items():
-            self.weights[version] = tuple(orjson.loads(text))
+        born = self.known.born
+        found = await self._counters.weights(self.definition.name, missing)
+        if born != self.known.born:
+            return False
+        self.weights |= {version: tuple(orjson.loads(text)) for version, text in found.items()}
+        return len(found) == len(missing)
 
     def _sampled(self, version: int, variant: int) -> Assignment:
         weights = self._row(version)

@@ -3,12 +3,16 @@
 The flag's key is the name of the experiment, the targeting key is the unit. Reasons: SPLIT while the experiment decides (a
 unit outside the coverage gets the control), STATIC once a variant is deployed to all, DISABLED once it was rolled back or is
 archived, and while it is paused for units that are not in it.
+
+Answers offer a stream that tells of every change of an experiment (ADR 8 of the protocol): a client that has it need not
+poll. New weights of Thompson sampling are no change, since whoever was assigned keeps what it has.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
@@ -29,9 +33,14 @@ if TYPE_CHECKING:
 TARGETING_KEY: Final = "targetingKey"
 UNIT_MAX: Final = 256  # characters of a unit, as everywhere
 SLICE: Final = 128  # flags of one turn of the event loop: about 2 ms
+FLAGS: Final = "/flags"  # the name of the watch over all flags; no service is called that
+STREAM_PATH: Final = "/ofrep/v1/sse"
+INACTIVITY_S: Final = 120  # after which a client that nobody looks at ends its stream: the protocol's default
 
 ErrorCode = Literal["PARSE_ERROR", "TARGETING_KEY_MISSING", "INVALID_CONTEXT", "GENERAL"]
 FlagReason = Literal["STATIC", "SPLIT", "DISABLED"]
+
+_configuration = re.compile(r'"?([0-9]{1,15})"?\Z')
 
 _REASONS: Final[dict[str, FlagReason]] = {
     "assigned": "SPLIT", "sampled": "SPLIT", "outside_coverage": "SPLIT", "deployed": "STATIC", "paused": "DISABLED",
@@ -55,6 +64,40 @@ class Flag(Struct):
     metadata: dict[str, bool | int | float | str]
 
 
+class StreamEndpoint(Struct, frozen=True):
+    """Where a stream is, seen from where the client evaluates: the protocol's form without an origin."""
+
+    requestUri: str  # noqa: N815
+
+
+class StreamOffer(Struct, frozen=True):
+    """A stream that tells when to evaluate again."""
+
+    type: Literal["sse"]
+    endpoint: StreamEndpoint
+    inactivityDelaySec: int  # noqa: N815
+
+
+STREAMS: Final = (StreamOffer("sse", StreamEndpoint(STREAM_PATH), INACTIVITY_S),)
+
+
+class EvaluatedFlag(Flag):
+    """A flag that was asked for alone, with the streams that tell when to ask again."""
+
+    eventStreams: tuple[StreamOffer, ...] = STREAMS  # noqa: N815
+
+
+class Refetch(Struct, tag="refetchEvaluation", tag_field="type"):
+    """What an event of the stream says: the configuration of flags has changed.
+
+    etag          of the configuration: the newest revision of an experiment; evaluations that name it are no older
+    lastModified  when that was made, in seconds since 1970
+    """
+
+    etag: str
+    lastModified: int  # noqa: N815
+
+
 class FlagFailure(Struct):
     """A flag that could not be evaluated."""
 
@@ -76,6 +119,7 @@ class FlagList(Struct):
 
     flags: list[dict[str, Any]]
     metadata: dict[str, bool | int | float | str] = {}
+    eventStreams: tuple[StreamOffer, ...] = STREAMS  # noqa: N815
 
 
 class BulkFailure(Struct):
@@ -113,6 +157,12 @@ class Flags:
     def __init__(self, catalog: Callable[[], Catalog]) -> None:
         """`catalog` returns the experiments; it raises ConnectionError before they are loaded."""
         self._catalog = catalog
+
+    async def catch_up(self, mark: str | None) -> None:
+        """Know at least the configuration that an event has told of; any other text is none. Raises what Postgres raises."""
+        told = None if mark is None else _configuration.match(mark)
+        if told is not None:
+            await self._catalog().catch_up(int(told[1]))
 
     async def one(self, key: str, context: Document | None) -> Flag | None:
         """Return one flag, None when there is none of this key. Raises ContextRefused, and what `Catalog.assign` raises."""
@@ -168,6 +218,11 @@ def flag_of(experiment: Experiment, given: Assignment) -> Flag:
     if given.propensity is not None:
         metadata["propensity"] = given.propensity
     return Flag(definition.name, given.variant if value is None else value, _REASONS[given.reason], given.variant, metadata)
+
+
+def refetch_of(experiment: Experiment) -> Refetch:
+    """Return what is told when this experiment is the one that was changed last."""
+    return Refetch(f'"{experiment.revision}"', int(experiment.changed_at.timestamp()))
 
 
 def matches(if_none_match: str | None, tag: str) -> bool:

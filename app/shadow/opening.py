@@ -23,6 +23,7 @@ from app.shadow.calls import ExperimentCalls
 from app.shadow.catalog import Catalog
 from app.shadow.checkpoint import Checkpoints
 from app.shadow.counters import Counters
+from app.shadow.flags import FLAGS
 from app.shadow.recovery import lay
 from app.shadow.rules_opening import Rules
 from app.shadow.series import Counts, ShadowSeries
@@ -31,6 +32,7 @@ from app.shadow.steward import Steward
 from app.shadow.store import ExperimentStore, row_of
 from app.shadow.watch import ExperimentWatch
 from app.turns import end_task
+from app.web.watches import Watches
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,8 +79,13 @@ class Shadow:
     restored  what the start found: experiments, how many of them in Redis, laid there from Postgres, or not used yet
     """
 
-    def __init__(self, metrics: Metrics, on_crash: Callable[[BaseException], None]) -> None:
-        """`on_crash` is called with a fault after which the process must not go on."""
+    def __init__(self, metrics: Metrics, on_crash: Callable[[BaseException], None], watches: Watches | None = None) -> None:
+        """Make nothing yet: the parts need the stores.
+
+        on_crash  is called with a fault after which the process must not go on
+        watches   those of the process, which others may watch too
+        """
+        self.watches: Final = watches or Watches()
         self._on_crash = on_crash
         self._task: asyncio.Task[None] | None = None
         self._parts: _Parts | None = None
@@ -89,7 +96,11 @@ class Shadow:
         self._metrics = metrics
         self._redis = metrics.guard(redis_breaker("shadow"))
         self._rules_redis = metrics.guard(redis_breaker("rules"))
-        metrics.add(ShadowSeries(lambda: () if self._parts is None else self._parts.catalog, self._counts).collect)
+        series = ShadowSeries(
+            lambda: () if self._parts is None else self._parts.catalog, self._counts,
+            lambda: 0 if self.rules.book is None else self.rules.book.untested,
+        )  # fmt: skip
+        metrics.add(series.collect)
 
     @property
     def catalog(self) -> Catalog:
@@ -165,7 +176,10 @@ class Shadow:
         try:
             clock = SteadyClock()
             steward = Steward(lambda: catalog, clock, places.replica)
-            catalog = Catalog(ExperimentStore(Statements(pool)), counters, self._on_crash, steward.notice)
+            catalog = Catalog(
+                ExperimentStore(Statements(pool)), counters, self._on_crash, steward.notice,
+                lambda: self.watches.changed(FLAGS),
+            )  # fmt: skip
             self.restored = await _load(pool, catalog, counters)
         except BaseException:
             await counters.close()

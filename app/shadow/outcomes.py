@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from app.clock import ms_of
-from app.shadow.experiment import Counted
+from app.shadow.contributions import Counted
 from app.shadow.journal import event_number, unit_number
 from app.shadow.tallies import THOUSAND, Class, latency_bucket
 from app.shadow.wire import Outcome, Outcomes, Taken

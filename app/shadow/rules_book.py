@@ -29,6 +29,7 @@ class RuleBook:
         """Begin empty; `start` reads all rules."""
         self._store = store
         self._rules: dict[str, Rule] = {}
+        self._untested: dict[int, int] = {}
         self._revision = 0
         self._task: asyncio.Task[None] | None = None
         self.loaded = False
@@ -67,6 +68,11 @@ class RuleBook:
         """Return all rules, in no order."""
         return list(self._rules.values())
 
+    @property
+    def untested(self) -> int:
+        """Promotions for which failed checks were passed over, of rules that were taken away too."""
+        return sum(self._untested.values())
+
     def is_current(self, rule_id: int, trial: int) -> bool:
         """Whether a trial goes on, as far as this process knows."""
         return any(rule.rule_id == rule_id and rule.trial == trial for rule in self._rules.values())
@@ -80,6 +86,8 @@ class RuleBook:
 
     def _keep(self, loaded: Loaded) -> None:
         known = self._rules.get(loaded.name)
+        if loaded.untested > self._untested.get(loaded.rule_id, 0):
+            self._untested[loaded.rule_id] = loaded.untested
         if loaded.rule is None:
             if known is not None and known.rule_id == loaded.rule_id:
                 del self._rules[loaded.name]

@@ -136,9 +136,11 @@ class RuleCalls:
             raise Problem(
                 409, "unsafe_deployment", "The version is not ready to become the champion.", failed_checks=[*failed]
             )
+        settings = msgspec.structs.replace(rule.settings, untested=rule.settings.untested + bool(failed))
         await self._store_change(
-            rule, Entry("rule.promote", details), actor, champion=version.name, challenger=None, trial=rule.trial + 1
-        )
+            rule, Entry("rule.promote", details), actor, champion=version.name, challenger=None, trial=rule.trial + 1,
+            settings=settings,
+        )  # fmt: skip
         return Promoted(rule_view(await self._fresh(name)), failed)
 
     async def delete(self, name: str, revision: int | None, actor: str) -> None:

@@ -15,18 +15,20 @@ MIN_SAMPLES: Final = 100  # comparisons before a challenger can become the champ
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """How champion and challenger are compared.
+    """How champion and challenger are compared, and what outlives every trial.
 
     shadow_rate     share of evaluations that are compared, above 0 to 1
     ignored_fields  RFC 6901 pointers into the answer that do not count; `*` for every element of a list
     masked_fields   names of fields that samples do not show, besides those that look private
     min_samples     comparisons before the challenger can be promoted
+    untested        promotions for which failed checks were passed over, as long as there are rules
     """
 
     shadow_rate: float = 1.0
     ignored_fields: tuple[str, ...] = ()
     masked_fields: tuple[str, ...] = ()
     min_samples: int = MIN_SAMPLES
+    untested: int = 0
 
 
 class Version(NamedTuple):

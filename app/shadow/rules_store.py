@@ -57,12 +57,16 @@ class Sample(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """A row of the table: a rule as it stands, or None for one that was taken away."""
+    """A row of the table: a rule as it stands, or None for one that was taken away.
+
+    untested  promotions of it for which failed checks were passed over; they count as long as the database exists
+    """
 
     name: str
     rule_id: int
     revision: int
     rule: Rule | None
+    untested: int
 
 
 class RuleStore:
@@ -140,17 +144,17 @@ class RuleStore:
 
 
 def _loaded(row: asyncpg.Record) -> Loaded:
+    settings = _settings.decode(row["settings"])
     if row["deleted_at"] is not None:
-        return Loaded(row["name"], row["rule_id"], row["revision"], None)
+        return Loaded(row["name"], row["rule_id"], row["revision"], None, settings.untested)
     versions = tuple(
         Version(one.name, Expression(one.expression), one.created_at, one.created_by, one.championed_at)
         for one in _versions.decode(row["versions"])
     )
     by_name = {one.name: one for one in versions}
-    settings = _settings.decode(row["settings"])
     rule = Rule(
         row["rule_id"], row["name"], row["description"], by_name[row["champion"]], by_name.get(row["challenger"]), versions,
         settings, row["trial"], row["revision"], row["created_at"], row["created_by"], row["changed_at"],
         frozenset(one.lower() for one in settings.masked_fields),
     )  # fmt: skip
-    return Loaded(rule.name, rule.rule_id, rule.revision, rule)
+    return Loaded(rule.name, rule.rule_id, rule.revision, rule, settings.untested)

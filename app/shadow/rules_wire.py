@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 from app.clock import ms_of, time_text
 from app.shadow.expression_text import TEXT_MAX
 from app.shadow.rules_definition import MIN_SAMPLES
+from app.shadow.wire import Reason
 from app.web.fields import Description, Document, Input, Name
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Promotion(Input, frozen=True):
 
     version: Name | None = None
     override: bool = False
-    reason: Annotated[str, Meta(min_length=1, max_length=500, pattern=r"^[^\x00]*\Z")] | None = None
+    reason: Reason | None = None
 
 
 class Evaluation(Input, frozen=True):

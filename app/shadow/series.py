@@ -34,10 +34,18 @@ class ShadowSeries:
     Every replica knows all experiments, as Postgres has them: what is not of this process alone is the same on each.
     """
 
-    def __init__(self, experiments: Callable[[], Iterable[Experiment]], counts: Callable[[], Counts]) -> None:
-        """`experiments` returns all that are known; `counts` what this process did."""
+    def __init__(
+        self, experiments: Callable[[], Iterable[Experiment]], counts: Callable[[], Counts], promoted: Callable[[], int]
+    ) -> None:
+        """Read at every scrape.
+
+        experiments  all that are known
+        counts       what this process did
+        promoted     versions of rules that became champion over failed checks
+        """
         self._experiments = experiments
         self._counts = counts
+        self._promoted = promoted
 
     def collect(self) -> Iterator[Metric]:
         """Yield the families."""
@@ -64,8 +72,9 @@ class ShadowSeries:
                     canaries.add_metric((definition.name, one), one == state)
         yield from (best, samples, canaries)
         yield GaugeMetricFamily(
-            "shadow_deployments_without_testing", "Deployments for which an admin passed over failed checks",
-            sum(one.state.untested for one in known),
+            "shadow_deployments_without_testing",
+            "Deployments of variants and promotions of rules for which an admin passed over failed checks",
+            sum(one.state.untested for one in known) + self._promoted(),
         )  # fmt: skip
         own = self._counts()
         yield CounterMetricFamily(

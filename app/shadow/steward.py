@@ -1,8 +1,9 @@
 """What follows from new counts, by itself: rollbacks, crossings, verdicts, weights, steps of canaries.
 
 Each replica looks after every merge of its own, at most ten times a second, at the totals of all replicas: so whoever merges
-the outcome that trips a guardrail rolls back, within a fraction of a second. Twice a second it looks for canaries whose
-step is over.
+the outcome that trips a guardrail rolls back, within a fraction of a second. Guardrails are watched by a task that asks no
+store: here units get the control at once, whatever statement of whatever experiment the other task waits for, which
+then brings the rollback to Postgres. Twice a second it looks for canaries whose step is over.
 """
 
 from __future__ import annotations
@@ -66,6 +67,10 @@ class Steward:
         self._due: dict[str, Experiment] = {}
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._guarded: dict[str, Experiment] = {}
+        self._merged = asyncio.Event()
+        self._guard_task: asyncio.Task[None] | None = None
+        self._owed: dict[str, Trip] = {}  # rollbacks that are in effect here and that Postgres may not have yet
         self._weighed: dict[str, tuple[float, int]] = {}
         self._later: dict[str, Experiment] = {}
         self._canaries_s = 0.0
@@ -74,16 +79,21 @@ class Steward:
     def start(self, on_crash: Callable[[BaseException], None]) -> None:
         """Begin to look; an error that it does not know is a crash."""
         self._task = asyncio.create_task(self._run(on_crash), name="experiment steward")
+        self._guard_task = asyncio.create_task(self._guard(on_crash), name="experiment guardrails")
 
     async def stop(self) -> None:
         """End; another replica, or this one after its start, goes on."""
-        if self._task is not None:
-            await end_task(self._task)
+        for task in (self._task, self._guard_task):
+            if task is not None:
+                await end_task(task)
 
     def notice(self, experiment: Experiment) -> None:
         """Look at an experiment soon."""
         self._due[experiment.definition.name] = experiment
         self._woken.set()
+        if experiment.definition.guardrails is not None:
+            self._guarded[experiment.definition.name] = experiment
+            self._merged.set()
 
     async def look(self, experiment: Experiment) -> None:
         """Do whatever the counts ask for. Raises what the stores raise."""
@@ -95,9 +105,11 @@ class Steward:
             if not experiment.probability_best:  # it was settled before the first look
                 await self._believe(experiment)
             return
-        trip = trip_of(experiment.definition, experiment.totals, experiment.cells)
+        name = experiment.definition.name
+        trip = self._owed.get(name) or trip_of(experiment.definition, experiment.totals, experiment.cells)
         if trip is not None:
             await self._trip(experiment, trip)
+            self._owed.pop(name, None)
             return
         await self._believe(experiment)
         if state.status != "running":
@@ -112,9 +124,7 @@ class Steward:
         It is in effect in this process before Postgres has heard of it, and tried again until it has.
         """
         rollback = Rollback(self._clock.now_ms(), by, reason, dict(inputs))
-        local = msgspec.structs.replace(experiment.state, status="rolled_back", rollback=rollback)
-        if experiment.state.rollback is None:
-            experiment.settled = settled(experiment.definition, local)
+        _settle(experiment)
 
         def plan(state: State) -> tuple[State, list[Entry]] | None:
             if state.rollback is not None or state.status == "archived":
@@ -278,6 +288,33 @@ class Steward:
                 log.exception("experiment cannot be judged", extra={"experiment": name, "reason": str(error)})
             await asyncio.sleep(0)
 
+    async def _guard(self, on_crash: Callable[[BaseException], None]) -> None:
+        while True:
+            try:
+                await self._merged.wait()
+                self._merged.clear()
+                due, self._guarded = self._guarded, {}
+                for experiment in due.values():
+                    self._check(experiment)
+                    await asyncio.sleep(0)
+                await asyncio.sleep(LOOK_INTERVAL_S)
+            except Exception as error:  # noqa: BLE001 - an unknown fault stops the process, which starts clean
+                on_crash(error)
+                return
+
+    def _check(self, experiment: Experiment) -> None:
+        """Send units to the control from now on, if a guardrail is crossed."""
+        name = experiment.definition.name
+        if experiment.settled is not None:
+            return
+        try:
+            trip = self._owed.get(name) or trip_of(experiment.definition, experiment.totals, experiment.cells)
+        except (ValueError, ArithmeticError):
+            return  # the look that follows says so
+        if trip is not None:
+            self._owed[name] = trip
+            _settle(experiment)
+
     async def _catch_up(self) -> None:
         """Look at what must not wait for the next outcome: the process before may have died when it was to roll back."""
         for experiment in self._catalog():
@@ -311,6 +348,13 @@ class Steward:
 def _counts(experiment: Experiment) -> tuple[tuple[int, ...], tuple[int, ...]]:
     count = len(experiment.definition.variants)
     return counts_of(experiment.totals, "s", count), counts_of(experiment.totals, "n", count)
+
+
+def _settle(experiment: Experiment) -> None:
+    """Give units the control in this process, unless a rollback is known already."""
+    if experiment.state.rollback is None:
+        local = msgspec.structs.replace(experiment.state, status="rolled_back")
+        experiment.settled = settled(experiment.definition, local)
 
 
 def look_of(experiment: Experiment) -> Look:

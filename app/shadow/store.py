@@ -82,6 +82,10 @@ class ExperimentStore:
         rows = await self._statements.rows(query("load_experiments"), 0, name)
         return row_of(rows[0]) if rows else None
 
+    async def beyond(self, revision: int) -> list[Row]:
+        """Return the experiments that were made or changed since a revision."""
+        return [row_of(row) for row in await self._statements.rows(query("load_experiments"), revision, None)]
+
     async def save(
         self, name: str, seq: int, totals: Mapping[str, int], latency: Mapping[str, int], journal: Journal,
         weights: Mapping[int, str],

@@ -140,11 +140,6 @@ def _exposure(definition: Definition, one: Class, weights: Sequence[float]) -> l
     return fields
 
 
-def enrolled(variant: int) -> list[str | int]:
-    """Return what a unit adds that is enrolled under Thompson sampling."""
-    return ["", f"a{variant}", 1]
-
-
 def statistic(
     definition: Definition, totals: Mapping[str, int], cells: Cells, kind: Kind, challenger: int
 ) -> tuple[int, ...]:

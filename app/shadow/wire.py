@@ -43,7 +43,8 @@ UnitId = Annotated[
 EventId = Annotated[
     str, Meta(min_length=1, max_length=200, pattern=_Text, description="Sent again with the same id, it counts once.")
 ]
-Reason = Annotated[str, Meta(min_length=1, max_length=500, pattern=r"^[^\x00]*\Z")]
+# Whoever reads the chain later is to find a reason there, and not a blank.
+Reason = Annotated[str, Meta(min_length=1, max_length=500, pattern=r"^[^\x00]*[^\x00\s][^\x00]*\Z")]
 Samples = Annotated[int, Meta(ge=1, le=SAMPLES_MAX)]
 Coverage = Annotated[float, Meta(gt=0, le=1, description="Share of all units that take part.")]
 Percent = Annotated[float, Meta(ge=0.01, le=100)]
@@ -289,6 +290,8 @@ def definition_of(body: NewExperiment) -> Definition:
         errors.append(FieldError("/variants", "Expected exactly one variant with control: true"))
     if body.guardrails is not None and body.guardrails.error_rate is body.guardrails.latency_ms_p95 is None:
         errors.append(FieldError("/guardrails", "Expected error_rate, latency_ms_p95 or both"))
+    if body.allocation == "thompson" and body.coverage != 1.0:
+        errors.append(FieldError("/coverage", "Expected none: Thompson sampling takes every unit"))
     errors += _canary_errors(body) + _value_errors(body)
     if errors:
         raise Problem(422, "invalid_request", "The body has invalid fields.", errors=errors)

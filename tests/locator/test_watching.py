@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from app.locator import watch
-from app.locator.directory import Directory, Roster
+from app.locator.directory import ALL, Directory, Roster
 from app.locator.record import encode
-from app.locator.watch import ALL, Watches
+from app.web import watches as watches_of_process
 from app.web.problems import Problem
+from app.web.watches import Watches
 from tests.locator.replicas import instance
 
 
@@ -21,7 +21,7 @@ def change(revision: int, id_: str, service: str = "web", kind: str = "put") -> 
 
 async def test_all_that_watch_a_service_are_woken_by_one_change_and_nobody_else() -> None:
     watches = Watches()
-    directory = Directory(on_change=watches.changed)
+    directory = Directory(on_change=lambda service: watches.changed(service.name, ALL))
     web = [asyncio.create_task(watches.wait("web", 30)) for _ in range(100)]
     everything, other = (asyncio.create_task(watches.wait(name, 30)) for name in (ALL, "other"))
     await asyncio.sleep(0)
@@ -36,8 +36,8 @@ async def test_all_that_watch_a_service_are_woken_by_one_change_and_nobody_else(
 
 
 async def test_watchers_are_bounded_in_all_and_for_each_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "WATCHERS_OF_KEY_MAX", 2)
-    monkeypatch.setattr(watch, "WATCHERS_MAX", 3)
+    monkeypatch.setattr(watches_of_process, "WATCHERS_OF_KEY_MAX", 2)
+    monkeypatch.setattr(watches_of_process, "WATCHERS_MAX", 3)
     watches = Watches()
 
     with watches.enter("k1"), watches.enter("k1"), watches.enter("k2"):

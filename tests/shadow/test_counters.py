@@ -28,13 +28,16 @@ class Place:
         self.name = name
         self.known = known
 
-    async def merge(
-        self, *events: str, saved: int = 0, units: list[str | int] | None = None, odd: str | None = None
-    ) -> list[int]:
+    async def merge(self, *events: str, saved: int = 0, odd: str | None = None) -> list[int]:
         """Merge events and return which were repetitions."""
         listed = [part for event in events for part in (event_number(event), 1, 0, "")]
-        work = Work(listed, ONE, [[]], [""], units or [], [odd] if odd else [])
+        work = Work(listed, ONE, [[]], [""], [odd] if odd else [])
         return sorted((await self.counters.merge(self.name, saved, self.known, work, totals=False)).repeated)
+
+    async def enrol(self, *units: tuple[str, int, int], saved: int = 0) -> list[tuple[int, int]]:
+        """Enrol units, each with a version and a variant, and return what they have."""
+        flat = [part for unit, version, variant in units for part in (unit, got(version, variant), variant)]
+        return [ungot(one) for one in (await self.counters.enrol(self.name, saved, self.known, flat)).given]
 
 
 @pytest.fixture
@@ -78,20 +81,31 @@ async def test_counters_that_are_gone_behind_or_of_another_birth_are_not_touched
     for known, saved in ((place.known, 2), (place.known._replace(born="1.1"), 0), (place.known._replace(run_id="x"), 0)):
         with pytest.raises(Forgot):
             await Place(place.counters, place.name, known).merge("e2", saved=saved)
+        with pytest.raises(Forgot):
+            await Place(place.counters, place.name, known).enrol(("7", 0, 0), saved=saved)
     await replicas.redis("DEL", experiment_key(place.name, "state"))
-    with pytest.raises(Forgot):
-        await place.merge("e2")
+    for work in (place.merge("e2"), place.enrol(("7", 0, 0))):
+        with pytest.raises(Forgot):
+            await work
 
-    assert await replicas.redis("HGET", experiment_key(place.name, "totals"), "n0") == b"1"
+    assert await replicas.redis("HGETALL", experiment_key(place.name, "totals")) == {b"n0": b"1", b"duplicates": b"0"}
+    assert await replicas.redis("HLEN", experiment_key(place.name, "units:7")) == 0
 
 
 async def test_a_unit_is_enrolled_once_and_the_journal_tells_all(place: Place) -> None:
-    await place.merge("e1", units=["77", got(3, 1), 1], odd="-5")
-    await place.merge("e2", units=["77", got(4, 0), 1, "78", got(4, 0), 1], odd="-5")
+    await place.merge("e1", odd="-5")
+    first = await place.enrol(("77", 3, 1))
+    await place.merge("e2", odd="-5")
+    second = await place.enrol(("77", 4, 0), ("78", 4, 0), ("78", 4, 1))
+    before = (await place.counters.snapshot(place.name)).seq
+    again = await place.enrol(("77", 4, 0))
 
     snapshot = await place.counters.snapshot(place.name)
     await place.counters.saved(place.name, snapshot.seq, snapshot.journal_end)
 
+    assert (first, second, again) == ([(3, 1)], [(3, 1), (4, 0), (4, 0)], [(3, 1)])
+    assert snapshot.seq == before, "a call that enrols nobody changes nothing that is to be saved"
+    assert (snapshot.totals["a0"], snapshot.totals["a1"]) == (1, 1)
     assert [None if one is None else ungot(one) for one in await place.counters.units(place.name, ["77", "78", "79"])] == [
         (3, 1), (4, 0), None,
     ]  # fmt: skip

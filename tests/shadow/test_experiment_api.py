@@ -111,6 +111,7 @@ async def test_an_experiment_is_read_listed_changed_and_archived(client: Client)
         ({"canary": {"min_seconds": -1}}, "/canary/min_seconds"),
         ({"canary": STEPS, "allocation": "thompson"}, "/canary"),
         ({"canary": STEPS, "coverage": 0.5}, "/coverage"),
+        ({"allocation": "thompson", "coverage": 0.5}, "/coverage"),
         ({"name": "no spaces"}, "/name"),
         ({"owner": "me"}, "/owner"),
     ],
@@ -200,12 +201,14 @@ async def test_an_unsafe_deployment_names_every_failed_check_and_a_reader_may_no
 
     refused = await client.post(path + "/deploy", {"variant": "b"})
     reader = await client.post(path + "/deploy", {"variant": "b"}, Authorization=f"Bearer {key}")
+    blank = await client.post(path + "/deploy", {"variant": "b", "override": True, "reason": " \n "})
 
     assert refused.refusal == (409, "unsafe_deployment")
     checks = [one["check"] for one in refused.body["failed_checks"]]
     assert checks == ["decision", "evidence", "min_samples", "min_lift", "probability_best", "canary"]
     assert all(check in refused.body["detail"] for check in checks)
     assert reader.refusal == (403, "forbidden")
+    assert (blank.refusal, blank.body["errors"][0]["pointer"]) == ((422, "invalid_request"), "/reason")
 
 
 async def test_entries_and_metrics_tell_of_experiments(client: Client) -> None:

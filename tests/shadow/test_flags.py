@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from app.shadow.flags import ContextRefused, Flags, matches, unit_of
+from app.shadow.flags import ContextRefused, Flags, matches, refetch_of, unit_of
 from app.shadow.track import TrackedEvent, Tracking
 from app.shadow.wire import Deploy, ExperimentChange, NewVariant, RollbackCall
 from app.web.fields import Document
@@ -121,6 +122,29 @@ async def test_the_entity_tag_depends_on_the_configuration_and_on_the_whole_cont
 
     assert same == (body, tag)
     assert len({tag, changed, *others}) == 6
+
+
+async def test_an_evaluation_that_names_an_event_is_no_older_than_it(replicas: Replicas) -> None:
+    one, two = await replicas.start("one"), await replicas.start("two")
+    name = await made(one)
+    flags = flags_of(two)
+    await flags.one(name, context("u1"))
+    assert two._parts is not None
+    await two._parts.watch.stop()  # two hears of nothing by itself
+    await calls_of(one).roll_back(name, RollbackCall("bad"), "k")
+    assert one.catalog.newest is not None
+    told = refetch_of(one.catalog.newest)
+
+    for mark in (None, "", "x", "-1", '"0"', "9" * 16):
+        await flags.catch_up(mark)
+    before = await flags.one(name, context("u1"))
+    await flags.catch_up(told.etag)
+    after = await flags.one(name, context("u1"))
+
+    assert (before and before.reason, after and after.reason) == ("SPLIT", "DISABLED")
+    assert msgspec.json.decode(msgspec.json.encode(told)) == {
+        "type": "refetchEvaluation", "etag": told.etag, "lastModified": told.lastModified,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -43,6 +44,27 @@ def experiment(server: ShieldxServer, values: tuple[Any, Any], **fields: Any) ->
     status, made, _ = post(server, "/v1/experiments", {"name": name, "allocation": "fixed", "variants": variants, **fields})
     assert status == 201, made
     return name
+
+
+@contextlib.contextmanager
+def stream(server: ShieldxServer, path: str, **fields: str) -> Iterator[Iterator[dict[str, Any]]]:
+    """Yield the events of a stream: what each says, with its id; a comment for what is none."""
+    headers = {"X-API-Key": ROOT_KEY, "Accept": "text/event-stream"} | fields
+
+    def events(lines: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+        event: dict[str, Any] = {}
+        for line in lines:
+            field, _, value = line.decode().partition(": ")
+            if field == "" and value:
+                yield {"comment": value}
+            elif field == "id":
+                event = {"id": value}
+            elif field == "data":
+                yield json.loads(value) | event
+
+    with requests.get(server.url + path, headers=headers, timeout=TIMEOUT_S, stream=True) as answer:
+        assert answer.headers["Content-Type"] == "text/event-stream"
+        yield events(answer.iter_lines(chunk_size=1))
 
 
 @pytest.fixture(params=["bearer", "api key"])
@@ -112,6 +134,32 @@ def test_all_flags_come_at_once_and_not_again_while_nothing_changed(server: Shie
     assert (status, flags[name]["reason"], flags[name]["value"] in {False, True}) == (200, "SPLIT", True)
     assert (unchanged[0], unchanged[2], other[0]) == (304, tag, 200)
     assert {one["key"]: one.get("errorCode") for one in nobody[1]["flags"]}[name] == "TARGETING_KEY_MISSING"
+
+
+def test_the_stream_that_is_offered_tells_of_every_change_of_a_flag_and_not_twice(server: ShieldxServer) -> None:
+    name = experiment(server, (False, True))
+    path = "/ofrep/v1/evaluate/flags"
+    offered = [post(server, one, {"context": {"targetingKey": "u1"}})[1] for one in (path, f"{path}/{name}")]
+    where = offered[0]["eventStreams"][0]["endpoint"]["requestUri"]
+
+    with stream(server, where) as events:
+        first = next(events)
+        post(server, f"/v1/experiments/{name}/rollback", {"reason": "bad"})
+        second = next(events)
+    mark = requests.compat.quote(second["etag"])
+    status, flag, _ = post(server, f"{path}/{name}?flagConfigEtag={mark}&flagConfigLastModified=1", {})
+    experiment(server, (False, True))
+    with stream(server, where, **{"Last-Event-ID": second["id"]}) as events:
+        resumed = next(events)
+    with stream(server, where, **{"Last-Event-ID": resumed["id"]}) as events:
+        again = next(events)
+
+    assert [one["eventStreams"][0]["type"] for one in offered] == ["sse", "sse"]
+    assert {one["type"] for one in (first, second, resumed)} == {"refetchEvaluation"}
+    assert int(first["id"]) < int(second["id"]) < int(resumed["id"])
+    assert second["etag"] == f'"{second["id"]}"'
+    assert (status, flag["reason"], flag["metadata"]["assignment"]) == (200, "DISABLED", "rolled_back")
+    assert again == {"comment": "still here"}
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,22 @@ from typing import Any
 
 import pytest
 
+from app.shadow.rules_wire import Promotion, RuleChange
 from app.shadow.steward import PROBES
 from app.shadow.wire import CanaryCall, Deploy, ExperimentChange, NewCanary, NewGuardrails, RollbackCall
+from app.turns import end_task
 from app.web.problems import Problem
+from tests.credits.ledger_client import fresh
 from tests.shadow.conftest import Replicas, Shadow, calls_of, made, refused, reports, state_of, tell, until, verified
+from tests.shadow.rules.conftest import new_rule
 
 GUARDED: dict[str, Any] = {"guardrails": NewGuardrails(error_rate=0.05, latency_ms_p95=500.0)}
 ROLLBACK_MAX_S = 1.0
+
+
+def untested_of(shadow: Shadow) -> float:
+    """Return what a replica shows of deployments over failed checks."""
+    return float(shadow._metrics.text().decode().partition("\nshadow_deployments_without_testing ")[2].split()[0])
 
 
 async def test_a_winner_is_recorded_with_its_inputs_and_never_changes(replicas: Replicas) -> None:
@@ -140,12 +149,51 @@ async def test_an_override_is_an_admins_is_recorded_and_counted(replicas: Replic
     assert await replicas.entries(name) == ["experiment.create", "experiment.refusal", "experiment.deploy"]
     other = await replicas.start("two")
     assert [state_of(one, name).untested for one in (shadow, other)] == [1, 1]
-    shown = [
-        one._metrics.text().decode().partition("\nshadow_deployments_without_testing ")[2].split()[0]
-        for one in (shadow, other)
-    ]
     stored = await replicas.rows("SELECT sum(coalesce((state::jsonb ->> 'untested')::int, 0)) FROM experiments")
-    assert [float(text) for text in shown] == [stored[0][0]] * 2
+    await until(lambda: [untested_of(one) for one in (shadow, other)] == [stored[0][0]] * 2, "the number on both")
+
+
+async def test_a_rule_that_is_promoted_over_failed_checks_counts_as_a_deployment_without_testing(replicas: Replicas) -> None:
+    one, two = await replicas.start("one"), await replicas.start("two")
+    rules = one.rules.calls
+    assert rules is not None
+    name, before = fresh("rule"), untested_of(one)
+    await rules.create(new_rule(name, "1", "2"), "key_test")
+
+    await rules.promote(name, Promotion(override=True, reason="outage"), None, "key_test", is_admin=True)
+    back = await rules.promote(name, Promotion(version="v1"), None, "key_test", is_admin=False)
+    await rules.change(name, RuleChange(min_samples=7), None, "key_test")
+    await rules.delete(name, None, "key_test")
+    three = await replicas.start("three")
+
+    assert back.failed_checks == []
+    await until(lambda: {untested_of(shadow) for shadow in (one, two, three)} == {before + 1}, "the number on all")
+    told = await replicas.rows(
+        "SELECT details ->> 'override', details ->> 'reason', details ->> 'failed_checks' FROM pending_entries "
+        "WHERE kind = 'rule.promote' AND details ->> 'rule' = $1 ORDER BY at LIMIT 1",
+        name,
+    )
+    assert tuple(told[0]) == ("true", "outage", '["0 of 100 comparisons have been made"]')
+
+
+async def test_a_guardrail_takes_effect_while_the_stewards_statements_do_not_return(replicas: Replicas) -> None:
+    one = await replicas.start("one")
+    name = await made(one, **GUARDED)
+    assert one._parts is not None
+    steward, experiment = one._parts.steward, one.catalog.get(name)
+    assert experiment is not None
+    assert steward._task is not None
+    await end_task(steward._task)  # from here on it is as if it waited for Postgres
+
+    await tell(one, name, [*reports("a", 300, 0), *reports("b", 300, 0, errors=150)])
+    await until(lambda: experiment.settled is not None, "the control for all")
+    given = await one.assign(name, "u1")
+    before = state_of(one, name).status
+    await steward.look(experiment)
+
+    assert (given.reason, before, state_of(one, name).status) == ("rolled_back", "running", "rolled_back")
+    assert (await tell(one, name, reports("b", 2, 0))).late == 2
+    assert await replicas.entries(name) == ["experiment.create", "experiment.rollback"]
 
 
 async def test_a_rollback_that_a_dead_process_owed_is_made_by_the_next_one(replicas: Replicas) -> None:

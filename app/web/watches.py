@@ -1,7 +1,7 @@
-"""Who waits for changes: one shared wake-up for all that watch the same service, bounded in number.
+"""Who waits for changes: one shared wake-up for all that watch the same thing, bounded in number over all things.
 
 A change wakes its watchers after MERGE_S, so that a deployment that changes a hundred instances wakes them a few times
-and not a hundred. What they get is encoded once (`app.locator.views`).
+and not a hundred.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from aiohttp import web
+
 from app.web.problems import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from app.locator.directory import Roster
-
 MERGE_S: Final = 0.02  # below what a person or a proxy notices, above the gap between changes of one deployment
 WATCHERS_MAX: Final = 2_000  # of the process: half of the connections that it takes by default
 WATCHERS_OF_KEY_MAX: Final = 500
-ALL: Final = ""  # the watch over all services
 
 _RETRY_AFTER_S: Final = "5"
 
@@ -56,7 +55,7 @@ class Watches:
                 del self._by_key[key_id]
 
     async def wait(self, name: str, timeout_s: float) -> None:
-        """Return once the service changes, any one changes for ALL, time is up, or the server stops."""
+        """Return once what has this name changes, time is up, or the server stops."""
         if self.closing or timeout_s <= 0:
             return
         waiter = self._waiters.get(name)
@@ -64,9 +63,9 @@ class Watches:
             waiter = self._waiters[name] = asyncio.get_running_loop().create_future()
         await asyncio.wait({waiter}, timeout=timeout_s)
 
-    def changed(self, service: Roster) -> None:
-        """Wake who watches this service, or all of them, soon."""
-        for name in (service.name, ALL):
+    def changed(self, *names: str) -> None:
+        """Wake who watches one of these, soon."""
+        for name in names:
             if name in self._waiters and name not in self._due:
                 self._due.add(name)
                 asyncio.get_running_loop().call_later(MERGE_S, self._wake, name)
@@ -82,3 +81,6 @@ class Watches:
         waiter = self._waiters.pop(name, None)
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+
+WATCHES: Final = web.AppKey("watches", Watches)
