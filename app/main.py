@@ -45,6 +45,7 @@ from app.shadow.api import EXPERIMENT_ROUTES, SHADOW
 from app.shadow.flags_api import FLAG_ROUTES
 from app.shadow.opening import Places, Shadow
 from app.shadow.rules_api import RULE_ROUTES, RULES
+from app.turns import pause
 from app.web.connections import ConnectionLimits, EdgeRunner
 from app.web.console import console_route
 from app.web.docs import reference_routes
@@ -361,9 +362,7 @@ async def leave(app: web.Application, delay_s: float, hurried: asyncio.Event) ->
     is closed between two requests can lose the next one.
     """
     app[PATHS].leaving = True
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(delay_s):
-            await hurried.wait()
+    await pause(hurried, delay_s)
 
 
 async def _listen(runner: EdgeRunner, host: str, port: int) -> int:
