@@ -120,14 +120,6 @@ def associated_data(place: Place, dek_id: bytes) -> bytes:
     return b"".join(map(_part, (AAD_LABEL, *(text.encode() for text in place), dek_id)))
 
 
-def dek_id_of(blob: bytes) -> bytes:
-    """Return the id of the data key that a blob names. Raises Sealed when it is no blob."""
-    if len(blob) < BLOB_OVERHEAD_BYTES or blob[0] != VERSION:
-        raise Sealed
-    dek_id: bytes = _HEADER.unpack_from(blob)[2]
-    return dek_id
-
-
 class MasterKeys:
     """The keys that wrap data keys, by id; the current one wraps, all unwrap."""
 

@@ -126,7 +126,7 @@ class ExperimentCalls:
 
     async def assign(self, name: str, body: AssignCall) -> Assigned:
         """POST /v1/experiments/{name}/assign. refuses  404."""
-        given = await self._catalog.assign(name, body.unit_id, body.attributes)
+        given = await self._catalog.assign(name, body.unit_id)
         return Assigned(given.variant, given.reason, given.counts, given.propensity)
 
     async def outcomes(self, name: str, body: Outcomes) -> Taken:
