@@ -4,10 +4,13 @@ What lies in it:
 
     lock              flock of the running server; the pid in it stays behind only after a crash
     root.key          the embedded root key
+    checkpoint.key    seeds of the keys that sign checkpoints
+    master.key        keys that wrap those of private data, the current one first
     endpoints.json    URLs of the running servers
     postgres/         PostgreSQL's data          redis/        the append-only file
     redis.json        kind and version of the server that wrote redis/
     log/              postgres.log, redis.log    run/          the two sockets, if the path is short enough
+    backups/          backups, unless a setting names another directory
 
 All of it is private to the user that started the servers and to the account that they run as.
 """

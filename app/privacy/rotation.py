@@ -125,7 +125,9 @@ def run_rotation(database_url: str, key_file: Path | None) -> int:
     try:
         masters, rotation = asyncio.run(rotate(database_url, key_file))
     except asyncpg.UndefinedTableError:
-        sys.stderr.write("could not rotate: the database has no private data of this release yet: start the server once\n")
+        sys.stderr.write(
+            "could not rotate: the database has no private data of this release yet: run `shieldx migrate up` on it\n"
+        )
         return EXIT_REFUSED
     except (MasterKeyRefused, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         sys.stderr.write(f"could not rotate: {error}\n")

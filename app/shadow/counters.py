@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from app.db.lua import Script
     from app.db.topology import Topology
 
-LINKS: Final = (
-    2  # to each server: one script runs while the next is on its way; Redis runs one at a time, and money needs it too
-)
+# To each server: one script runs while the next is on its way; Redis runs one at a time, and money needs it too.
+LINKS: Final = 2
 RESTORE_SLICE: Final = 500  # items of one call: a few ms of Redis
 SWEEP_SLICE: Final = 500  # experiments of one pipeline
 
