@@ -233,7 +233,7 @@ def root_key(data_dir: Path) -> str:
     path = directory.root / "root.key"
     with _explained(directory.root):
         if not path.exists():
-            _make_secret(path, f"{ROOT_KEY_PREFIX}{secrets.token_urlsafe(ROOT_KEY_BYTES)}")
+            make_secret(path, f"{ROOT_KEY_PREFIX}{secrets.token_urlsafe(ROOT_KEY_BYTES)}")
         token = path.read_text().strip()
     if ROOT_KEY_PATTERN.fullmatch(token) is None:
         raise DataDirectoryRefused(
@@ -260,11 +260,12 @@ def checkpoint_keys(data_dir: Path) -> str:
     path = directory.root / "checkpoint.key"
     with _explained(directory.root):
         if not path.exists():
-            _make_secret(path, secrets.token_hex(CHECKPOINT_SEED_BYTES))
+            make_secret(path, secrets.token_hex(CHECKPOINT_SEED_BYTES))
         return path.read_text()
 
 
-def _make_secret(path: Path, text: str) -> None:
+def make_secret(path: Path, text: str) -> None:
+    """Make a private file of one line, mode 0600, unless there is one: it appears whole or not at all, and stays."""
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from app.privacy.envelope import (
     read_master_key,
     read_master_keys,
 )
+from app.privacy.rotation import add_master_key
 
 OLD, NEW = bytes(range(32)), bytes(range(1, 33))
 HERE = Place("tenant-1", "subject-1", "record-1", "card_number")
@@ -281,6 +283,25 @@ def test_a_master_key_file_is_made_once_and_only_its_owner_can_read_it(tmp_path:
     file.write_text("# nothing\n")
     with pytest.raises(MasterKeyRefused):
         make_master_key_file(file)
+
+
+def test_a_new_master_key_survives_a_power_cut_before_anything_is_wrapped_under_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "master.key"
+    durable: list[tuple[str, ...]] = []
+    fsync = os.fsync
+
+    def seen(descriptor: int) -> None:
+        fsync(descriptor)
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            durable.append(tuple(file.read_text().split()))
+
+    monkeypatch.setattr(os, "fsync", seen)
+
+    made, added = make_master_key_file(file), add_master_key(file)
+
+    assert [tuple(kek_id(bytes.fromhex(key)) for key in keys) for keys in durable] == [made.ids, added.ids]
 
 
 @pytest.mark.parametrize(
