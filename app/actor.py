@@ -143,7 +143,7 @@ class Actor(Generic[M]):
         (self._asks if message.weight == 1 else self._heavy_asks).append(message)
 
     def _tell(self, message: M) -> None:
-        """Accept a message that nobody waits for. Raises InboxFull or ActorStopped at once."""
+        """Put a message into the mailbox. Raises InboxFull or ActorStopped at once."""
         if not self._accepting:
             raise ActorStopped(self.name)
         if self._weight + message.weight > self._inbox_max:

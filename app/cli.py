@@ -104,6 +104,12 @@ def _data_dir(arguments: argparse.Namespace) -> Path:
     return Path(arguments.data_dir or os.environ.get("SHIELDX_DATA_DIR") or ".shieldx")
 
 
+def _database_url(arguments: argparse.Namespace) -> str:
+    """Return the URL of Postgres that is given, or else that of the embedded one. Raises what `read_endpoints` raises."""
+    given: str | None = arguments.database_url or os.environ.get("DATABASE_URL")
+    return given or read_endpoints(_data_dir(arguments)).admin_database_url
+
+
 def _serve(arguments: argparse.Namespace) -> int:
     from app.main import serve  # noqa: PLC0415 - the other commands start faster without the server
     from app.web.logs import configure_logging  # noqa: PLC0415
@@ -140,7 +146,7 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 
 def _keys(arguments: argparse.Namespace) -> int:
-    url = arguments.database_url or os.environ.get("DATABASE_URL") or read_endpoints(_data_dir(arguments)).admin_database_url
+    url = _database_url(arguments)
     if arguments.action == "rotate-master":
         from app.main import MASTER_KEY_FILE  # noqa: PLC0415
         from app.privacy.rotation import run_rotation  # noqa: PLC0415
@@ -157,7 +163,7 @@ def _payment(arguments: argparse.Namespace) -> int:
     data_dir = _data_dir(arguments)
     given = {k: v for k, v in os.environ.items() if k.startswith("SHIELDX_MASTER_KEY")}
     masters = checked_master_keys(read_settings({"data_dir": str(data_dir)}, given))
-    url = arguments.database_url or os.environ.get("DATABASE_URL") or read_endpoints(data_dir).admin_database_url
+    url = _database_url(arguments)
     return run_disclosure(url, masters, arguments.transaction_id, arguments.purpose)
 
 

@@ -45,6 +45,7 @@ from app.shadow.api import EXPERIMENT_ROUTES, SHADOW
 from app.shadow.flags_api import FLAG_ROUTES
 from app.shadow.opening import Places, Shadow
 from app.shadow.rules_api import RULE_ROUTES, RULES
+from app.turns import pause
 from app.web.connections import ConnectionLimits, EdgeRunner
 from app.web.console import console_route
 from app.web.docs import reference_routes
@@ -189,14 +190,17 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None], trac
         """The embedded servers, unless URLs are given; then credits on top of them."""
         if settings.redis_url:
             owner = settings.migrate_database_url or settings.database_url
-            async for _ in _run_credits(app, settings.redis_url, settings.database_url, owner):
+            async with run_credits(app, settings.redis_url, settings.database_url, owner):
                 yield
         else:
-            async with embedded_stores(settings) as urls:
-                async for _ in _run_credits(app, urls.redis_url, urls.database_url, urls.admin_database_url):
-                    yield
+            async with (
+                embedded_stores(settings) as urls,
+                run_credits(app, urls.redis_url, urls.database_url, urls.admin_database_url),
+            ):
+                yield
 
-    async def _run_credits(app: web.Application, redis_url: str, database_url: str, owner: str) -> AsyncIterator[None]:
+    @contextlib.asynccontextmanager
+    async def run_credits(app: web.Application, redis_url: str, database_url: str, owner: str) -> AsyncIterator[None]:
         async with observing(app), Outgoing() as client:
             controls.privacy.load(checked_master_keys(settings))
             if settings.redis_url and not settings.master_keys and not settings.master_key_file:
@@ -212,9 +216,11 @@ def make_app(settings: Settings, on_crash: Callable[[BaseException], None], trac
             app[CREDITS] = credits_
             credits_.start()
             places = Places(redis_url, database_url, settings.replica_name)
-            async with open_shadow(app, places), open_locator(app, credits_.stores.topology, on_crash):
-                yield
-            await credits_.stop()
+            try:
+                async with open_shadow(app, places), open_locator(app, credits_.stores.topology, on_crash):
+                    yield
+            finally:
+                await credits_.stop()
 
     app.cleanup_ctx.append(stores)
     return app
@@ -232,10 +238,12 @@ async def observing(app: web.Application) -> AsyncIterator[None]:
     """Sample the lag of the event loop meanwhile, and send the last traces at the end."""
     lag = LoopLag(app[METRICS].lag)
     lag.start()
-    yield
-    lag.stop()
-    if TRACES in app:
-        await app[TRACES].close()
+    try:
+        yield
+    finally:
+        lag.stop()
+        if TRACES in app:
+            await app[TRACES].close()
 
 
 def add_watches(app: web.Application) -> None:
@@ -267,8 +275,10 @@ async def open_shadow(app: web.Application, places: Places) -> AsyncIterator[Non
         yield
         return
     shadow.start(places, lambda: app[CREDITS].book is not None)
-    yield
-    await shadow.stop()
+    try:
+        yield
+    finally:
+        await shadow.stop()
 
 
 def add_locator(app: web.Application, settings: Settings, metrics: Metrics) -> tuple[Route, ...]:
@@ -289,8 +299,10 @@ async def open_locator(
         yield
         return
     locator.start(topology, on_crash)
-    yield
-    await locator.stop()
+    try:
+        yield
+    finally:
+        await locator.stop()
 
 
 async def wait_open(app: web.Application) -> None:
@@ -357,9 +369,7 @@ async def leave(app: web.Application, delay_s: float, hurried: asyncio.Event) ->
     is closed between two requests can lose the next one.
     """
     app[PATHS].leaving = True
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(delay_s):
-            await hurried.wait()
+    await pause(hurried, delay_s)
 
 
 async def _listen(runner: EdgeRunner, host: str, port: int) -> int:

@@ -27,8 +27,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The server's settings. Each field is a flag `--name` and a variable `SHIELDX_NAME`; flags win."""
 
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535)] = 5004
-    shadow_port: Annotated[int, Meta(ge=0, le=65535)] = 5005
+    port: _Port = 5004
+    shadow_port: _Port = 5005
     data_dir: Path = Path(".shieldx")
     services: tuple[str, ...] = SERVICES
     redis_url: str = ""
@@ -112,10 +112,10 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "replica_name": "name of this process in ledger_shards and logs",
 }
 
-# Variables that people expect without the prefix.
 REDIS_SCHEMES: Final = (
     "redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://", "redis+cluster://", "rediss+cluster://",
 )  # fmt: skip
+# Variables that people expect without the prefix.
 _PLAIN: Final = {"redis_url": "REDIS_URL", "database_url": "DATABASE_URL"}
 
 

@@ -52,11 +52,12 @@ async def end_task(task: asyncio.Task[None]) -> None:
         task.exception()
 
 
-async def pause(event: asyncio.Event, seconds: float) -> None:
-    """Wait until an event is set, but no longer than this."""
+async def pause(event: asyncio.Event, seconds: float) -> bool:
+    """Wait until an event is set, but no longer than this; return whether it is."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
+    return event.is_set()
 
 
 class Turns:

@@ -26,8 +26,8 @@ import uvloop
 
 from app.locator.balancing import STRATEGIES
 from bench.load import LoadSpec
-from bench.rounds import GeneratorError
-from bench.servers import HOST, REPOSITORY, ServerError, ServerProcess, free_port
+from bench.rounds import GeneratorError, running_generator
+from bench.servers import HOST, ServerError, ServerProcess, free_port
 from bench.tally import LoadResult
 from bench.workloads import Beat, LookUp, Origin, Register, WorkloadSpec
 
@@ -100,10 +100,8 @@ class Bench:
             seconds=self._seconds if seconds is None else seconds,
         )  # fmt: skip
         before_s = self.cpu_s()
-        generator = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bench.load", cwd=REPOSITORY, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-        )
-        output, _ = await generator.communicate(msgspec.json.encode(spec))
+        async with running_generator() as generator:
+            output, _ = await generator.communicate(msgspec.json.encode(spec))
         if generator.returncode:
             raise GeneratorError(f"the generator ended with {generator.returncode}")
         result = msgspec.json.decode(output.splitlines()[-1], type=LoadResult)

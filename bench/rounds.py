@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -81,11 +81,9 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
     rounds: list[Measured]
 
 
-async def measure(spec: LoadSpec, server_pid: int) -> Measured:
-    """Run the generator in its own process and watch the processes under test while it measures.
-
-    faults  GeneratorError; psutil.NoSuchProcess when the server died
-    """
+@contextlib.asynccontextmanager
+async def running_generator() -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run the generator of load in a process of its own, which is killed if it still runs at the end."""
     generator = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -96,12 +94,21 @@ async def measure(spec: LoadSpec, server_pid: int) -> Measured:
         limit=LINE_BYTES_MAX,
     )
     try:
-        return await _watch(generator, spec, server_pid)
+        yield generator
     finally:
         if generator.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 generator.kill()
             await generator.wait()
+
+
+async def measure(spec: LoadSpec, server_pid: int) -> Measured:
+    """Run the generator in its own process and watch the processes under test while it measures.
+
+    faults  GeneratorError; psutil.NoSuchProcess when the server died
+    """
+    async with running_generator() as generator:
+        return await _watch(generator, spec, server_pid)
 
 
 async def _watch(generator: asyncio.subprocess.Process, spec: LoadSpec, server_pid: int) -> Measured:

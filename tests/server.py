@@ -17,6 +17,7 @@ import aiohttp
 import orjson
 
 import app
+from tests.launcher import launched
 from tests.server_fork import ForkedServer, server_fork
 
 REPOSITORY: Final = Path(app.__file__).resolve().parents[1]
@@ -113,8 +114,8 @@ class ShieldxServer:
             return
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "app", *arguments],
-                cwd=self._directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment,
+                launched([sys.executable, "-m", "app", *arguments], self._directory),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment,
             )  # fmt: skip
 
     async def start(self) -> None:

@@ -66,7 +66,7 @@ class ForkedServer:
 
 
 class ServerFork:
-    """The process that servers are forked from. It ends with the one that made it."""
+    """The process that servers are forked from. It ends with the one that made it, and its servers end with it."""
 
     def __init__(self) -> None:
         """Start it; the first order waits for its imports."""
@@ -86,7 +86,7 @@ class ServerFork:
         return self._ask({"ended": pid})
 
     def close(self) -> None:
-        """End it. Servers that still run go on."""
+        """End it, and every server that still runs."""
         self._orders.close()
         self._process.wait()
 
@@ -104,13 +104,20 @@ def server_fork() -> ServerFork:
     return ServerFork()
 
 
-def _become_server(order: dict[str, Any]) -> int:
-    """Turn this process, which was just forked, into the one that the order describes; return its exit code."""
-    from app.cli import main  # noqa: PLC0415 - only the process that is forked from needs the program
+def _become_server(order: dict[str, Any], source: int) -> int:
+    """Turn this process, just forked from the process `source`, into the one that the order describes; return its exit code.
 
+    The kernel kills it when `source` is gone: a test run that is killed leaves no server behind.
+    """
+    from app.cli import main  # noqa: PLC0415 - only the process that is forked from needs the program
+    from app.embedded.launch import PR_SET_PDEATHSIG, Kernel  # noqa: PLC0415
+
+    Kernel().prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != source:
+        return 1  # it was gone before the kernel could be asked
     nothing, log = os.open(os.devnull, os.O_RDONLY), os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    for source, target in ((nothing, 0), (log, 1), (log, 2)):
-        os.dup2(source, target)
+    for ours, target in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(ours, target)
     os.close(nothing)
     os.close(log)
     os.environ.clear()
@@ -127,7 +134,7 @@ def run() -> int:
 
     gc.collect()
     gc.freeze()
-    orders = socket.socket(fileno=os.dup(0))
+    source, orders = os.getpid(), socket.socket(fileno=os.dup(0))
     while packet := orders.recv(ORDER_BYTES_MAX):
         order = json.loads(packet)
         if "ended" in order:
@@ -136,7 +143,7 @@ def run() -> int:
             answer = os.fork()
             if answer == 0:
                 orders.close()
-                return _become_server(order)
+                return _become_server(order, source)
         orders.send(str(answer).encode())
     return 0
 

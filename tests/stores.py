@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import random
 import re
@@ -16,7 +15,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Coroutine, Iterator, Sequence
@@ -32,7 +30,7 @@ from redis.asyncio import Redis
 
 from app.db.migrate import migrate
 from app.embedded.account import server_account
-from app.embedded.child import LAUNCHER, Command
+from app.embedded.child import Command
 from app.embedded.directory import (
     POSTGRES_PORT,
     POSTGRES_SOCKET,
@@ -43,6 +41,7 @@ from app.embedded.directory import (
 from app.embedded.leftovers import find_leftovers
 from app.embedded.postgres_server import PostgresServer, prepare_postgres
 from app.embedded.redis_server import RedisServer, prepare_redis
+from tests.launcher import launched
 
 START_TIMEOUT_S: Final = 90.0  # crash recovery of a test's database takes below 2 s
 STOP_TIMEOUT_S: Final = 60.0
@@ -77,18 +76,10 @@ class StoreProcess:
 
     def launch(self) -> None:
         """Start the process and return at once."""
-        account = self.command.account
-        order = {
-            "parent_pid": os.getpid(),
-            "death_signal": int(signal.SIGKILL),
-            "account": [account.uid, account.gid] if account else None,
-            "cwd": str(self.command.cwd),
-            "reach": [str(path) for path in self.command.reach],
-            "argv": self.command.argv,
-        }
-        with self.command.log.open("ab") as log:
+        command = self.command
+        with command.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(LAUNCHER), json.dumps(order)],
+                launched(command.argv, command.cwd, account=command.account, reach=command.reach),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -6,15 +6,13 @@ count becomes one entry at its end: 1,000 pages are two entries.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from app.turns import end_task
+from app.access.recorder import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,8 +32,8 @@ class _Reader(msgspec.Struct):
     first: bool
 
 
-class AuditReads:
-    """Takes reads without waiting, and records them one after another."""
+class AuditReads(Recorder):
+    """Counts reads by key and route, and tells of them."""
 
     def __init__(
         self,
@@ -44,21 +42,8 @@ class AuditReads:
         elapsed_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """`record` puts one entry into the chain; what it fails to take is told with the next one."""
-        self._record = record
-        self._elapsed_s = elapsed_s
+        super().__init__("audit reads", record, interval_s=SWEEP_INTERVAL_S, elapsed_s=elapsed_s)
         self._readers: dict[tuple[str, str], _Reader] = {}
-        self._woken = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to record."""
-        self._task = asyncio.create_task(self._run(), name="audit reads")
-
-    async def stop(self) -> None:
-        """End; what is untold is recorded first, as long as the chain takes it."""
-        if self._task is not None:
-            await end_task(self._task)
-        await self.flush(everything=True)
 
     def note(self, key_id: str, method: str, route: str) -> None:
         """Take one read: `route` is a template of ours, never what the client sent."""
@@ -98,10 +83,9 @@ class AuditReads:
         reader.told_s, reader.first = self._elapsed_s(), False
         return True
 
-    async def _run(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SWEEP_INTERVAL_S):
-                    await self._woken.wait()
-            self._woken.clear()
-            await self.flush()
+    async def _round(self, *, woken: bool) -> None:
+        del woken  # a first read is due at once, a summary by its time
+        await self.flush()
+
+    async def _finish(self) -> None:
+        await self.flush(everything=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 UNITS: Final = 1_000_000_000  # of one token; as in lua/rate_limit.lua
 BURST_MAX: Final = 1_000_000  # tokens; 10^15 units stay exact in Lua
-RATE_MAX_PER_S: Final = 1_000_000.0  # as in the account's rate_limit
+RATE_MAX_PER_S: Final = 1_000_000  # of a key, and of an account
 _SECOND_US: Final = 1_000_000
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 from msgspec import Meta, Struct
 
+from app.access.bucket import BURST_MAX, RATE_MAX_PER_S
 from app.access.key_text import ID_PATTERN, new_key_id, new_secret
 from app.access.scope import Key, Rate, Role, ServiceName, covers, tenant_filter
 from app.access.store import NewKeyRow
@@ -28,8 +29,8 @@ KeyName = Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^[^\x00-\x
 class KeyRate(Input, frozen=True):
     """How many requests a second a key may make, and how many at once."""
 
-    rate: Annotated[float, Meta(ge=0.001, le=1_000_000)]
-    burst: Annotated[int, Meta(ge=1, le=1_000_000)]
+    rate: Annotated[float, Meta(ge=0.001, le=RATE_MAX_PER_S)]
+    burst: Annotated[int, Meta(ge=1, le=BURST_MAX)]
 
 
 class NewKey(Input, frozen=True):

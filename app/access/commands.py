@@ -22,7 +22,7 @@ from app.clock import now_ms, time_of
 from app.db.postgres import open_pool
 from app.db.retry import TRANSIENT
 from app.db.statements import Statements
-from app.web.problems import Problem
+from app.web.problems import Problem, invalid
 
 if TYPE_CHECKING:
     import argparse
@@ -108,7 +108,10 @@ def _new_key(arguments: argparse.Namespace) -> NewKey:
         if getattr(arguments, name) is not None:
             body[name] = getattr(arguments, name)
     if arguments.expires_days is not None:
-        body["expires_at"] = time_of(now_ms()) + timedelta(days=arguments.expires_days)
+        try:
+            body["expires_at"] = time_of(now_ms()) + timedelta(days=arguments.expires_days)
+        except (OverflowError, ValueError):  # ValueError: it is no number, such as nan
+            raise invalid("/expires_at", "Expected a time before the year 10000") from None
     if arguments.rate is not None or arguments.burst is not None:
         body["rate_limit"] = {
             name: value for name, value in (("rate", arguments.rate), ("burst", arguments.burst)) if value is not None

@@ -13,7 +13,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final
 
-from app.turns import end_task
+from app.access.recorder import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -63,8 +63,8 @@ def network_of(address: str | None) -> str:
     return str(ipaddress.ip_network((ip, prefix), strict=False))
 
 
-class DenialLog:
-    """Takes denials without waiting, and records them one after another."""
+class DenialLog(Recorder):
+    """Makes entries of some denials, and counts the others."""
 
     def __init__(
         self,
@@ -73,25 +73,12 @@ class DenialLog:
         elapsed_s: Callable[[], float] = time.monotonic,
     ) -> None:
         """`record` puts one entry into the chain; when it fails, the denial is counted as left out."""
-        self._record = record
-        self._elapsed_s = elapsed_s
+        super().__init__("denials", record, interval_s=SUMMARY_INTERVAL_S, elapsed_s=elapsed_s)
         self._sources: OrderedDict[str, _Bucket] = OrderedDict()
         self._total = _Bucket(TOTAL_BURST, TOTAL_INTERVAL_S, elapsed_s())
         self._queue: deque[dict[str, Any]] = deque()
-        self._woken = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
         self.left_out = 0  # denials since the last entry that have none of their own
         self.denied: Final = Counter[str]()  # denials since the start, by reason
-
-    def start(self) -> None:
-        """Begin to record."""
-        self._task = asyncio.create_task(self._run(), name="denials")
-
-    async def stop(self) -> None:
-        """End; what still waits is recorded first, as long as the chain takes it."""
-        if self._task is not None:
-            await end_task(self._task)
-        await self.flush()
 
     def note(self, reason: str, method: str, route: str, *, key_id: str | None = None, address: str | None = None) -> None:
         """Take one denial: `reason` and `route` are words and templates of ours, never what the client sent."""
@@ -136,13 +123,8 @@ class DenialLog:
             self.left_out += left_out + (kind == "access.denied")
             log.warning("denial not recorded", extra={"reason": type(error).__name__, "left_out": self.left_out})
 
-    async def _run(self) -> None:
-        while True:
-            woken = True
-            try:
-                async with asyncio.timeout(SUMMARY_INTERVAL_S):
-                    await self._woken.wait()
-            except TimeoutError:
-                woken = False
-            self._woken.clear()
-            await self.flush(summary=not woken)
+    async def _round(self, *, woken: bool) -> None:
+        await self.flush(summary=not woken)
+
+    async def _finish(self) -> None:
+        await self.flush()

@@ -130,7 +130,8 @@ class Limits:
         self._task = asyncio.create_task(self._run(on_crash), name="rate limits")
 
     async def stop(self) -> None:
-        """End; whoever still waits gets a local decision."""
+        """End; whoever still waits gets a local decision, and so does whoever asks after that."""
+        self._reachable = False
         if self._task is not None:
             await end_task(self._task)
         self._give_up(self._take_all())

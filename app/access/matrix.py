@@ -1,9 +1,11 @@
 """Which role may call which route: the one table. A test holds it against the routes of the server.
 
-    reader    sees accounts, transactions, usage, reservations
+    reader    sees accounts, transactions, usage, reservations, experiments, rules, instances
     auditor   what a reader sees, and the chain: entries, proofs, tiles, verification, who has keys
-    writer    what a reader sees, and moves money in every direction within its tenants; assigns units, reports outcomes
-    operator  what a writer may, and runs the ledger: webhooks, metrics, trial balance, verification; and experiments
+    writer    what a reader sees, and moves money in every direction within its tenants; assigns units, reports outcomes, has
+              rules decide, registers instances
+    operator  what a writer may, and runs the ledger: webhooks, metrics, trial balance, verification; experiments, rules,
+              isolation of instances
     admin     everything, alone keys and erasures
 
 A row is for the whole ledger when its answer or effect reaches beyond single tenants: a key that is limited to tenants

@@ -25,8 +25,12 @@ async def verify_apart(database_url: str, key: bytes, trusted: Checkpoint | None
 
     faults  CannotCheckError: a checkpoint of another ledger
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    try:
         return await asyncio.get_running_loop().run_in_executor(pool, _verify, database_url, key, trusted)
+    finally:
+        # To wait here would hold up the event loop, for the whole verification when it is cancelled while the server stops.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _verify(database_url: str, key: bytes, trusted: Checkpoint | None) -> Report:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from app.audit.entry import HASH_BYTES
 from app.audit.merkle import (
     SIZE_MAX,
-    TILE_WIDTH,
     Node,
     Span,
     consistency_spans,
@@ -132,10 +131,6 @@ class Log:
             return bundle([row[0] for row in rows])
         run = Run(tile.level, tile.low, tile.low + tile.width)
         return (await self.runs(shard, [run]))[run]
-
-    async def entry_bundle(self, shard: int, number: int, width: int = TILE_WIDTH) -> bytes:
-        """Return the bundle with this number, or its first `width` entries. Raises NotPublished."""
-        return await self.tile(shard, Tile("entries", number, width))
 
     async def receipt(self, shard: int, seq: int) -> Receipt:
         """Return a receipt for the entry at `seq`, with its bytes, under a cosigned checkpoint if there is one.

@@ -28,6 +28,7 @@ from app.db.keys import checkpoint_key
 from app.db.lua import load_script
 from app.db.retry import TRANSIENT
 from app.db.sql import query
+from app.turns import pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -127,10 +128,7 @@ class ShardSigner:
 
     async def wait_published(self, timeout_s: float) -> None:
         """Return when the next checkpoint is signed, or after `timeout_s`."""
-        event = self._published
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await event.wait()
+        await pause(self._published, timeout_s)
 
     async def _run(self, on_crash: Callable[[BaseException], None]) -> None:
         while not self._stopping.is_set():
@@ -150,9 +148,7 @@ class ShardSigner:
             except Exception as error:  # noqa: BLE001 - an unknown fault stops the process, which starts clean
                 on_crash(error)
                 return
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._stopping.wait()
+            await pause(self._stopping, pause_s)
 
     def _forget(self, state: State, reason: str) -> None:
         """Start the next round from what is stored."""

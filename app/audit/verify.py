@@ -79,13 +79,6 @@ async def verify_ledger(
         await connection.close()
 
 
-async def verify_connection(
-    connection: asyncpg.Connection[Any], *, seals: Mapping[str, RowSeal], progress: Callable[[int, int], None]
-) -> Report:
-    """Check the ledger behind an idle connection, in this process alone; otherwise as `verify_ledger`."""
-    return await Verification(connection, seals, progress, RANGE_ENTRIES).run()
-
-
 class Verification:
     """One pass over a ledger: the chains in the order of their shards, then the tables."""
 

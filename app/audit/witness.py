@@ -6,7 +6,6 @@ A log that shows two different trees cannot have both of them cosigned. Source: 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -17,7 +16,7 @@ from app.audit.checkpoint import parse_decimal
 from app.audit.log import NotPublished, Published, TreeDamaged
 from app.audit.note import COSIGNATURE, NoteRefused, Signature, Verifier, encode64, parse_note, parse_signatures
 from app.db.retry import TRANSIENT
-from app.turns import end_task
+from app.turns import end_task, pause
 
 if TYPE_CHECKING:
     from app.audit.log import Log
@@ -123,9 +122,7 @@ class WitnessFeed:
             except Exception as error:  # noqa: BLE001 - an unknown fault stops the process, which starts clean
                 on_crash(error)
                 return
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._stopping.wait()
+            await pause(self._stopping, pause_s)
             await self._signer.wait_published(SUBMIT_INTERVAL_S)
 
     async def submit(self) -> None:

@@ -12,6 +12,7 @@ from app import __version__
 from app.backup.archive import read_archive, write_archive
 from app.backup.directory import Backup, BackupRefused, Failure
 from app.backup.facts import read_facts
+from app.backup.prune import VERSION_DIVISOR
 from app.clock import now_ms, time_of, time_text
 from app.embedded.binaries import find_postgres_programs
 from app.embedded.directory import sync_directory
@@ -50,7 +51,7 @@ async def _create(url: str, directory: BackupDirectory, reason: str, journal: Jo
     try:
         about = await connection.fetchrow(_ABOUT)
         assert about is not None, "the current database is in pg_database"
-        programs = await find_postgres_programs(about["version_num"] // 10_000)
+        programs = await find_postgres_programs(about["version_num"] // VERSION_DIVISOR)
         earlier = directory.list()
         expected_bytes = earlier[-1].size_bytes if earlier else 0
         journal.step("space", directory=str(directory.path), **_check_space(directory, expected_bytes, about["size_bytes"]))

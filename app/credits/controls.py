@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 LOW_BALANCE: Final = "credits.low_balance"
 QUOTA_WARNING: Final = "credits.quota_warning"  # at 80 % of the quota, once a window
 QUOTA_EXCEEDED: Final = "credits.quota_exceeded"  # when all of it is used or a spend was refused, once a window
-ALERT_TYPES: Final = (LOW_BALANCE, QUOTA_EXCEEDED, QUOTA_WARNING)
 
 _MARK: Final = '"controls":{'  # stands in no JSON text of somebody else: there its quotes would be escaped
 _STATE: Final = ("low", "used", "resets_at_ms", "told", "count")

@@ -101,7 +101,7 @@ class Ledger(Actor[Order]):
     def start(self, on_crash: Callable[[BaseException], None]) -> None:
         """Open the mailbox and start to sweep expired holds whenever this process leads."""
         super().start(on_crash)
-        self._sweeper = asyncio.create_task(self._sweep(), name=f"{self.name} sweeper")
+        self._sweeper = asyncio.create_task(self._sweep_or_crash(on_crash), name=f"{self.name} sweeper")
 
     async def stop(self) -> None:
         """Finish what was accepted: applied and durable, or failed after its time limit."""
@@ -357,6 +357,15 @@ class Ledger(Actor[Order]):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(OUTAGE_PAUSE_S):
                 await self._moved.wait()
+
+    async def _sweep_or_crash(self, on_crash: Callable[[BaseException], None]) -> None:
+        try:
+            await self._sweep()
+        except ScriptBroke:
+            # Every sweep would break the script again and have the shard rebuilt, so this process sweeps no more.
+            log.critical("holds are not expired any more", extra={"shard": self._shard.number})
+        except Exception as error:  # noqa: BLE001 - an unknown fault stops the process, which starts clean
+            on_crash(error)
 
     async def _sweep(self) -> None:
         """Expire holds that are due, in this process if it leads, so that one replica does it."""

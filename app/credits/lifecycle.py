@@ -1,6 +1,7 @@
 """The life of rows in Postgres: rollups of usage, the summary of balances, partitions, the archive.
 
-Every replica runs the same jobs; each job does nothing where another replica has just done it, and may be cut off anywhere.
+The replica that leads runs the jobs; while the lead changes two may, so each job does nothing where another replica has just
+done it, and may be cut off anywhere.
 Time comes from an injected clock.
 """
 

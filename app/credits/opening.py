@@ -151,8 +151,8 @@ class Credits:
         return [parts.signer for parts in self._parts]
 
     def start(self) -> None:
-        """Begin to open, and go on trying until it succeeds."""
-        self._task = asyncio.create_task(self._open(), name="credits opening")
+        """Begin to open, and go on trying while Postgres is away; any other error is a crash."""
+        self._task = asyncio.create_task(self._open_or_crash(), name="credits opening")
 
     async def record(self, kind: str, details: dict[str, Any]) -> None:
         """Append an entry that moves nothing; see `Book.record`. Raises ConnectionError before Postgres has answered."""
@@ -200,6 +200,12 @@ class Credits:
         for parts in self._parts:
             parts.ledger.refuse_if_away()
 
+    async def _open_or_crash(self) -> None:
+        try:
+            await self._open()
+        except Exception as error:  # noqa: BLE001 - a refused migration, a wrong URL, a fault of ours: a person has to act
+            self._on_crash(error)
+
     async def _open(self) -> None:
         attempt = 0
         while True:
@@ -212,9 +218,6 @@ class Credits:
                 log.warning("waiting for postgres", extra={"reason": f"{type(error).__name__}: {error}"})
                 await asyncio.sleep(delay_ms(attempt) / 1000)
                 attempt += 1
-            except Exception as error:  # noqa: BLE001 - a refused migration or a wrong URL: a person has to act
-                self._on_crash(error)
-                return
         self._pool_upkeep = PoolUpkeep(self._pool, size_max=self.stores.pool_max)
         self._pool_upkeep.start()
         self._metrics.add(PoolSeries("credits", self._pool, self._pool_upkeep).collect)
@@ -284,7 +287,7 @@ class Credits:
         self._controls.privacy.open(pool)
         lifecycle = Lifecycle(pool, range(row.shard_count), now_ms, self._controls.archive_after_days or None)
         upkeep = self._upkeep = Upkeep(records, lifecycle, self._controls.privacy, lambda: self.shards[0].leading)
-        upkeep.start()
+        upkeep.start(self._on_crash)
         self._metrics.observe(
             "credits_negative_balance_count", "Accounts below zero, as the replica that leads counts them; others show 0",
             lambda: lifecycle.negative_balances if self.shards[0].leading else 0,

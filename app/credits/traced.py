@@ -84,10 +84,12 @@ class TracedLedger(Ledger):
 
     def submit(self, fields: list[dict[str, Any]]) -> asyncio.Future[list[Outcome]]:
         """See `Ledger.submit`."""
+        self.refuse_if_away()
         return self.ask(TracedOrder(fields))
 
     def submit_one(self, fields: dict[str, Any], reply: Reply[list[Outcome]]) -> None:
         """See `Ledger.submit_one`."""
+        self.refuse_if_away()
         self.post(TracedOrder([fields]), reply)
 
     async def _decide(self, chunk: Sequence[tuple[Order, int]]) -> bool:

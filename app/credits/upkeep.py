@@ -52,9 +52,9 @@ class Upkeep:
         self._round_at_s = 0.0
         self.partitions_end: datetime | None = None  # of the last quarter that has all its partitions, once known
 
-    def start(self) -> None:
-        """Begin with a first round at once."""
-        self._task = asyncio.create_task(self._run(), name="upkeep")
+    def start(self, on_crash: Callable[[BaseException], None]) -> None:
+        """Begin with a first round at once; an error that it does not know is a crash."""
+        self._task = asyncio.create_task(self._run(on_crash), name="upkeep")
 
     async def stop(self) -> None:
         """End; an unfinished round is done again by whoever comes next."""
@@ -82,10 +82,13 @@ class Upkeep:
             await self._privacy.round()
             await self._lifecycle.round()
 
-    async def _run(self) -> None:
+    async def _run(self, on_crash: Callable[[BaseException], None]) -> None:
         while True:
             try:
                 await self.tick()
             except _LATER as error:
                 log.warning("upkeep waits", extra={"reason": f"{type(error).__name__}: {error}"})
+            except Exception as error:  # noqa: BLE001 - an unknown fault stops the process, which starts clean
+                on_crash(error)
+                return
             await asyncio.sleep(TICK_S)

@@ -26,6 +26,7 @@ from app.audit.verify import CannotCheckError, verify_ledger
 from app.clock import ms_of, now_ms, time_of
 from app.db.retry import TRANSIENT
 from app.db.sql import query
+from app.turns import pause
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -172,7 +173,7 @@ class DailyVerification:
         sender.close()
         loop.add_reader(receiver.fileno(), told.set)
         try:
-            while not await _within(told, BEAT_S):
+            while not await pause(told, BEAT_S):
                 with contextlib.suppress(*TRANSIENT, asyncpg.PostgresError):
                     await self._statements.rows(
                         "UPDATE ledger_verifications SET claimed_until = $2 WHERE verification_id = $1",
@@ -196,14 +197,6 @@ class DailyVerification:
             query("finish_verification"), verification_id, time_of(self._clock()), faults, sizes,
             None if report is None else report_json(report), None if report is None else _details(report, faults or 0),
         )  # fmt: skip
-
-
-async def _within(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for an event, but not longer than this; return whether it has come."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    return event.is_set()
 
 
 def _details(report: Report, faults: int) -> str:

@@ -8,6 +8,7 @@ import msgspec
 import orjson
 from msgspec import Meta, Struct
 
+from app.access.bucket import BURST_MAX, RATE_MAX_PER_S
 from app.clock import ms_of, now_ms, time_text
 from app.credits.controls import quota_use
 from app.credits.payment import PaymentBody
@@ -48,8 +49,8 @@ class Quota(Input, frozen=True):
 class RateLimit(Input, frozen=True):
     """How many requests a second a tenant may make, and how many at once."""
 
-    rate: Annotated[float, Meta(gt=0, le=1_000_000)]
-    burst: Annotated[int, Meta(ge=1, le=1_000_000)]
+    rate: Annotated[float, Meta(gt=0, le=RATE_MAX_PER_S)]
+    burst: Annotated[int, Meta(ge=1, le=BURST_MAX)]
 
 
 class NewAccount(Input, frozen=True):

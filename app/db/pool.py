@@ -62,7 +62,7 @@ class Loan:
 
 
 class Pool:
-    """A pool of connections of one role. Open it with `Pool.open`, close it with `close` or `terminate`."""
+    """A pool of connections of one role. Open it with `Pool.open`, end it with `terminate`."""
 
     def __init__(self, size: int) -> None:
         """Use `open` instead: it connects."""

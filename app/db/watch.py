@@ -36,6 +36,7 @@ class Watch:
         self._connect = connect
         self._interval_s = interval_s
         self._stopping = False
+        self._failures = 0  # sessions in a row over which nothing could be seen; how long the next one waits
         self._woken = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -58,16 +59,15 @@ class Watch:
             await self._task
 
     async def _run(self, on_crash: Callable[[BaseException], None]) -> None:
-        failures = 0
         while not self._stopping:
             try:
-                connection = await self._connect()
-                failures = 0
-                await self._session(connection)
+                await self._session(await self._connect())
             except (*TRANSIENT, asyncpg.PostgresError) as error:
                 log.warning("%s not confirmed", self._name, extra={"reason": f"{type(error).__name__}: {error}"})
-                await pause(self._woken, delay_ms(failures) / 1000)
-                failures += 1
+                if not self._stopping:
+                    self._woken.clear()  # a notification of the lost session must not cut this pause short
+                await pause(self._woken, delay_ms(self._failures) / 1000)
+                self._failures += 1
             except Exception as error:  # noqa: BLE001 - an unknown fault stops the process, which starts clean
                 on_crash(error)
                 return
@@ -81,7 +81,7 @@ class Watch:
             while not self._stopping:
                 self._woken.clear()
                 await self.look(connection, first=first)
-                first = False
+                first, self._failures = False, 0
                 await pause(self._woken, self._interval_s)
             await self.leave(connection)
         finally:

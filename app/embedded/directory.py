@@ -4,10 +4,13 @@ What lies in it:
 
     lock              flock of the running server; the pid in it stays behind only after a crash
     root.key          the embedded root key
+    checkpoint.key    seeds of the keys that sign checkpoints
+    master.key        keys that wrap those of private data, the current one first
     endpoints.json    URLs of the running servers
     postgres/         PostgreSQL's data          redis/        the append-only file
     redis.json        kind and version of the server that wrote redis/
     log/              postgres.log, redis.log    run/          the two sockets, if the path is short enough
+    backups/          backups, unless a setting names another directory
 
 All of it is private to the user that started the servers and to the account that they run as.
 """
@@ -230,7 +233,7 @@ def root_key(data_dir: Path) -> str:
     path = directory.root / "root.key"
     with _explained(directory.root):
         if not path.exists():
-            _make_secret(path, f"{ROOT_KEY_PREFIX}{secrets.token_urlsafe(ROOT_KEY_BYTES)}")
+            make_secret(path, f"{ROOT_KEY_PREFIX}{secrets.token_urlsafe(ROOT_KEY_BYTES)}")
         token = path.read_text().strip()
     if ROOT_KEY_PATTERN.fullmatch(token) is None:
         raise DataDirectoryRefused(
@@ -257,11 +260,12 @@ def checkpoint_keys(data_dir: Path) -> str:
     path = directory.root / "checkpoint.key"
     with _explained(directory.root):
         if not path.exists():
-            _make_secret(path, secrets.token_hex(CHECKPOINT_SEED_BYTES))
+            make_secret(path, secrets.token_hex(CHECKPOINT_SEED_BYTES))
         return path.read_text()
 
 
-def _make_secret(path: Path, text: str) -> None:
+def make_secret(path: Path, text: str) -> None:
+    """Make a private file of one line, mode 0600, unless there is one: it appears whole or not at all, and stays."""
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

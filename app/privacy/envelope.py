@@ -30,6 +30,8 @@ from cryptography.hazmat.primitives.keywrap import (
     aes_key_wrap_with_padding,
 )
 
+from app.embedded.directory import make_secret
+
 VERSION: Final = 1
 KEY_BYTES: Final = 32  # AES-256; the library would take 16 as well
 NONCE_BYTES: Final = 12  # the library would take 8 to 128; only 12 is used without hashing
@@ -118,14 +120,6 @@ def _part(data: bytes) -> bytes:
 def associated_data(place: Place, dek_id: bytes) -> bytes:
     """Return what a blob is bound to; with lengths, so that no two places have the same."""
     return b"".join(map(_part, (AAD_LABEL, *(text.encode() for text in place), dek_id)))
-
-
-def dek_id_of(blob: bytes) -> bytes:
-    """Return the id of the data key that a blob names. Raises Sealed when it is no blob."""
-    if len(blob) < BLOB_OVERHEAD_BYTES or blob[0] != VERSION:
-        raise Sealed
-    dek_id: bytes = _HEADER.unpack_from(blob)[2]
-    return dek_id
 
 
 class MasterKeys:
@@ -235,19 +229,7 @@ def make_master_key_file(path: Path) -> MasterKeys:
     Raises MasterKeyRefused; OSError when the directory cannot be written.
     """
     if not path.exists():
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.write(descriptor, secrets.token_bytes(KEY_BYTES).hex().encode() + b"\n")
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            pass  # Another process was first: its key counts.
-        finally:
-            draft.unlink()
+        make_secret(path, secrets.token_hex(KEY_BYTES))
     keys = read_master_keys({"SHIELDX_MASTER_KEY_FILE": str(path)})
     if keys is None:
         raise MasterKeyRefused(f"{path} holds no master key")

@@ -17,8 +17,6 @@ from app.privacy.fields import mask_expiry, mask_name, mask_number
 SALT_BYTES: Final = 32  # without it a commitment is 256 opaque bits
 COMMIT_LABEL: Final = b"shieldx-private/v1/commit/"
 CLASS: Final = "payment"
-# How long each class is kept, in seconds. A cardholder can dispute a charge for up to 540 days; nothing else needs the card.
-KEEP_S: Final = {CLASS: 540 * 86_400}
 
 
 class Payment(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -17,6 +17,7 @@ import asyncpg
 
 from app.db.postgres import open_session
 from app.db.sql import query
+from app.embedded.directory import write_whole
 from app.privacy.envelope import (
     KEY_BYTES,
     MASTER_KEYS_MAX,
@@ -80,14 +81,8 @@ def add_master_key(path: Path) -> MasterKeys:
     masters = make_master_key_file(path)
     if len(masters.ids) >= MASTER_KEYS_MAX:
         raise MasterKeyRefused(f"{path} holds {MASTER_KEYS_MAX} keys: take out old ones that no backup needs")
-    text = secrets.token_bytes(KEY_BYTES).hex() + "\n" + path.read_text()
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    # It is there also after a power cut before anything is wrapped under the new key.
+    write_whole(path, f"{secrets.token_hex(KEY_BYTES)}\n{path.read_text()}")
     return make_master_key_file(path)
 
 
@@ -125,7 +120,9 @@ def run_rotation(database_url: str, key_file: Path | None) -> int:
     try:
         masters, rotation = asyncio.run(rotate(database_url, key_file))
     except asyncpg.UndefinedTableError:
-        sys.stderr.write("could not rotate: the database has no private data of this release yet: start the server once\n")
+        sys.stderr.write(
+            "could not rotate: the database has no private data of this release yet: run `shieldx migrate up` on it\n"
+        )
         return EXIT_REFUSED
     except (MasterKeyRefused, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         sys.stderr.write(f"could not rotate: {error}\n")

@@ -128,7 +128,7 @@ class ExperimentCalls:
 
     async def assign(self, name: str, body: AssignCall) -> Assigned:
         """POST /v1/experiments/{name}/assign. refuses  404."""
-        return _assigned(await self._catalog.assign(name, body.unit_id, body.attributes))
+        return _assigned(await self._catalog.assign(name, body.unit_id))
 
     def assign_soon(self, name: str, body: AssignCall, reply: Reply[Assigned]) -> None:
         """The same for a caller that is no task: `reply` gets what `assign` returns or raises, now or later."""

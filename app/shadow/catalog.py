@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from app.shadow.counters import Counters
     from app.shadow.definition import Definition
     from app.shadow.store import ExperimentStore, Row
-    from app.web.fields import Metadata
 
 TRIES_MAX: Final = 5  # replicas that change the same experiment at once; each try reads what the other made of it
 
@@ -112,13 +111,11 @@ class Catalog:
             raise no_experiment()
         return self.take(row)
 
-    async def assign(self, name: str, unit_id: str, attributes: Metadata | None = None) -> Assignment:
+    async def assign(self, name: str, unit_id: str) -> Assignment:
         """Return what a unit gets in an experiment: the same at any time, on every replica.
 
-        attributes  what is known of the unit; a split does not depend on it, rules that stand before one may
         Raises Problem 404, and for Thompson sampling what Redis raises.
         """
-        del attributes
         experiment = self._experiments.get(name) or await self.find(name)
         return experiment.assign_at_once(unit_id) or await experiment.assign(unit_id)
 

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from app.db.lua import Script
     from app.db.topology import Topology
 
-LINKS: Final = (
-    2  # to each server: one script runs while the next is on its way; Redis runs one at a time, and money needs it too
-)
+# To each server: one script runs while the next is on its way; Redis runs one at a time, and money needs it too.
+LINKS: Final = 2
 ENROL_LINKS: Final = 4  # beside those, so that a unit that asks what it gets never waits for the merges of 250 outcomes
 RESTORE_SLICE: Final = 500  # items of one call: a few ms of Redis
 SWEEP_SLICE: Final = 100  # experiments of one pipeline: about 2 ms of the event loop for the answers

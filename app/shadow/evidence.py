@@ -114,11 +114,9 @@ def increments(share: float, *, challenger: bool) -> tuple[int, ...]:
     """Return what one success adds to the statistic of a challenger and control: 26 integers, to be summed field by field.
 
     share       probability that this unit got the challenger given that it got one of the two: w_i / (w_i + w_control) of
-                the
-                weights that were logged when it was assigned
+                the weights that were logged when it was assigned
     challenger  whether it got the challenger. A success of control adds to the statistic of every challenger, each with
-                its own
-                share; a success of a challenger adds to its own alone
+                its own share; a success of a challenger adds to its own alone
     returns     (1, 0, ...) or (0, 1, ...), then the terms of A in nano-nats
     faults      ValueError for a share outside 0 to 1, or one with which this unit could not have been assigned as it was
     """
@@ -221,9 +219,8 @@ def _e(sums: Sequence[int], r0: float, side: int) -> float:
 def e_value(sums: Sequence[int], r0: float = 1.0) -> float:
     """Return the evidence that the challenger's success rate is more than `r0` times control's: 1 at the start, 50 is much.
 
-    While that is not so, it ever reaches 1 / alpha with probability at most alpha. For the arms of errors or of slow
-    calls it is
-    the evidence that the challenger makes more than `r0` times as many.
+    While that is not so, it ever reaches 1 / alpha with probability at most alpha. For the arms of errors or of slow calls
+    it is the evidence that the challenger makes more than `r0` times as many.
 
     sums    the statistic: `increments` of all successes, summed
     faults  ValueError for sums that are no statistic, or an r0 outside 0.135 to 7.39

@@ -175,7 +175,7 @@ class Flags:
             if refused.code == "no_experiment":
                 return None
             raise
-        return await self._evaluated(experiment, unit, context)
+        return await self._evaluated(experiment, unit)
 
     async def all(self, context: Document | None) -> tuple[bytes, str]:
         """Return the body with all flags that are not archived, and its entity tag.
@@ -192,20 +192,20 @@ class Flags:
                 await asyncio.sleep(0)
             digest.update(f"\n{experiment.definition.name} {experiment.revision}".encode())
             try:
-                found.append(await self._evaluated(experiment, unit, context))
+                found.append(await self._evaluated(experiment, unit))
             except ContextRefused as refused:
                 found.append(FlagFailure(experiment.definition.name, refused.code, refused.detail))
         body = msgspec.json.encode(FlagList([msgspec.to_builtins(one) for one in found]))
         digest.update(body)
         return body, f'"{digest.hexdigest()[:32]}"'
 
-    async def _evaluated(self, experiment: Experiment, unit: str | None, context: Document | None) -> Flag:
+    async def _evaluated(self, experiment: Experiment, unit: str | None) -> Flag:
         settled = experiment.settled
         if settled is not None:
             return flag_of(experiment, settled)
         if unit is None:
             raise ContextRefused("TARGETING_KEY_MISSING", "The flag is split by targetingKey, and the context has none.")
-        return flag_of(experiment, await self._catalog().assign(experiment.definition.name, unit, context))
+        return flag_of(experiment, await self._catalog().assign(experiment.definition.name, unit))
 
 
 def flag_of(experiment: Experiment, given: Assignment) -> Flag:

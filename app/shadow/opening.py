@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from app.db.pool import Pool
     from app.metrics import Metrics
     from app.shadow.assignment import Assignment
-    from app.web.fields import Metadata
 
 log = logging.getLogger(__name__)
 
@@ -109,9 +108,9 @@ class Shadow:
             raise ConnectionError("experiments are not loaded yet")
         return self._parts.catalog
 
-    async def assign(self, name: str, unit_id: str, attributes: Metadata | None = None) -> Assignment:
+    async def assign(self, name: str, unit_id: str) -> Assignment:
         """Return what a unit gets in an experiment; see `Catalog.assign`."""
-        return await self.catalog.assign(name, unit_id, attributes)
+        return await self.catalog.assign(name, unit_id)
 
     def start(self, places: Places, ready: Callable[[], bool]) -> None:
         """Begin to open once `ready` says that the schema is there, and go on trying until it succeeds."""

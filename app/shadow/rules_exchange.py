@@ -18,7 +18,7 @@ import asyncpg
 import msgspec
 import redis.exceptions
 
-from app.clock import now_ms, time_text
+from app.clock import time_text
 from app.db.keys import rule_samples_key, rule_trial_key
 from app.db.retry import TRANSIENT
 from app.shadow.rules_difference import KINDS
@@ -251,7 +251,7 @@ def sample_text(compared: Compared) -> str:
         return {"answer": mask(judged.answer, names)}
 
     sample = {
-        "at": time_text(now_ms()), "fields": compared.difference.fields, "noisy": compared.noisy,
+        "at": time_text(compared.at_ms), "fields": compared.difference.fields, "noisy": compared.noisy,
         "input": mask(compared.data, names), "champion": shown(compared.champion), "challenger": shown(compared.challenger),
     }  # fmt: skip
     text = msgspec.json.encode(sample)

@@ -27,7 +27,7 @@ from app.shadow.guardrail import trip_of
 from app.shadow.store import Entry
 from app.shadow.tallies import counts_of
 from app.shadow.thompson import weights_of
-from app.turns import end_task
+from app.turns import end_task, pause
 from app.web.problems import Problem
 
 if TYPE_CHECKING:
@@ -325,9 +325,9 @@ class Steward:
 
     async def _run(self, on_crash: Callable[[BaseException], None]) -> None:
         loop = asyncio.get_running_loop()
-        await self._catch_up()
-        while True:
-            try:
+        try:
+            await self._catch_up()
+            while True:
                 started_s = loop.time()
                 self._woken.clear()
                 await self._round()
@@ -337,12 +337,9 @@ class Steward:
                         await self._look_at_canaries()
                 # As long as the looks took, others have the process for themselves.
                 await asyncio.sleep(max(LOOK_INTERVAL_S, loop.time() - started_s))
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(CANARY_INTERVAL_S):
-                        await self._woken.wait()
-            except Exception as error:  # noqa: BLE001 - an unknown fault stops the process, which starts clean
-                on_crash(error)
-                return
+                await pause(self._woken, CANARY_INTERVAL_S)
+        except Exception as error:  # noqa: BLE001 - an unknown fault stops the process, which starts clean
+            on_crash(error)
 
 
 def _counts(experiment: Experiment) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -90,8 +90,8 @@ def evidence_of(definition: Definition, one: Class, weights: Sequence[float]) ->
     """Return what an outcome adds once for each unit: kind, tells, field, amount, ...
 
     kind     X for the first outcome of the unit, before all kinds of evidence
-    tells    1 for a success, an error or a slow call, after which the unit is no evidence of this kind any more; 0 for a
-             trial without
+    tells    1 for a success, an error or a slow call, after which the unit is no evidence of this kind any more; 0 for
+             a trial without
     weights  propensities of the version `one.shares`; not looked at under a fixed split
     """
     if one.fate != "counted":

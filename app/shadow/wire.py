@@ -113,7 +113,7 @@ class AssignCall(Input, frozen=True):
     """Body of POST /v1/experiments/{name}/assign."""
 
     unit_id: UnitId
-    attributes: Metadata | None = None
+    attributes: Metadata | None = None  # what is known of the unit: taken for callers that send it, no split depends on it
 
 
 class Outcome(Input, frozen=True):

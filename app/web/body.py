@@ -1,9 +1,7 @@
 """From the bytes of a request to a typed struct: the edge of trust.
 
-`Body(Struct)` is made once per route and read once per request. What it lets through is JSON as RFC 8259 and
-I-JSON (RFC 7493) say it, once: no duplicate keys, no NaN, no lone surrogates, and exactly the fields and
-types
-of the struct.
+`Body(Struct)` is made once per route and read once per request. What it lets through is JSON as RFC 8259 and I-JSON
+(RFC 7493) say it, once: no duplicate keys, no NaN, no lone surrogates, and exactly the fields and types of the struct.
 """
 
 import asyncio
@@ -64,13 +62,10 @@ _pairs = json.JSONDecoder(object_pairs_hook=_unique, parse_int=len, parse_float=
 
 
 def check_json(data: bytes) -> None:
-    """Raise Problem 400 `malformed_json` unless `data` is one JSON text that I-JSON allows.
+    """Raise Problem 400 `malformed_json` unless `data` is one JSON text that I-JSON allows, at most DEPTH_MAX levels deep.
 
-    At most DEPTH_MAX levels deep.
-
-    Refused: bad syntax, bad UTF-8, trailing data, NaN and Infinity, lone surrogates, duplicate keys at any
-    depth
-    (compared after unescaping), depth. Linear in the size; a deep text ends at DEPTH_MAX. Source: RFC 7493.
+    Refused: bad syntax, bad UTF-8, trailing data, NaN and Infinity, lone surrogates, duplicate keys at any depth (compared
+    after unescaping), depth. Linear in the size; a deep text ends at DEPTH_MAX. Source: RFC 7493.
     """
     if deeper_than(data, DEPTH_MAX):
         raise _malformed(f"The body is nested deeper than {DEPTH_MAX} levels.")
@@ -187,8 +182,7 @@ async def read_json(request: Request, limit_bytes: int = BODY_MAX_BYTES) -> Any:
 class Body(Generic[T]):
     """Reads and checks the body of one route.
 
-    struct_type     a struct below `Input`; TypeError here if it, or a struct in it, could hide a duplicate
-                    key
+    struct_type     a struct below `Input`; TypeError here if it, or a struct in it, could hide a duplicate key
     limit_bytes     largest body
     timeout_s       longest wait for the whole body
     optional        an absent body counts as `{}`

@@ -23,17 +23,17 @@ from app.web.fastpath import PATHS, FastConnection, Paths
 from app.web.problems import Problem
 from app.web.request_ids import ids
 
-# a first header section of 16 KiB at 13 kbit/s; slower clients hold a socket only.
+# A first header section of 16 KiB at 13 kbit/s; slower clients hold a socket only.
 HEADER_TIMEOUT_S: Final = 10.0
-KEEPALIVE_TIMEOUT_S: Final = 75.0  # above the 60 s that common proxies keep an idle upstream connection.
-WRITE_TIMEOUT_S: Final = 30.0  # a client that reads nothing for this long is gone.
-# rest of a refused body that is read and dropped, so that the answer is not lost in a reset.
+KEEPALIVE_TIMEOUT_S: Final = 75.0  # above the 60 s that common proxies keep an idle upstream connection
+WRITE_TIMEOUT_S: Final = 30.0  # a client that reads nothing for this long is gone
+# The rest of a refused body that is read and dropped, so that the answer is not lost in a reset.
 LINGER_S: Final = 2.0
-CONNECTIONS_MAX: Final = 8192  # 8192 * 40 KiB of buffers and objects is 320 MiB.
-LINE_MAX_BYTES: Final = 8192  # request line; RFC 9112 asks for 8000 at least.
-# one header field; another number than the line's, so that an error tells which.
+CONNECTIONS_MAX: Final = 8192  # 8192 * 40 KiB of buffers and objects is 320 MiB
+LINE_MAX_BYTES: Final = 8192  # request line; RFC 9112 asks for 8000 at least
+# One header field; another number than the line's, so that an error tells which.
 FIELD_MAX_BYTES: Final = 8000
-HEADER_FIELDS_MAX: Final = 100  # fields of one request; a proxy chain adds about 20.
+HEADER_FIELDS_MAX: Final = 100  # fields of one request; a proxy chain adds about 20
 
 REQUEST_CODE: Final = web.RequestHandler._handle_request.__code__  # noqa: SLF001 - to tell requests from connections
 

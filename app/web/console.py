@@ -43,6 +43,6 @@ def console_route(version: str) -> Route:
         return Answer(page, content_type=HTML, cache=REVALIDATE, fields=fields)
 
     return Route(
-        "GET", "/", console, "The console, a page for people", "Operations",
+        "GET", "/", console, "The console, a page for people", "operations",
         answers={200: None}, open=True, media_type="text/html",
     )  # fmt: skip

@@ -1,10 +1,9 @@
 """The edge: what happens to every request around its route.
 
-`enclose` puts one coroutine around the coroutine of a route when the route is registered, where everything
-that
-does not change between requests is known already. It is the one middleware of the server: request id, bearer
-key, path and query shape, every exception to problem+json, metrics. aiohttp's own middleware chain costs two
-more coroutines per request and is not used.
+`enclose` puts one coroutine around the coroutine of a route when the route is registered, where everything that does not
+change between requests is known already. It is the one middleware of the server: request id, bearer key, path and query
+shape, every exception to problem+json, metrics. aiohttp's own middleware chain costs two more coroutines per request and is
+not used.
 """
 
 import logging
@@ -51,7 +50,6 @@ Enclosed = Callable[[Request], Awaitable[web.StreamResponse]]
 # What takes the end of a call: what its route made of it, or the exception it ended with.
 Done = Callable[["web.StreamResponse | Problem | Exception"], None]
 Respond = Callable[[web.StreamResponse], None]
-Conclude = Callable[[Request, float, "web.StreamResponse | Problem | Exception"], web.StreamResponse]
 Begun = Callable[[Request, Respond], None]
 Adapted = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

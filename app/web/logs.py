@@ -1,9 +1,8 @@
 """Structured log lines on stderr, one JSON object a line, without secrets.
 
 Every string of a line passes `redact`; card numbers, verification codes, cardholder names, expiry dates, IP addresses and
-user agents are masked by `app.privacy`. A line that belongs to a request (it has `request_id`) shows the
-classes
-and places of its exceptions but not their texts: those may quote what the client sent.
+user agents are masked by `app.privacy`. A line that belongs to a request (it has `request_id`) shows the classes and places
+of its exceptions but not their texts: those may quote what the client sent.
 """
 
 import logging

@@ -16,6 +16,7 @@ import asyncpg
 
 from app.clock import now_ms
 from app.db.retry import TRANSIENT
+from app.turns import pause
 from app.webhooks.post import ANSWER_TIMEOUT_S, Outcome
 from app.webhooks.schedule import next_delay_s
 from app.webhooks.signature import SecretUnknown, signed_fields
@@ -121,15 +122,8 @@ class Deliverer:
                 on_crash(error)
                 return
             if not begun:
-                await self._pause()
-
-    async def _pause(self) -> None:
-        try:
-            async with asyncio.timeout(POLL_INTERVAL_S):
-                await self._woken.wait()
-        except TimeoutError:
-            return
-        self._woken.clear()
+                await pause(self._woken, POLL_INTERVAL_S)
+                self._woken.clear()
 
     async def _attempt(self, claim: Claim) -> None:
         outcome = await self._send(claim)

@@ -84,6 +84,8 @@ def test_a_key_is_rotated_and_revoked(console: Console) -> None:
         (("rotate", "key_" + "0" * 16), "no key"),
         (("create", "--name", "", "--role", "reader"), "length"),
         (("create", "--name", "x", "--role", "reader", "--expires-days", "-1"), "/expires_at: Expected a time in the future"),
+        (("create", "--name", "x", "--role", "reader", "--expires-days", "1e9"), "/expires_at: Expected a time before the year"),
+        (("create", "--name", "x", "--role", "reader", "--expires-days", "nan"), "/expires_at: Expected a time before the year"),
         (("create", "--name", "x", "--role", "reader", "--rate", "5"), "burst"),
         (("create", "--name", "x", "--role", "reader", "--tenant", "a/b"), "tenants"),
     ],

@@ -17,11 +17,8 @@ from app.db.postgres import open_session
 from app.db.redis import RedisLink
 from app.db.statements import Statements
 from app.db.topology import make_topology
-from app.web.connections import ConnectionLimits, EdgeRunner
-from app.web.docs import reference_routes
-from app.web.edge import set_up, unauthorized
-from app.web.routes import add_routes
 from tests.access.conftest import until
+from tests.route_client import call, serving
 
 ROOT_KEY = "the root key of this test"
 
@@ -33,10 +30,8 @@ class Client:
         self._session = session
 
     async def call(self, method: str, path: str, body: Any = None, *, key: str = ROOT_KEY) -> tuple[int, Any]:
-        headers = {"Authorization": f"Bearer {key}"}
-        skip = ("Content-Type",) if body is None else ()
-        async with self._session.request(method, path, json=body, headers=headers, skip_auto_headers=skip) as response:
-            return response.status, await response.json(content_type=None)
+        reply = await call(self._session, method, path, body, key=key)
+        return reply.status, reply.body
 
 
 @pytest.fixture
@@ -53,19 +48,12 @@ async def client(access: Access) -> AsyncIterator[Client]:
     app = web.Application()
     app[ACCESS] = access
 
-    def authenticate(header: str | None) -> Key | None:
+    def authenticate(header: str) -> Key | None:
         found = access.table.check(header)
         return None if isinstance(found, Denial) else found
 
-    set_up(app, lambda _method, _path: lambda header, _address: authenticate(header) or unauthorized())
-    add_routes(app, (*KEY_ROUTES, *reference_routes(KEY_ROUTES, title="keys", version="0")))
-    runner = EdgeRunner(app, ConnectionLimits(), shutdown_timeout=0.5)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    port = runner.addresses[0][1]
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+    async with serving(app, KEY_ROUTES, authenticate) as session:
         yield Client(session)
-    await runner.cleanup()
 
 
 @pytest.fixture

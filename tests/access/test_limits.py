@@ -106,6 +106,15 @@ async def test_a_call_without_a_task_is_answered_once(limits: Limits) -> None:
     assert made[1].levels == (3 * UNITS,)
 
 
+async def test_who_asks_after_the_end_gets_a_local_decision(redis_url: str) -> None:
+    limits = await started(redis_url)
+    await until(lambda: limits.reachable, "Redis")
+    await limits.stop()
+
+    async with asyncio.timeout(5):
+        assert (await limits.check((BUCKET,))).local
+
+
 async def test_a_slow_redis_is_not_waited_for(
     limits: Limits, redis_server: PrivateRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
     serve.py DATA_DIR [LOOP]      LOOP is "asyncio" (the default) or "uvloop"
 
-Prints one JSON line with the endpoints when ready, stops on SIGTERM.
+Prints one JSON line with the endpoints when ready, stops on SIGTERM, which it also gets when the process that started it ends.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from pathlib import Path
 import uvloop
 
 from app.embedded import EmbeddedServers
+from app.embedded.launch import PR_SET_PDEATHSIG, Kernel
 
 
 async def serve(data_dir: Path) -> None:
@@ -28,5 +29,6 @@ async def serve(data_dir: Path) -> None:
 
 
 if __name__ == "__main__":
+    Kernel().prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     run = uvloop.run if sys.argv[2:] == ["uvloop"] else asyncio.run
     run(serve(Path(sys.argv[1])))

@@ -1,10 +1,8 @@
 """Servers and pid files that a crash left do not stop the next start."""
 
 import asyncio
-import json
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,11 +11,10 @@ import pytest
 from embedded_probe import eventually, main_process, server_processes, write_and_read
 
 from app.embedded import EmbeddedServers
+from app.embedded.account import Account
 from app.embedded.binaries import find_postgres, find_redis
-from app.embedded.child import LAUNCHER
 from app.embedded.leftovers import POSTGRES_STOP, find_leftovers, stop_leftovers
-
-NO_SIGNAL = 0  # a server that was told this outlives its parent, as where the kernel has no such signal
+from tests.launcher import launched
 
 
 def ignore_exit(_name: str, _code: int) -> None:
@@ -58,16 +55,9 @@ def owner_of(path: Path) -> os.stat_result:
 async def run_unsupervised(cwd: Path, *argv: object) -> asyncio.subprocess.Process:
     """Run a server in its directory, as that directory's owner."""
     owner = owner_of(cwd)
-    order = {
-        "parent_pid": os.getpid(),
-        "death_signal": NO_SIGNAL,
-        "account": [owner.st_uid, owner.st_gid] if os.geteuid() == 0 else None,
-        "cwd": str(cwd),
-        "reach": [str(cwd)],
-        "argv": [str(part) for part in argv],
-    }
+    account = Account(owner.st_uid, owner.st_gid) if os.geteuid() == 0 else None
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", LAUNCHER, json.dumps(order), stderr=asyncio.subprocess.DEVNULL
+        *launched([str(part) for part in argv], cwd, account=account, reach=[cwd]), stderr=asyncio.subprocess.DEVNULL
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 import aiohttp
 
 from tests.debian import program
+from tests.launcher import launched
 
 START_TIMEOUT_S: Final = 60.0  # the first start of a browser on a busy machine
 DEADLINE_S: Final = 30.0
@@ -68,7 +69,7 @@ class Page:
 async def browsing(directory: Path, url: str) -> AsyncIterator[Page]:
     """Yield a tab that loads `url`; the browser keeps its profile in `directory`."""
     profile = directory / "chromium"
-    command = [str(program("chromium")), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    command = launched([program("chromium"), *FLAGS, f"--user-data-dir={profile}", "about:blank"], directory)
     nowhere = asyncio.subprocess.DEVNULL
     process = await asyncio.create_subprocess_exec(*command, stdin=nowhere, stdout=nowhere, stderr=nowhere)
     try:

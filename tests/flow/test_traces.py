@@ -6,8 +6,9 @@ import asyncio
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import aiohttp
 import pytest
@@ -19,6 +20,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from app.audit.shard import Shard
+from app.credits.ledger import Ledger
+from app.credits.traced import TracedLedger
+from app.db.redis import GIVE_UP_S
 from app.main import make_app, wait_open
 from app.otel import TRACES_PER_S_MAX, OtelTraces, open_traces
 from app.settings import SettingRefused, Settings
@@ -112,6 +117,18 @@ async def test_a_request_is_one_tree_over_mailbox_lua_and_commit(serving: Traced
     assert moments == sorted(moments, key=lambda moment: moment or 0)
     assert (wait.end_time, apply.end_time) == (apply.start_time, commit.start_time)
     assert serving.exporter.get_finished_spans()[0].resource.attributes["service.name"] == "shieldx"
+
+
+@pytest.mark.parametrize("kind", [Ledger, TracedLedger])
+async def test_a_shard_that_was_closed_for_a_second_refuses_at_once(kind: type[Ledger]) -> None:
+    shard, parts = Shard(0, "shieldx/test/s00"), cast("Any", None)
+    shard.closed_at_s = time.monotonic() - GIVE_UP_S
+    ledger = kind(shard, parts, parts, parts, parts)
+
+    with pytest.raises(ConnectionError, match="waiting for Postgres"):
+        ledger.submit([{"op": "sweep", "limit": 1}])
+    with pytest.raises(ConnectionError, match="waiting for Postgres"):
+        ledger.submit_one({"op": "sweep", "limit": 1}, lambda _value, _error: None)
 
 
 async def test_requests_that_share_a_batch_each_have_its_times(serving: Traced) -> None:

@@ -25,6 +25,7 @@ import pytest
 from tests.credits.ledger_house import LedgerHouse
 from tests.debian import program
 from tests.image.rootfs import write_rootfs
+from tests.launcher import launched
 from tests.server import MASTER_KEY, REPOSITORY, ROOT_KEY, free_port
 from tests.stores import run_apart
 
@@ -133,8 +134,10 @@ class Container:
         self._runc = [str(program("runc")), "--root", str(directory / "runc")]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*self._runc, "run", "--bundle", str(directory), self.name], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+                # runc hands SIGTERM on to the program inside, and ends with it.
+                launched([*self._runc, "run", "--bundle", directory, self.name], directory, death_signal=signal.SIGTERM),
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
 
     def execute(self, *arguments: str) -> str:
         """Run a further command inside, as `kubectl exec` does, and return what it printed."""

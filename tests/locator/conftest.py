@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
-import aiohttp
 import pytest
 
-from tests.credits.ledger_client import Client
-from tests.credits.ledger_house import house_of
-from tests.server import ShieldxServer
 from tests.stores import PrivateRedis, run_apart, running_redis
 
 
@@ -28,16 +24,3 @@ def own_redis(mortal_redis: PrivateRedis) -> PrivateRedis:
         run_apart(mortal_redis.wait_ready())
     run_apart(mortal_redis.flush())
     return mortal_redis
-
-
-@pytest.fixture(scope="session")
-def server(pytestconfig: pytest.Config) -> ShieldxServer:
-    """The session's server."""
-    return house_of(pytestconfig).server(1)[0]
-
-
-@pytest.fixture
-async def client(server: ShieldxServer) -> AsyncIterator[Client]:
-    """Calls of the session's server, as the root."""
-    async with aiohttp.ClientSession() as session:
-        yield Client(session, server.url)

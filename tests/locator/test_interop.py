@@ -22,6 +22,7 @@ from aiohttp import web
 
 from tests.credits.ledger_client import Client, fresh
 from tests.debian import program
+from tests.launcher import launched
 from tests.server import ROOT_KEY, ShieldxServer, free_port
 
 SCRAPE_DEADLINE_S = 60.0
@@ -164,7 +165,7 @@ def scraping(name: str, arguments: tuple[str, ...], config: str, directory: Path
     port = free_port()
     words = [argument.format(port=port) for argument in arguments]
     with directory.joinpath("log").open("wb") as log:
-        process = subprocess.Popen([program(name), *words], cwd=directory, stdout=log, stderr=log)
+        process = subprocess.Popen(launched([program(name), *words], directory), stdout=log, stderr=log)
         try:
             yield f"http://127.0.0.1:{port}"
         finally:

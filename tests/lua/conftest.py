@@ -13,6 +13,7 @@ import redis
 
 from tests.credits.ledger_house import house_of
 from tests.debian import program
+from tests.launcher import launched
 from tests.lua.script_shard import ScriptShard
 
 START_TIMEOUT_S = 90.0
@@ -24,22 +25,8 @@ def redis_socket() -> Iterator[str]:
     server = program("redis-server")
     with tempfile.TemporaryDirectory(prefix="shieldx-lua-") as directory:
         socket = f"{directory}/redis.sock"
-        process = subprocess.Popen(
-            [
-                server,
-                "--port",
-                "0",
-                "--unixsocket",
-                socket,
-                "--save",
-                "",
-                "--dir",
-                directory,
-                "--logfile",
-                f"{directory}/log",
-            ],
-            stdout=subprocess.DEVNULL,
-        )
+        options = ("--port", "0", "--unixsocket", socket, "--save", "", "--logfile", f"{directory}/log")
+        process = subprocess.Popen(launched([server, *options], Path(directory)), stdout=subprocess.DEVNULL)
         try:
             deadline_s = time.monotonic() + START_TIMEOUT_S
             while not Path(socket).exists():

@@ -16,6 +16,7 @@ import requests
 
 from tests.credits.ledger_house import Ledger
 from tests.debian import program
+from tests.launcher import launched
 from tests.operations.shipped import alertmanager_at, prometheus_at, write_alertmanager, write_prometheus
 from tests.server import ROOT_KEY, ShieldxServer, free_port
 from tests.stores import PrivateRedis, run_apart
@@ -94,8 +95,8 @@ def running(name: str, address: str, directory: Path, *arguments: str) -> Iterat
     log = directory / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [program(name), *arguments, f"--web.listen-address={address}", "--log.level=warn"],
-            cwd=directory, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            launched([program(name), *arguments, f"--web.listen-address={address}", "--log.level=warn"], directory),
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output,
         )  # fmt: skip
         try:
 

@@ -13,7 +13,7 @@ import pytest
 from app.cli import main
 from app.db.pool import Pool
 from app.privacy.envelope import MasterKeys, Sealed, kek_id
-from app.privacy.payment import KEEP_S, Payment, commitment
+from app.privacy.payment import Payment, commitment
 from app.privacy.rotation import rewrap
 from app.privacy.store import NoRecord, OtherPayment, PrivateStore
 from tests.privacy.conftest import NEW, OLD, Clock, Facts
@@ -201,7 +201,7 @@ async def test_retention_ends_what_is_too_old_by_class_in_batches(
     clock.now_ms += 10 * DAY_S * 1000
     await store.keep("young", "t1", "s0", PAYMENT)
 
-    kept = await store.expire(KEEP_S)
+    kept = await store.expire({"payment": 540 * DAY_S})
     ended = await store.expire({"payment": 9 * DAY_S, "contact": 1}, batch=2)
 
     assert kept == []

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
 from typing import Any
 
-import aiohttp
 import orjson
 import pytest
 
 from tests.credits.ledger_client import Client, fresh
-from tests.credits.ledger_house import house_of
 from tests.credits.test_contract import Validated
-from tests.server import ROOT_KEY, ShieldxServer
+from tests.server import ROOT_KEY
 from tests.shadow.conftest import until
 
 TWO = [{"name": "a", "control": True}, {"name": "b"}]
@@ -24,17 +21,6 @@ STEPS: dict[str, Any] = {"steps": [10, 50], "min_seconds": 60, "min_samples": 5}
 def body(**fields: Any) -> dict[str, Any]:
     """Return the body of an experiment of two variants."""
     return {"name": fresh("exp"), "variants": TWO, "allocation": "fixed", **fields}
-
-
-@pytest.fixture(scope="session")
-def server(pytestconfig: pytest.Config) -> ShieldxServer:
-    return house_of(pytestconfig).server(1)[0]
-
-
-@pytest.fixture
-async def client(server: ShieldxServer) -> AsyncIterator[Client]:
-    async with aiohttp.ClientSession() as session:
-        yield Client(session, server.url)
 
 
 async def test_answers_have_the_documented_shape(client: Client) -> None:

@@ -17,15 +17,9 @@ from openfeature.exception import ErrorCode
 from openfeature.flag_evaluation import Reason
 
 from tests.credits.ledger_client import fresh
-from tests.credits.ledger_house import house_of
 from tests.server import ROOT_KEY, ShieldxServer
 
 TIMEOUT_S = 20.0
-
-
-@pytest.fixture(scope="module")
-def server(pytestconfig: pytest.Config) -> ShieldxServer:
-    return house_of(pytestconfig).server(1)[0]
 
 
 def post(server: ShieldxServer, path: str, body: Any, **fields: str) -> tuple[int, Any, str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -11,13 +11,11 @@ import pytest
 from aiohttp import web
 
 from app.db.statements import Statements
-from app.web.connections import ConnectionLimits, EdgeRunner
-from app.web.docs import reference_routes
-from app.web.edge import set_up, unauthorized
-from app.web.routes import add_routes
 from app.webhooks.api import WEBHOOK_ROUTES, WEBHOOKS
 from app.webhooks.opening import Webhooks
 from app.webhooks.outbox import Message, Outbox, put_out
+from tests import route_client
+from tests.route_client import serving
 from tests.webhooks.conftest import HERE, KEYS
 
 URL = "https://127.0.0.1:9/in"  # nobody is there
@@ -48,33 +46,26 @@ async def webhooks(statements: Statements) -> AsyncIterator[Webhooks]:
     assert faults == []
 
 
-@asynccontextmanager
-async def serving(webhooks: Webhooks) -> AsyncIterator[aiohttp.ClientSession]:
+@pytest.fixture
+async def session(webhooks: Webhooks) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of a server with these webhooks."""
+    async with serving_webhooks(webhooks) as session:
+        yield session
+
+
+def serving_webhooks(webhooks: Webhooks) -> AbstractAsyncContextManager[aiohttp.ClientSession]:
     """A client of a server with these webhooks."""
     app = web.Application()
     app[WEBHOOKS] = webhooks
-    set_up(app, lambda _method, _path: lambda header, _address: CALLERS.get(header or "") or unauthorized())
-    add_routes(app, (*WEBHOOK_ROUTES, *reference_routes(WEBHOOK_ROUTES, title="webhooks", version="0")))
-    runner = EdgeRunner(app, ConnectionLimits(), shutdown_timeout=0.5)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as session:
-        yield session
-    await runner.cleanup()
-
-
-@pytest.fixture
-async def session(webhooks: Webhooks) -> AsyncIterator[aiohttp.ClientSession]:
-    async with serving(webhooks) as session:
-        yield session
+    return serving(app, WEBHOOK_ROUTES, CALLERS.get)
 
 
 async def call(
     session: aiohttp.ClientSession, method: str, path: str, body: Any = None, *, key: str = "root"
 ) -> tuple[int, Any]:
-    headers, skip = {"Authorization": f"Bearer {key}"}, ("Content-Type",) if body is None else ()
-    async with session.request(method, path, json=body, headers=headers, skip_auto_headers=skip) as response:
-        return response.status, await response.json(content_type=None) if response.status != 204 else None
+    """Return status and body of an answer."""
+    reply = await route_client.call(session, method, path, body, key=key)
+    return reply.status, reply.body
 
 
 async def test_the_life_of_an_endpoint(session: aiohttp.ClientSession, outbox: Outbox, statements: Statements) -> None:
@@ -128,7 +119,7 @@ async def test_what_means_nothing_is_refused(
 
 
 async def test_before_postgres_is_known_endpoints_cannot_be_managed() -> None:
-    async with serving(Webhooks(KEYS, HERE)) as session:
+    async with serving_webhooks(Webhooks(KEYS, HERE)) as session:
         status, problem = await call(session, "GET", "/v1/webhooks")
 
     assert (status, problem["code"]) == (503, "unavailable")

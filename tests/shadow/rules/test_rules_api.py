@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import aiohttp
 import jsonschema
@@ -17,11 +17,8 @@ from app.access.scope import Key
 from app.metrics import Metrics
 from app.shadow.rules_api import RULE_ROUTES, RULES
 from app.shadow.rules_opening import Rules
-from app.web.connections import ConnectionLimits, EdgeRunner
-from app.web.docs import reference_routes
-from app.web.edge import set_up, unauthorized
-from app.web.routes import add_routes
 from tests.credits.ledger_client import fresh
+from tests.route_client import call, serving
 from tests.shadow.rules.conftest import Replica, compared
 
 VERSIONS = [{"name": "v1", "expression": "{'d': input.a > 1}"}, {"name": "v2", "expression": "{'d': input.a > 2}"}]
@@ -34,43 +31,19 @@ async def unrecorded(_kind: str, _details: dict[str, Any]) -> None:
     """What entries of denied attempts go to here."""
 
 
-@asynccontextmanager
-async def serving(rules: Rules) -> AsyncIterator[aiohttp.ClientSession]:
+@pytest.fixture
+async def session(replica: Replica) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of a server with the rules of one replica."""
+    async with serving_rules(replica.rules) as session:
+        yield session
+
+
+def serving_rules(rules: Rules) -> AbstractAsyncContextManager[aiohttp.ClientSession]:
     """A client of a server with these rules."""
     app = web.Application()
     app[RULES] = rules
     app[ACCESS] = Access("a root key that nobody uses", unrecorded)
-    set_up(app, lambda _method, _path: lambda header, _address: CALLERS.get(header or "") or unauthorized())
-    add_routes(app, (*RULE_ROUTES, *reference_routes(RULE_ROUTES, title="rules", version="0")))
-    runner = EdgeRunner(app, ConnectionLimits(), shutdown_timeout=0.5)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{runner.addresses[0][1]}") as session:
-        yield session
-    await runner.cleanup()
-
-
-@pytest.fixture
-async def session(replica: Replica) -> AsyncIterator[aiohttp.ClientSession]:
-    async with serving(replica.rules) as session:
-        yield session
-
-
-class Reply(NamedTuple):
-    """Status, body and entity tag of an answer."""
-
-    status: int
-    body: Any
-    etag: str | None
-
-
-async def call(
-    session: aiohttp.ClientSession, method: str, path: str, body: Any = None, *, key: str = "root", **fields: str
-) -> Reply:
-    headers, skip = {"Authorization": f"Bearer {key}", **fields}, ("Content-Type",) if body is None else ()
-    async with session.request(method, path, json=body, headers=headers, skip_auto_headers=skip) as response:
-        found = await response.json(content_type=None) if response.status != 204 else None
-        return Reply(response.status, found, response.headers.get("ETag"))
+    return serving(app, RULE_ROUTES, CALLERS.get)
 
 
 async def test_the_life_of_a_rule(session: aiohttp.ClientSession, replica: Replica) -> None:
@@ -133,7 +106,7 @@ async def test_an_override_needs_the_role_admin(session: aiohttp.ClientSession) 
 
 
 async def test_before_the_stores_are_known_rules_cannot_be_used() -> None:
-    async with serving(Rules(Metrics())) as session:
+    async with serving_rules(Rules(Metrics())) as session:
         reply = await call(session, "GET", "/v1/rules")
 
     assert (reply.status, reply.body["code"]) == (503, "unavailable")
