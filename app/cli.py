@@ -184,8 +184,8 @@ def _replay(arguments: argparse.Namespace) -> int:
     from app.replay import ReplayOptions, run_replay  # noqa: PLC0415
 
     key = arguments.key or os.environ.get("SHIELDX_ROOT_KEY") or root_key(_data_dir(arguments))
-    fields = {f.name for f in msgspec.structs.fields(ReplayOptions)}
-    return run_replay(ReplayOptions(**{k: v for k, v in vars(arguments).items() if k in fields} | {"key": key}))
+    given = {k: v for k, v in vars(arguments).items() if k in ReplayOptions.__struct_fields__}
+    return run_replay(ReplayOptions(**given | {"key": key}))
 
 
 def _urls(arguments: argparse.Namespace) -> int:
