@@ -180,8 +180,19 @@ async def test_the_command_plays_a_file_and_prints_what_it_did(
     assert again["replayed"] == again["calls"]
 
 
-def test_the_command_says_that_there_is_no_such_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    exit_code = main(["replay", str(tmp_path / "none.csv"), "--key", ROOT_KEY])
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ([], "none.csv"),
+        (["--url", "ftp://127.0.0.1"], "--url"),
+        (["--speed", "nan"], "--speed"),
+        (["--connections", "0"], "--conn"),
+    ],
+)
+def test_the_command_says_at_once_what_is_wrong(
+    wrong: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exit_code = main(["replay", str(tmp_path / "none.csv"), "--key", ROOT_KEY, *wrong])
 
     assert exit_code == 2
-    assert "none.csv" in capsys.readouterr().err
+    assert named in capsys.readouterr().err
