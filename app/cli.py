@@ -18,7 +18,7 @@ from app.backup.directory import BackupRefused
 from app.backup.parsers import add_backup_parsers
 from app.db.migrate import MigrationFailed
 from app.db.migrations import MigrationRefused
-from app.embedded import EmbeddedFault, read_endpoints, root_key
+from app.embedded import EmbeddedFault, existing_root_key, read_endpoints, root_key
 from app.settings import DESCRIPTIONS, SettingRefused, Settings, read_settings, variable_of
 
 if TYPE_CHECKING:
@@ -196,9 +196,9 @@ def _backup(arguments: argparse.Namespace) -> int:
 def _replay(arguments: argparse.Namespace) -> int:
     from app.replay import ReplayOptions, run_replay  # noqa: PLC0415
 
-    key = arguments.key or os.environ.get("SHIELDX_ROOT_KEY") or root_key(_data_dir(arguments))
-    fields = {f.name for f in msgspec.structs.fields(ReplayOptions)}
-    return run_replay(ReplayOptions(**{k: v for k, v in vars(arguments).items() if k in fields} | {"key": key}))
+    key = arguments.key or os.environ.get("SHIELDX_ROOT_KEY") or existing_root_key(_data_dir(arguments))
+    given = {k: v for k, v in vars(arguments).items() if k in ReplayOptions.__struct_fields__}
+    return run_replay(ReplayOptions(**given | {"key": key}))
 
 
 def _urls(arguments: argparse.Namespace) -> int:
@@ -208,7 +208,7 @@ def _urls(arguments: argparse.Namespace) -> int:
 
 
 def _key(arguments: argparse.Namespace) -> int:
-    print(root_key(_data_dir(arguments)))
+    print(existing_root_key(_data_dir(arguments)))
     return 0
 
 

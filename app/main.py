@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import shlex
 import signal
 from ipaddress import ip_network
 from pathlib import Path
@@ -351,6 +352,8 @@ async def serve(settings: Settings) -> int:
         await asyncio.wait({opened, stop}, return_when=asyncio.FIRST_COMPLETED)
         if opened.done() and not opened.cancelled():
             print(f"shieldx ready at http://{settings.host}:{ports[0]} and http://{settings.host}:{ports[1]}", flush=True)
+            if not settings.root_key:
+                print(f"read the root key with: shieldx key --data-dir {shlex.quote(str(settings.data_dir))}", flush=True)
             calm_collector()
         opened.cancel()
         await stop

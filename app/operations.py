@@ -50,20 +50,27 @@ async def readiness(app: web.Application) -> dict[str, Any]:
     """Return every check with state and ms, within CHECK_TIMEOUT_S: Redis, Postgres, shards, chain, and the services."""
     credits_ = app[CREDITS]
     book = credits_.book
+    shadow = app.get(SHADOW)
+    probes: dict[str, Callable[[], Awaitable[Any]]] = {} if shadow is None else {"shadow": shadow.check}
+    if book is not None:
+        records = book.records
+
+        async def postgres() -> None:
+            await records.rows("SELECT 1")
+
+        probes |= {"redis": credits_.ping, "postgres": postgres, "chain": records.check_heads}
+    found = dict(zip(probes, await asyncio.gather(*map(_check, probes.values())), strict=True))
     if book is None:
         checks: dict[str, Any] = {"postgres": {"state": "waiting", "ms": 0.0, "reason": credits_.waiting_for}}
     else:
-
-        async def postgres() -> None:
-            await book.records.rows("SELECT 1")
-
-        redis_check, postgres_check, chain_check = await asyncio.gather(
-            _check(credits_.ping), _check(postgres), _check(book.records.check_heads)
-        )
-        checks = {"redis": redis_check, "postgres": postgres_check, "shard": _shards(credits_), "chain": chain_check}
-    shadow = app.get(SHADOW)
+        checks = {
+            "redis": found["redis"],
+            "postgres": found["postgres"],
+            "shard": _shards(credits_),
+            "chain": found["chain"],
+        }
     if shadow is not None:
-        checks["shadow"] = await _check(shadow.check)
+        checks["shadow"] = found["shadow"]
     if LOCATOR in app:
         checks["locator"] = _locator(app[LOCATOR])
     if app[PATHS].leaving:

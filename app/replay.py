@@ -246,8 +246,10 @@ async def replay(options: ReplayOptions) -> Summary:
 
     Raises TraceError when the file or an option is wrong, ReplayError when the server does not let it finish.
     """
-    if options.connections < 1 or options.speed < 0 or options.patience_seconds < 0:
+    if options.connections < 1 or not options.speed >= 0 or not options.patience_seconds >= 0:  # NaN is neither
         raise TraceError("--connections must be at least 1, --speed and --patience-seconds at least 0")
+    if not options.url.startswith(("http://", "https://")):
+        raise TraceError("--url must begin with http:// or https://")
     requests = read_trace(options.file)
     plan = make_plan(name_run(options.file, options.run_name), requests, options.tenants)
     bar = Progress(len(plan.steps), "replay")

@@ -112,6 +112,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "replica_name": "name of this process in ledger_shards and logs",
 }
 
+_BEARER_KEY: Final = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 REDIS_SCHEMES: Final = (
     "redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://", "redis+cluster://", "rediss+cluster://",
 )  # fmt: skip
@@ -202,3 +203,8 @@ def _check(settings: Settings) -> None:
     for name in ("root_key", "audit_key", "webhook_key", "webhook_old_key"):
         if 0 < len(getattr(settings, name)) < 16:
             raise SettingRefused(f"{variable_of(name)}: Expected at least 16 characters")
+    if settings.root_key and _BEARER_KEY.fullmatch(settings.root_key) is None:
+        raise SettingRefused(
+            f"{variable_of('root_key')}: Expected printable ASCII without a space or a line break at either end, since a "
+            "header carries it"
+        )

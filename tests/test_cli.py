@@ -91,6 +91,14 @@ def test_a_short_root_key_is_refused_and_not_shown(
     assert "short-one" not in text
 
 
+@pytest.mark.parametrize("command", [["key"], ["replay", "hour.csv"]], ids=["key", "replay"])
+def test_a_command_that_reads_the_root_key_makes_none(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    text = refused(command, capsys)
+
+    assert str(Path.cwd() / ".shieldx") in text
+    assert not list(Path.cwd().iterdir())
+
+
 def test_urls_of_servers_that_do_not_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert str(tmp_path) in refused(["urls", "--data-dir", str(tmp_path)], capsys)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,9 +13,12 @@ from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.cli import main
 from app.replay import ReplayOptions, replay
 from app.replay_calls import RETRY_MAX_S, Caller, ReplayError, Samples, retry_after_s, retry_delay_s
+from tests.credits.ledger_client import fresh
 from tests.lag import LOOP_TICK_S
+from tests.server import ROOT_KEY, ShieldxServer
 
 
 @given(st.integers(0, 10_000), st.floats(-1, 1))
@@ -146,3 +150,49 @@ async def test_a_hold_that_expired_is_taken_again_under_a_key_of_its_own(script:
 
     assert (summary.complete, summary.credits_consumed, summary.refusals) == (True, 7, {"reservation_expired": 1})
     assert script.keys[2:] == ["replay/x/1/reserve/0", "replay/x/1/commit/0", "replay/x/1/reserve/1", "replay/x/1/commit/1"]
+
+
+async def test_the_command_plays_a_file_and_prints_what_it_did(
+    server: ShieldxServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03,4,3\n2023-11-16 18:17:04,0,0\n")
+    command = [
+        "replay",
+        str(path),
+        "--url",
+        server.url,
+        "--key",
+        ROOT_KEY,
+        "--tenants",
+        "2",
+        "--run",
+        fresh("command"),
+        "--json",
+    ]
+
+    exit_codes = [await asyncio.to_thread(main, command) for _ in range(2)]
+
+    assert exit_codes == [0, 0]
+    first, again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (first["complete"], first["credits_consumed"], first["aborted"], first["replayed"]) == (True, 7, 1, 0)
+    assert (again["complete"], again["credits_consumed"]) == (True, 7)
+    assert again["replayed"] == again["calls"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ([], "none.csv"),
+        (["--url", "ftp://127.0.0.1"], "--url"),
+        (["--speed", "nan"], "--speed"),
+        (["--connections", "0"], "--conn"),
+    ],
+)
+def test_the_command_says_at_once_what_is_wrong(
+    wrong: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exit_code = main(["replay", str(tmp_path / "none.csv"), "--key", ROOT_KEY, *wrong])
+
+    assert exit_code == 2
+    assert named in capsys.readouterr().err

@@ -30,6 +30,14 @@ def test_without_anything_the_defaults_hold() -> None:
     assert (settings.services, settings.redis_url, settings.database_url) == (SERVICES, "", "")
 
 
+@pytest.mark.parametrize("key", ["long-enough-for-a-key\n", " long-enough-for-a-key", "long-enough-for-a-k\u00e9y"])
+def test_a_root_key_that_no_header_can_carry_is_refused(key: str) -> None:
+    with pytest.raises(SettingRefused, match="SHIELDX_ROOT_KEY: ") as refused:
+        read_settings({}, {"SHIELDX_ROOT_KEY": key})
+
+    assert key.strip() not in str(refused.value)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_is_described_and_has_a_variable(name: str) -> None:
     assert DESCRIPTIONS[name]

@@ -251,7 +251,7 @@ consume: Final = MoneyCall(
     CONSUME, lambda body, request: spend_fields("consume", body, if_match(request)), transaction_answer
 )
 topup: Final = MoneyCall(TOPUP, lambda body, request: topup_fields(body, if_match(request)), transaction_answer)
-refund: Final = MoneyCall(REFUND, lambda body, _: refund_fields(body), transaction_answer)
+refund: Final = MoneyCall(REFUND, lambda body, request: refund_fields(body, if_match(request)), transaction_answer)
 reserve: Final = MoneyCall(RESERVE, lambda body, request: reserve_fields(body, if_match(request)), held_answer)
 commit: Final = MoneyCall(
     COMMIT,

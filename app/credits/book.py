@@ -16,7 +16,7 @@ from app.credits.transfers import Transfers
 from app.turns import answer_from_task
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from app.actor import Reply
     from app.audit.entry import Event
@@ -98,7 +98,8 @@ class Book:
             {"op": "claim", "key": self.fingerprints.key(f"claim {f['key']}"), "fp": f["fp"], "soft": True}
             for f in operations
         ]
-        return [isinstance(outcome, Done) for outcome in await asyncio.gather(*map(self.claim, claims))]
+        outcomes = await self._decide_in_shards(claims, lambda claim: self.shard_of_tenant(claim["key"]))
+        return [isinstance(outcome, Done) for outcome in outcomes]
 
     async def decide(self, fields: dict[str, Any]) -> Settled:
         """Return the durable outcome of one operation. Raises what `Ledger.submit` and `Records.rows` raise."""
@@ -161,9 +162,14 @@ class Book:
             rest = iter(await self._decide_all([f for f, mine in zip(operations, own, strict=True) if mine]))
             return [next(rest) if mine else Reused() for mine in own]
         await asyncio.gather(*(self._add_refund_evidence(f) for f in operations if f["op"] == "refund"))
+        return await self._decide_in_shards(operations, self.shard_of)
+
+    async def _decide_in_shards(
+        self, operations: Sequence[dict[str, Any]], shard_of: Callable[[dict[str, Any]], int]
+    ) -> list[Settled]:
         by_shard: dict[int, list[int]] = {}
         for i, fields in enumerate(operations):
-            by_shard.setdefault(self.shard_of(fields), []).append(i)
+            by_shard.setdefault(shard_of(fields), []).append(i)
         groups = await asyncio.gather(
             *(self._decide_in(shard, [operations[i] for i in members]) for shard, members in by_shard.items())
         )
@@ -240,7 +246,8 @@ class Book:
         fields["generation"] = self.shards[shard].generation
         found = await self.records.events(*position) if position is not None and position[0] == shard else []
         if not found or found[0].transaction_id != fields["ref"]:
-            fields["refuse"] = '["no_transaction"]'
+            moved = await self.transfers.view(fields["ref"]) is not None  # over several shards, so it has no position
+            fields["refuse"] = '["not_refundable"]' if moved else '["no_transaction"]'
         elif found[0].type not in REFUNDABLE:
             fields["refuse"] = '["not_refundable"]'
         else:

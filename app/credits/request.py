@@ -27,6 +27,7 @@ from app.credits.wire import (
 if TYPE_CHECKING:
     from app.web.fields import Metadata
 
+NO_VERSION: Final = -1  # no account ever has it
 _URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 DIGEST_BYTES: Final = 16  # 128 bits: no two keys of a ledger's lifetime collide
 
@@ -74,12 +75,18 @@ def _free_text(fields: dict[str, Any], description: str | None, metadata: Metada
         fields["meta"] = msgspec.json.encode(metadata).decode()
 
 
+def _expect(fields: dict[str, Any], in_body: int | None, in_header: int | None) -> None:
+    """Name the version that the account must have; where body and If-Match name two, it can have neither."""
+    if in_body is not None:
+        fields["expect"] = in_body if in_header in {None, in_body} else NO_VERSION
+    elif in_header is not None:
+        fields["expect"] = in_header
+
+
 def spend_fields(op: str, body: Consume | TopUp, expected_version: int | None) -> dict[str, Any]:
     """Return the fields of a consume or topup; the version may stand in the body or in If-Match."""
     fields: dict[str, Any] = {"op": op, "tenant": body.tenant_id, "amount": body.amount}
-    expected = body.expected_version if body.expected_version is not None else expected_version
-    if expected is not None:
-        fields["expect"] = expected
+    _expect(fields, body.expected_version, expected_version)
     if body.description is not None or body.metadata is not None:
         _free_text(fields, body.description, body.metadata)
     return fields
@@ -98,18 +105,17 @@ def reserve_fields(body: Reserve, expected_version: int | None) -> dict[str, Any
     fields: dict[str, Any] = {
         "op": "reserve", "tenant": body.tenant_id, "amount": body.amount, "ttl_ms": body.ttl_seconds * 1000,
     }  # fmt: skip
-    expected = body.expected_version if body.expected_version is not None else expected_version
-    if expected is not None:
-        fields["expect"] = expected
+    _expect(fields, body.expected_version, expected_version)
     _free_text(fields, body.description, body.metadata)
     return fields
 
 
-def refund_fields(body: Refund) -> dict[str, Any]:
+def refund_fields(body: Refund, expected_version: int | None) -> dict[str, Any]:
     """Return what a refund asks; the evidence of what there is to refund is added later."""
     fields: dict[str, Any] = {"op": "refund", "ref": body.transaction_id}
     if body.amount is not None:
         fields["amount"] = body.amount
+    _expect(fields, None, expected_version)
     _free_text(fields, body.description, body.metadata)
     return fields
 
@@ -119,8 +125,7 @@ def close_fields(op: str, reservation_id: str, amount: int | None, expected_vers
     fields: dict[str, Any] = {"op": op, "ref": reservation_id}
     if amount is not None:
         fields["amount"] = amount
-    if expected_version is not None:
-        fields["expect"] = expected_version
+    _expect(fields, None, expected_version)
     return fields
 
 
@@ -138,4 +143,4 @@ def batch_fields(operation: BatchOperation) -> dict[str, Any]:
         case BatchAbort():
             return close_fields("abort", operation.reservation_id, None, None)
         case BatchRefund():
-            return refund_fields(operation)
+            return refund_fields(operation, None)

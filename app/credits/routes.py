@@ -94,7 +94,7 @@ CREDIT_ROUTES: Final = (
     Route(
         "POST", "/v1/credits/refund", api.refund, summary="Give back what was spent", tag="credits", body=Refund,
         idempotent=True, answers={200: Transaction}, etag=True,
-        problems=((404, "no_transaction"), (409, "already_refunded"), (409, "not_refundable"), _FULL,
+        problems=((404, "no_transaction"), (409, "already_refunded"), (409, "not_refundable"), _VERSION, _FULL,
                   (422, "refund_exceeds_consumed"), _REUSED, _AWAY),
     ),
     Route(

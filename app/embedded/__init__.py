@@ -1,6 +1,6 @@
 """The embedded default: a private Redis and PostgreSQL in a data directory, without configuration."""
 
-from app.embedded.directory import Endpoints, checkpoint_keys, read_endpoints, root_key, secret_file
+from app.embedded.directory import Endpoints, checkpoint_keys, existing_root_key, read_endpoints, root_key, secret_file
 from app.embedded.errors import (
     BinaryMissing,
     DataDirectoryBusy,
@@ -21,6 +21,7 @@ __all__ = [
     "ServerStartFailed",
     "ServersNotRunning",
     "checkpoint_keys",
+    "existing_root_key",
     "read_endpoints",
     "root_key",
     "secret_file",

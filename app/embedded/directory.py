@@ -223,6 +223,21 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def existing_root_key(data_dir: Path) -> str:
+    """The root key of this data directory for a command that only reads it: where a server would make one, none is made.
+
+    refusal  DataDirectoryRefused: there is none, and whatever `root_key` refuses
+    """
+    with _explained(data_dir):
+        found = (data_dir / "root.key").exists()
+    if not found:
+        raise DataDirectoryRefused(
+            f"there is no root key in {data_dir.absolute()}: the first start of a server there makes it, unless it has "
+            "one from SHIELDX_ROOT_KEY. Name the --data-dir of the server."
+        )
+    return root_key(data_dir)
+
+
 def root_key(data_dir: Path) -> str:
     """The root key of this data directory, made at the first call; file root.key, mode 0600.
 

@@ -182,12 +182,28 @@ class FastConnection(web.RequestHandler):
         self._queued = False
         data, self._backlog = self._backlog, b""
         if data and self.transport is not None:
-            self._advance(data, may_hold=True)
+            self._advance(data, may_hold=not self._half_closed)
+            if self._half_closed and not self._serving:
+                self._cut_off()
 
     def eof_received(self) -> bool | None:  # type: ignore[override] # aiohttp's returns nothing, which closes.
         """A client that sends no more still gets the answers to what it sent (RFC 9112 9.6); then the connection ends."""
+        if self._hold is not None:
+            self._hold.cancel()
+            self._let_go()
         self._half_closed = self._serving or self._queued
-        return self._half_closed or super().eof_received()
+        return self._half_closed or self._cut_off() or super().eof_received()
+
+    def _cut_off(self) -> bool:
+        """Have aiohttp refuse a body whose rest will not come; return whether there is one to refuse."""
+        request = self._current_request
+        body = self._messages[-1][1] if self._messages else None if request is None else request.content
+        if body is None or body.is_eof():
+            return False
+        body.set_exception(web.RequestPayloadError("the client ended its side before the body was complete"))
+        self._lingering_time = 0.0  # there is nothing left to read
+        self._close = True
+        return True
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget what was not complete; a request that runs goes on, its answer is dropped."""

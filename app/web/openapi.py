@@ -109,7 +109,7 @@ PARAMETERS: Final[Json] = {
         "in": "header",
         "required": False,
         "description": "The version that the change is meant for.",
-        "schema": {"type": "string", "pattern": r'^(\*|"?(0|[1-9][0-9]{0,15})"?)$'},
+        "schema": {"type": "string", "pattern": r'^(\*|"(0|[1-9][0-9]{0,15})"|0|[1-9][0-9]{0,15})$'},
     },
 }
 
@@ -224,7 +224,7 @@ def _parameters(route: Route, schemas: Mapping[int, Json]) -> list[Json]:
     names = ["X-Request-ID"]
     if route.idempotent:
         names.append("Idempotency-Key")
-    if route.etag and route.method in {"PUT", "PATCH", "DELETE"}:
+    if route.etag and (route.idempotent or route.method in {"PUT", "PATCH", "DELETE"}):
         names.append("If-Match")
     if 304 in route.answers:
         names.append("If-None-Match")

@@ -61,7 +61,7 @@ class Route:
     open         needs no key
     roles        roles that may call, None for every valid key
     problems     (status, code) of each refusal beyond those that every route has
-    etag         the answer has an ETag; a PUT, PATCH or DELETE may have If-Match
+    etag         the answer has an ETag; a PUT, PATCH or DELETE, or what is idempotent, may have If-Match
     media_type   media type of the answers below status 400
     body_optional  the body may be absent
     any_query    query parameters that are not declared are let through

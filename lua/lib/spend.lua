@@ -66,6 +66,8 @@ function verbs.refund(op, raw)
   if op.generation ~= tonumber(ARGV[1]) then return '["unknown"]' end
   local a = account(op.tenant)
   if not a then return refuse(op, '["no_account"]') end
+  local conflict = stale(op, a)
+  if conflict then return conflict end
   local key = prefix .. 'refunds:' .. op.ref
   local refunded = math.max(tonumber(call('GET', key) or 0), op.refunded)
   local rest = op.consumed - refunded

@@ -127,6 +127,19 @@ async def test_a_transaction_shows_its_place_in_the_chain(client: Client) -> Non
     assert len(bytes.fromhex(audit["hash"])) == len(bytes.fromhex(audit["prev_hash"])) == 32
 
 
+async def test_what_moved_between_tenants_is_found_and_not_refundable(client: Client, wide: Client) -> None:
+    for caller, giver, taker in (
+        (client, await client.tenant(10), await client.tenant(10)),
+        (wide, await tenant_of(wide, 0, 10), await tenant_of(wide, 1, 10)),
+    ):
+        legs = [{"tenant_id": giver, "amount": -1}, {"tenant_id": taker, "amount": 1}]
+        moved = await caller.post("/v1/transactions", {"legs": legs})
+
+        refund = await caller.post("/v1/credits/refund", {"transaction_id": moved.body["transaction_id"]})
+
+        assert refund.refusal == (409, "not_refundable")
+
+
 async def test_an_unknown_transaction_is_not_found(client: Client, wide: Client) -> None:
     for one in (client, wide):
         assert (await one.get(f"{PATH}/{NOBODY}")).refusal == (404, "no_transaction")

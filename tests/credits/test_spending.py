@@ -89,6 +89,28 @@ async def test_expected_version_holds_or_nothing_happens(client: Client, call: s
     assert (await client.numbers(tenant))[2] == 4
 
 
+async def test_body_and_header_that_name_two_versions_conflict_with_any(client: Client) -> None:
+    tenant = await client.tenant(100)
+    body = {"tenant_id": tenant, "amount": 1, "expected_version": 2}
+
+    contradiction = await client.post("/v1/credits/consume", body, If_Match='"7"')
+    agreement = await client.post("/v1/credits/consume", body, If_Match='"2"')
+
+    assert (contradiction.refusal, contradiction.body["version"]) == ((409, "version_conflict"), 2)
+    assert agreement.status == 200
+
+
+async def test_a_refund_heeds_if_match(client: Client) -> None:
+    tenant = await client.tenant(100)
+    body = {"transaction_id": (await client.consume(tenant, 40))["transaction_id"]}
+
+    stale = await client.post("/v1/credits/refund", body, If_Match='"2"')
+    fits = await client.post("/v1/credits/refund", body, If_Match='"3"')
+
+    assert (stale.refusal, stale.body["version"]) == ((409, "version_conflict"), 3)
+    assert (fits.status, fits.body["balance"]) == (200, 100)
+
+
 @pytest.mark.parametrize("tag", ['W/"2"', '"2", "3"', "two", '"-1"', '""', '"02"'])
 async def test_if_match_takes_one_strong_version(client: Client, tag: str) -> None:
     tenant = await client.tenant(5)

@@ -273,10 +273,13 @@ async def test_verify_finds_the_embedded_ledger_by_itself(embedded: ShieldxServe
     assert (report["ok"], report["signatures_unchecked"]) == (True, 0)
 
 
-async def test_serve_says_where_it_listens_when_it_is_ready(embedded: ShieldxServer) -> None:
-    line = next(line for line in embedded.log.read_text().splitlines() if not line.startswith("{"))
+async def test_serve_says_where_it_listens_and_how_to_read_its_key_when_it_is_ready(embedded: ShieldxServer) -> None:
+    lines = [line for line in embedded.log.read_text().splitlines() if not line.startswith("{")]
 
-    assert line == f"shieldx ready at {embedded.url} and http://127.0.0.1:{embedded.shadow_port}"
+    assert lines[:2] == [
+        f"shieldx ready at {embedded.url} and http://127.0.0.1:{embedded.shadow_port}",
+        f"read the root key with: shieldx key --data-dir {data_dir(embedded)}",
+    ]
 
 
 async def test_a_port_that_is_taken_is_named(server: ShieldxServer) -> None:

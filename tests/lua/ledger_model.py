@@ -195,6 +195,8 @@ class Model:
         amount = op.get("amount", rest)
         if op["tenant"] not in self.accounts:
             return ["no_account", "r"]
+        if no := self.refusal(op):
+            return no
         if rest == 0:
             return ["already_refunded", "r"]
         if amount > rest:

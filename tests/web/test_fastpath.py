@@ -270,6 +270,28 @@ async def test_client_that_will_send_no_more_gets_its_answers(gated: tuple[Serve
     writer.close()
 
 
+@pytest.mark.parametrize("extra", [b"", b"Expect: 100-continue\r\n"], ids=["plain", "through aiohttp"])
+@pytest.mark.parametrize("pauses", [0, 1, 5], ids=["at once", "while held", "while read"])
+async def test_body_that_its_client_cuts_short_is_refused(
+    gated: tuple[Server, asyncio.Event, list[str]], pauses: int, extra: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, _, _ = gated
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+
+    writer.write(spend(extra=extra)[:-5])
+    for _ in range(pauses):
+        await asyncio.sleep(0.02)
+    writer.write_eof()
+
+    async with asyncio.timeout(5):
+        data = (await reader.read()).replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
+    assert answers(data)[0][0] == 400
+    assert b'"malformed_http"' in data
+    await eventually(lambda: not server.connections)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    writer.close()
+
+
 async def test_request_of_a_client_that_left_runs_to_its_end(gated: tuple[Server, asyncio.Event, list[str]]) -> None:
     server, gate, done = gated
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)
