@@ -32,7 +32,7 @@ class Roster:
         self.name: Final = name
         self.records: dict[str, Record] = {}
         self.snapshot = Snapshot.of(name, (), revision)
-        self.history: deque[tuple[int, int, frozenset[str]]] = deque(maxlen=HISTORY_MAX)
+        self.history: deque[tuple[int, int, tuple[str, ...]]] = deque(maxlen=HISTORY_MAX)
         self.empty_since_s = now_s
         self._encoded: dict[str, tuple[Instance, bytes]] = {}
 
@@ -71,7 +71,7 @@ class Roster:
         if revision == self.snapshot.revision:
             return frozenset()
         for before, _, changed in reversed(self.history):
-            ids |= changed
+            ids.update(changed)
             if before == revision:
                 return frozenset(ids)
             if before < revision:

@@ -78,7 +78,7 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
     revision: int
     by_id: Mapping[str, Instance]
     before: int = -1
-    changed: frozenset[str] = frozenset()
+    changed: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, service: str, instances: Iterable[Instance], revision: int = 0) -> Snapshot:
@@ -100,4 +100,4 @@ class Snapshot(msgspec.Struct, frozen=True, gc=False):
         for id_ in removed:
             if by_id.pop(id_, None) is not None:
                 changed.add(id_)
-        return Snapshot(self.service, revision, by_id, self.revision, frozenset(changed))
+        return Snapshot(self.service, revision, by_id, self.revision, tuple(changed))

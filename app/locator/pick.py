@@ -194,7 +194,7 @@ class Balancer:
             return False
         if load.breaker is not None:
             load.breaker.reset(now_s)
-        load.grudges = None
+        load.grudges = ()
         load.guard()
         return True
 
