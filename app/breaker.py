@@ -130,6 +130,14 @@ class Breaker:
         "_level", "_on_change", "_open", "_open_until_s", "_policy", "_probe_until_s", "_row", "_row_since_s", "_second",
         "degraded", "isolated", "name", "opened",
     )  # fmt: skip
+    _row: int
+    _row_since_s: float
+    _second: int
+    _calls: int
+    _failures: int
+    _failed_by: str
+    _failed_s: float
+    _failed_other_s: float
 
     def __init__(
         self,

@@ -133,11 +133,11 @@ class Load:
     def resent(self, client: str, now_s: float) -> None:
         """Remember a failure that only this client saw."""
         row = 1 + sum(grudge.row for grudge in self.grudges if grudge.client == client)
-        barred_s = (
-            now_s + min(BARRED_S * 2.0 ** min(row - ROW_MAX, BARRED_STEPS_MAX), BARRED_MAX_S) if row >= ROW_MAX else FREE_S
-        )
+        barred_until_s = FREE_S
+        if row >= ROW_MAX:
+            barred_until_s = now_s + min(BARRED_S * 2.0 ** min(row - ROW_MAX, BARRED_STEPS_MAX), BARRED_MAX_S)
         others = [grudge for grudge in self.grudges if grudge.client != client]
-        self.grudges = (*others[1 - CLIENTS_MAX :], Grudge(client, row, barred_s))
+        self.grudges = (*others[1 - CLIENTS_MAX :], Grudge(client, row, barred_until_s))
         self.guard()
 
     def forgive(self, client: str) -> None:

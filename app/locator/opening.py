@@ -139,7 +139,7 @@ class Locator:
         known = self.directory.find(service, id_)
         self._check_room(service, known, registered.owner)
         if generation is None:
-            same = known is not None and (known.instance.host, known.instance.port) == (registered.host, registered.port)
+            same = known is not None and _at_same_place(known, registered)
             generation = known.generation if known is not None and same else secrets.token_hex(8)
         if known is not None and known.generation == generation:
             registered = msgspec.structs.replace(registered, registered_at_ms=known.instance.registered_at_ms)
@@ -273,6 +273,11 @@ class Locator:
     def _reap(self) -> None:
         self.balancer.reap(self.clock_s())
         self._reaping = asyncio.get_running_loop().call_later(REAP_S, self._reap)
+
+
+def _at_same_place(known: Record, registered: Registered) -> bool:
+    facts = known.instance.facts
+    return (facts.host, facts.port) == (registered.host, registered.port)
 
 
 def unavailable(error: Exception) -> Problem:

@@ -23,7 +23,8 @@ _foreign = re.compile(r"[^A-Za-z0-9_]")
 def target_group(record: Record) -> dict[str, Any]:
     """Return one instance as a target with its labels, whose values are all texts."""
     one = record.instance
-    host = f"[{one.host}]" if ":" in one.host else one.host
+    facts = one.facts
+    host = f"[{facts.host}]" if ":" in facts.host else facts.host
     labels = {
         "__meta_locator_service": one.service,
         "__meta_locator_instance": one.id,
@@ -32,8 +33,8 @@ def target_group(record: Record) -> dict[str, Any]:
         "__meta_locator_weight": str(one.weight),
         # Commas on both sides, so that a relabelling rule finds a tag by `,tag,`.
         "__meta_locator_tags": f",{','.join(one.tags)}," if one.tags else "",
-    } | {f"__meta_locator_metadata_{_foreign.sub('_', key)}": value for key, value in one.metadata.items()}
-    return {"targets": [f"{host}:{one.port}"], "labels": labels}
+    } | {f"__meta_locator_metadata_{_foreign.sub('_', key)}": value for key, value in facts.metadata.items()}
+    return {"targets": [f"{host}:{facts.port}"], "labels": labels}
 
 
 async def prometheus_targets(request: Request) -> Handled:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 from aiohttp import web
 
 from app.access.api import key_of
 from app.locator.api import locator_of
-from app.locator.wire import Index, Wait, facts_of
+from app.locator.wire import Index, Wait
 from app.web.edge import stamp
 from app.web.problems import invalid
 from app.web.routes import Answer, Handled, query
 
 if TYPE_CHECKING:
     from app.locator.directory import Roster
+    from app.locator.instance import Instance
     from app.locator.opening import Locator
     from app.web.request import Request
 
@@ -53,7 +54,7 @@ async def _whole(locator: Locator, service: Roster) -> bytes:
     """Return all of a service as JSON."""
     snapshot = service.snapshot
     found = await locator.views.list_of(
-        ("watch", service.name), snapshot.revision, snapshot.by_id.values(), facts_of
+        ("watch", service.name), snapshot.revision, snapshot.by_id.values(), _told
     )  # fmt: skip
     return _encode({"service": service.name, "index": snapshot.revision})[:-1] + b',"instances":' + found + b"}"
 
@@ -119,12 +120,16 @@ async def event_since(locator: Locator, service: Roster, revision: int) -> tuple
     if changed is None or since < 0:
         event = _event("snapshot", snapshot.revision, await _whole(locator, service))
     else:
-        put: list[Any] = [facts_of(one) for id_ in sorted(changed) if (one := snapshot.by_id.get(id_)) is not None]
+        put = [_told(one) for id_ in sorted(changed) if (one := snapshot.by_id.get(id_)) is not None]
         removed = sorted(id_ for id_ in changed if id_ not in snapshot.by_id)
         body = _encode({"service": service.name, "index": snapshot.revision, "put": put, "removed": removed})
         event = _event("change", snapshot.revision, body)
     locator.views.keep(("event", service.name, since), snapshot.revision, event)
     return event, snapshot.revision
+
+
+def _told(one: Instance) -> msgspec.Raw:
+    return msgspec.Raw(one.json)
 
 
 def _event(kind: str, revision: int, body: bytes) -> bytes:
