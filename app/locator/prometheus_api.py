@@ -44,11 +44,15 @@ async def prometheus_targets(request: Request) -> Handled:
     directory = locator.directory
     wanted = cast("str | None", query(request, "service", Name, None))
     lets = filter_of(request)
+    subject = ("prometheus", request.query_text)
+    kept = locator.views.kept(subject, directory.index)
+    if kept is not None:
+        return Answer(kept)
     names = sorted(directory.services) if wanted is None else [wanted]
     found: list[Record] = []
     for name in names:
         service = directory.get(name)
         if service is not None:
             found += (record for _, record in sorted(service.records.items()) if lets(record))
-    body = await locator.views.list_of(("prometheus", request.query_text), directory.index, found, target_group)
+    body = await locator.views.list_of(subject, directory.index, found, target_group)
     return Answer(body)

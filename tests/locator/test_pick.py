@@ -258,6 +258,16 @@ def test_reports_that_fit_no_lease_change_nothing() -> None:
     assert (view.failures, view.reports, view.in_flight) == (0, 1, 0)
 
 
+def test_leases_of_thousands_of_services_are_taken_back_a_part_at_a_time() -> None:
+    one = balancer()
+    for number in range(600):
+        assert one.pick(Snapshot.of(f"s{number}", fleet(1).by_id.values()), now_s=0.0) is not None
+
+    taken = [one.reap(30.0) for _ in range(3)]
+
+    assert taken == [256, 256, 88]
+
+
 def test_a_client_that_fails_with_the_only_instance_for_hours_does_no_harm() -> None:
     one, snapshot = balancer(), fleet(1)
 
