@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+COUNTED: Final = {Reported.COUNTED, Reported.LATE}
 REAP_S: Final = 0.25  # how often leases whose time is over are taken back
 INSTANCES_MAX: Final = 50_000  # of all services: 100 MB
 INSTANCES_OF_KEY_MAX: Final = 20_000  # one key cannot take all of them
@@ -208,7 +209,7 @@ class Locator:
             service, lease_id, ok=ok, now_s=self.clock_s(), latency_ms=latency_ms, reporter=reporter
         )
         if outcome is not Reported.UNKNOWN:
-            if outcome is not Reported.REPEATED:
+            if outcome in COUNTED:
                 self.series.count_report(ok=ok)
             return outcome.value
         replica = replica_of(lease_id)
@@ -260,11 +261,12 @@ class Locator:
 
     def _take_report(self, text: str) -> None:
         handed = _handed.decode(text)
-        self.balancer.report(
+        outcome = self.balancer.report(
             handed.service, handed.lease_id, ok=handed.ok, now_s=self.clock_s(), latency_ms=handed.latency_ms,
             reporter=handed.reporter,
         )  # fmt: skip
-        self.series.count_report(ok=handed.ok)
+        if outcome in COUNTED:
+            self.series.count_report(ok=handed.ok)
 
     def _read_again(self) -> None:
         if self.feed is not None:

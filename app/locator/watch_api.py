@@ -39,13 +39,14 @@ async def watch(request: Request) -> Handled:
     locator = locator_of(request)
     name = request.match_info["service"]
     index = cast("int | None", query(request, "index", Index, None))
-    wait_s = cast("int", query(request, "wait", Wait, WAIT_DEFAULT_S))
+    wait_s = cast("float", query(request, "wait", Wait, WAIT_DEFAULT_S))
     service = locator.service(name)
     with locator.watches.enter(key_of(request).key_id):
         if "text/event-stream" in request.headers.get("accept", ""):
             return await _stream(request, locator, name)
         if index is not None and index == service.snapshot.revision:
-            await locator.watches.wait(name, wait_s * (1 + JITTER_SHARE * random.random()))  # noqa: S311 - spread, not secret
+            wait_s *= 1 + JITTER_SHARE * random.random()  # noqa: S311 - spread, not secret
+            await locator.watches.wait(name, wait_s, request.departure())
             service = locator.service(name)
     return Answer(await _whole(locator, service))
 
@@ -72,7 +73,7 @@ async def _stream(request: Request, locator: Locator, name: str) -> Handled:
     seen = -1 if given is None else int(given)
     try:
         await _send(response, b"retry: 1000\n\n")
-        while not locator.watches.closing:
+        while not locator.watches.closing and not request.gone:
             service = locator.directory.get(name)
             if service is not None and service.snapshot.revision != seen:
                 event, seen = await event_since(locator, service, seen)
@@ -81,7 +82,7 @@ async def _stream(request: Request, locator: Locator, name: str) -> Handled:
             await _send(response, event)
             service = locator.directory.get(name)
             if service is None or service.snapshot.revision == seen:
-                await locator.watches.wait(name, PING_S)
+                await locator.watches.wait(name, PING_S, request.departure())
     except TimeoutError:
         _drop(source)
     return response
