@@ -14,8 +14,8 @@ the share that may be open.
 
 from __future__ import annotations
 
+import math
 import random
-from array import array
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     OnChange = Callable[["Breaker", "BreakerState", float], None]  # told of every change: state before, time
 
 _NEVER_S: Final = float("-inf")
+# A window is one integer with a digit for each second, the current one lowest: 64 bytes for 10 s, and one shift lets it
+# age. A digit holds more calls than a process answers in that time.
+_COUNT_BITS: Final = 24
 
 
 class BreakerState(StrEnum):
@@ -58,6 +61,11 @@ class BreakerPolicy(msgspec.Struct, frozen=True, gc=False):
     probe_lease_s: float = 30.0  # a probe that is never reported blocks the next one for so long
     quiet_s: float = 60.0  # closed for so long without opening again takes back one step of backing off
     reporter_memory_s: float = 60.0  # a reporter that was heard of within this could have confirmed the failure
+
+    @property
+    def steps_max(self) -> int:
+        """Return how often the open time doubles until it is the longest one."""
+        return max(0, math.ceil(math.log2(self.open_max_s / self.open_s)))
 
 
 POLICY: Final = BreakerPolicy()
@@ -105,33 +113,9 @@ class Reporters:
         self.last_s = now_s
 
 
-class _Window:
-    """Calls and failures of the last `seconds`, in buckets of a second. O(1)."""
-
-    __slots__ = ("_counts", "_second", "calls", "failures")
-
-    def __init__(self, seconds: int) -> None:
-        self._counts = array("I", bytes(8 * seconds))  # calls by second, then failures by second
-        self._second = 0
-        self.calls = self.failures = 0
-
-    def count(self, failed: bool, now_s: float) -> None:  # noqa: FBT001 - one bit of one call
-        counts = self._counts
-        size = len(counts) // 2
-        second = int(now_s)
-        if second > self._second:  # a time that went back counts as now
-            for gone in range(max(self._second + 1, second - size + 1), second + 1):
-                index = gone % size
-                self.calls -= counts[index]
-                self.failures -= counts[size + index]
-                counts[index] = counts[size + index] = 0
-            self._second = second
-        index = self._second % size
-        counts[index] += 1
-        self.calls += 1
-        if failed:
-            counts[size + index] += 1
-            self.failures += 1
+def _sum_of(counts: int) -> int:
+    """Return the sum of a window's digits: a number is congruent to it modulo one less than the digits' radix."""
+    return counts % ((1 << _COUNT_BITS) - 1)
 
 
 class Breaker:
@@ -142,9 +126,18 @@ class Breaker:
     """
 
     __slots__ = (
-        "_budget", "_closed_since_s", "_draw", "_failing", "_heard", "_level", "_on_change", "_open", "_open_until_s",
-        "_policy", "_probe_until_s", "_row", "_row_since_s", "_window", "degraded", "isolated", "name", "opened",
+        "_budget", "_calls", "_closed_since_s", "_draw", "_failed_by", "_failed_other_s", "_failed_s", "_failures", "_heard",
+        "_level", "_on_change", "_open", "_open_until_s", "_policy", "_probe_until_s", "_row", "_row_since_s", "_second",
+        "degraded", "isolated", "name", "opened",
     )  # fmt: skip
+    _row: int
+    _row_since_s: float
+    _second: int
+    _calls: int
+    _failures: int
+    _failed_by: str
+    _failed_s: float
+    _failed_other_s: float
 
     def __init__(
         self,
@@ -169,11 +162,8 @@ class Breaker:
         self._probe_until_s = _NEVER_S
         self._level = 0  # how often it has opened again without a quiet time in between
         self._closed_since_s = 0.0
-        self._row = 0  # failures since the last success
-        self._row_since_s = 0.0
-        self._window = _Window(policy.window_s)
         self._heard = heard or Reporters()
-        self._failing = Reporters()
+        self._forget()
 
     def state(self, now_s: float) -> BreakerState:
         """Return the state; half open begins by itself when the open time is over."""
@@ -215,15 +205,19 @@ class Breaker:
                 if ok:
                     self._close(now_s)
                 else:
-                    self._level += 1
+                    self._back_off()
                     self._open_for(now_s, BreakerState.HALF_OPEN)
             return
-        self._window.count(not ok, now_s)
+        self._age(now_s)
+        self._calls += 1
         if ok:
             self._row = 0
             self.degraded = False
             return
-        self._failing.hear(reporter, now_s)
+        self._failures += 1
+        if reporter != self._failed_by:
+            self._failed_by, self._failed_other_s = reporter, self._failed_s
+        self._failed_s = now_s
         if self._row == 0:
             self._row_since_s = now_s
         self._row += 1
@@ -255,23 +249,48 @@ class Breaker:
             self._budget.give()
         self._open = False
 
+    def is_spent(self, now_s: float) -> bool:
+        """Whether a new one would do the same: closed, no failure in its window, every step of backing off taken back."""
+        if self._open or self.isolated or self._row or self._backing_off(now_s):
+            return False
+        self._age(now_s)
+        return not self._failures
+
+    def _age(self, now_s: float) -> None:
+        """Let the window end at this second; a time that went back counts as now."""
+        second = int(now_s)
+        if second > self._second:
+            size = self._policy.window_s
+            shift = min(second - self._second, size) * _COUNT_BITS
+            mask = (1 << size * _COUNT_BITS) - 1
+            self._calls = (self._calls << shift) & mask
+            self._failures = (self._failures << shift) & mask
+            self._second = second
+
     def _is_tripped(self, now_s: float) -> bool:
         """Whether the counts say open, and no reporter says so alone while others could have confirmed it."""
-        policy, window = self._policy, self._window
+        policy = self._policy
         alone = self._heard.other_s < now_s - policy.reporter_memory_s
-        if self._row >= policy.failures_in_row and (alone or self._failing.other_s >= self._row_since_s):
+        if self._row >= policy.failures_in_row and (alone or self._failed_other_s >= self._row_since_s):
             return True
-        if window.calls < policy.window_calls_min or window.failures < policy.window_failure_share * window.calls:
+        calls = _sum_of(self._calls)
+        if calls < policy.window_calls_min or _sum_of(self._failures) < policy.window_failure_share * calls:
             return False
-        return alone or self._failing.other_s >= now_s - policy.window_s
+        return alone or self._failed_other_s >= now_s - policy.window_s
+
+    def _back_off(self) -> None:
+        """Take one step, up to the one that reaches the longest open time: more would only be taken back for longer."""
+        self._level = min(self._level + 1, self._policy.steps_max)
+
+    def _backing_off(self, now_s: float) -> int:
+        """Return the steps of backing off that quiet times have not taken back."""
+        return max(0, self._level - int((now_s - self._closed_since_s) / self._policy.quiet_s)) if self._level else 0
 
     def _trip(self, now_s: float) -> None:
         if self._budget is not None and not self._budget.take():
             self.degraded = True
             return
-        policy = self._policy
-        quiet = int((now_s - self._closed_since_s) / policy.quiet_s)
-        self._level = max(0, self._level - quiet)
+        self._level = self._backing_off(now_s)
         self._open = True
         self.degraded = False
         self._open_for(now_s, BreakerState.CLOSED)
@@ -286,18 +305,24 @@ class Breaker:
         self._tell(before, now_s)
 
     def _close(self, now_s: float) -> None:
-        self._level += 1  # opening again soon lasts longer; quiet times take this back
+        self._back_off()  # opening again soon lasts longer; quiet times take this back
         self._clear(now_s)
         self._tell(BreakerState.HALF_OPEN, now_s)
 
     def _clear(self, now_s: float) -> None:
         self.retire()
         self.degraded = False
-        self._row = 0
-        self._window = _Window(self._policy.window_s)
-        self._failing = Reporters()
         self._probe_until_s = _NEVER_S
         self._closed_since_s = now_s
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin to count anew."""
+        self._row = 0  # failures since the last success
+        self._row_since_s = 0.0
+        self._second = self._calls = self._failures = 0
+        self._failed_by = ""
+        self._failed_s = self._failed_other_s = _NEVER_S
 
     def _tell(self, before: BreakerState, now_s: float) -> None:
         if self._on_change is not None and before is not self.state(now_s):

@@ -351,10 +351,10 @@ async def serve(settings: Settings) -> int:
         stop = asyncio.create_task(stopping.wait())
         await asyncio.wait({opened, stop}, return_when=asyncio.FIRST_COMPLETED)
         if opened.done() and not opened.cancelled():
+            calm_collector()  # about 80 ms, in which nobody who waits for the line below waits for an answer
             print(f"shieldx ready at http://{settings.host}:{ports[0]} and http://{settings.host}:{ports[1]}", flush=True)
             if not settings.root_key:
                 print(f"read the root key with: shieldx key --data-dir {shlex.quote(str(settings.data_dir))}", flush=True)
-            calm_collector()
         opened.cancel()
         await stop
         await leave(app, settings.shutdown_delay_seconds, hurried)

@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
 
-from app.locator.api import encode_facts
 from app.locator.balancing import STRATEGIES
 from app.locator.directory import Directory
 from app.locator.instance import Instance, Snapshot
 from app.locator.pick import Balancer
-from app.locator.record import Registered, encode
+from app.locator.record import SUSPECT_SHARE, Registered, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,6 +42,7 @@ PICK_US_MAX: Final = 3.0  # the target, with 1,000 instances
 MEMORY_MB_MAX: Final = 2.0  # the target, of 1,000 instances with tags and metadata
 MEMORY_INSTANCES: Final = 1_000
 CHANGES: Final = 100
+USES: Final = 300
 
 
 class Cost(NamedTuple):
@@ -57,14 +57,14 @@ class Cost(NamedTuple):
 def instance(number: int) -> Instance:
     """Return an instance as services register them: a zone, four tags, six entries of metadata."""
     host = f"10.{number // 65_536 % 256}.{number // 256 % 256}.{number % 256}"
-    return Instance(
-        service="checkout", id=f"checkout-7d9f{number:06x}", host=host, port=8080, generation=f"{number:032x}",
+    return Instance.of(
+        "checkout", f"checkout-7d9f{number:06x}", host, 8080, generation=f"{number:032x}",
         zone=f"zone-{number % 3}",
         tags=(f"v{number % 4}.{number % 7}", "http", "canary" if number % 20 == 0 else "stable", f"shard-{number % 16}"),
-        metadata_json=encode({
+        metadata={
             "version": f"1.{number % 9}.{number % 30}", "region": "eu-central-1", "node": f"node-{number // 8:05}",
             "commit": f"{number * 2654435761 % 2**32:08x}", "started_by": "deployer", "runtime": "python3.11",
-        }),
+        },
     )  # fmt: skip
 
 
@@ -127,9 +127,10 @@ def _changes(count: int) -> list[bytes]:
     texts = []
     for number in range(count):
         one = instance(number)
+        facts = one.facts
         body = encode(Registered(
-            host=one.host, port=one.port, zone=one.zone, tags=one.tags, metadata=one.metadata, owner="key-1",
-            registered_at_ms=1_700_000_000_000,
+            facts.host, facts.port, one.weight, one.zone, one.tags, facts.metadata, 60.0, 60.0 * SUSPECT_SHARE, None,
+            "key-1", 1_700_000_000_000 + number,
         )).decode()  # fmt: skip
         change = [number + 1, "put", f"checkout/{one.id}", "up", "none", "none", one.generation, body]
         texts.append(orjson.dumps([change]))
@@ -150,19 +151,24 @@ def memory_mb(count: int) -> dict[str, float]:
     gc.collect()
     found["registered"] = tracemalloc.get_traced_memory()[0]
 
-    def use(*, ok: bool) -> None:
-        for _ in range(4 * count):
+    for id_, record in roster.records.items():
+        for beat in range(3):
+            directory.beat(roster, id_, record, now_s + 10.0 * beat)
+        directory.take_renewed()
+    found["and heard three times"] = tracemalloc.get_traced_memory()[0]
+
+    def use(times: int, *, ok: bool) -> None:
+        for _ in range(times * count):
             one = balancer.pick(snapshot, now_s=now_s)
             if one is not None:
-                roster.encoded(one.instance, encode_facts)
                 balancer.report("checkout", one.lease_id, ok=ok, now_s=now_s, latency_ms=5.0, reporter="bench")
 
-    use(ok=True)
-    found["and looked up and reported four times each"] = tracemalloc.get_traced_memory()[0]
+    use(USES, ok=True)  # counts are no longer the small numbers of which Python keeps one object each
+    found[f"and looked up and reported {USES} times each"] = tracemalloc.get_traced_memory()[0]
     balancer.pick(snapshot, "consistent_hash", now_s=now_s, key="k")
     found["and a ring"] = tracemalloc.get_traced_memory()[0]
-    use(ok=False)
-    found["and a breaker for each that has ever failed: all"] = tracemalloc.get_traced_memory()[0]
+    use(4, ok=False)
+    found["and failed four times each: every one has a breaker"] = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     return {name: size_bytes / 1e6 for name, size_bytes in found.items()}
 

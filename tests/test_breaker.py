@@ -127,6 +127,50 @@ def test_every_failed_probe_doubles_the_open_time_up_to_the_limit_with_jitter() 
     assert [round(span) for span in spans[1]] == [72, 144, 288, 300, 300]
 
 
+def test_an_outage_of_days_is_survived_and_quiet_minutes_take_its_backing_off_back() -> None:
+    breaker = opened()
+
+    for _ in range(1_100):
+        open_s = failed_probe(breaker, breaker.retry_at_s)
+    at_s = breaker.retry_at_s
+    breaker.admit(at_s)
+    breaker.record(at_s, ok=True, probe=True)
+
+    assert 240.0 <= open_s <= 300.0
+    assert breaker.is_spent(at_s + 5 * 60.0)
+
+
+def test_it_is_spent_once_nothing_it_counted_matters_any_more() -> None:
+    fresh, failed, backing_off = Breaker("x"), Breaker("x"), opened()
+
+    failed.record(0.0, ok=False)
+    failed.record(0.0, ok=True)
+    backing_off.admit(30.0)
+    backing_off.record(30.0, ok=True, probe=True)
+
+    assert fresh.is_spent(0.0)
+    assert (failed.is_spent(9.0), failed.is_spent(10.0)) == (False, True)
+    assert (backing_off.is_spent(89.0), backing_off.is_spent(90.0)) == (False, True)
+
+
+@settings(max_examples=60)
+@given(calls=st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=60))
+def test_it_opens_exactly_when_half_of_ten_calls_of_the_last_ten_seconds_failed(calls: list[tuple[int, bool]]) -> None:
+    breaker = Breaker("x", BreakerPolicy(failures_in_row=10**6))
+    told: list[tuple[int, bool]] = []
+    now_s = 0
+
+    for waited_s, ok in calls:
+        now_s += waited_s
+        told.append((now_s, ok))
+        breaker.record(float(now_s), ok=ok)
+        recent = [one for at_s, one in told if at_s > now_s - 10]
+        due = not ok and len(recent) >= 10 and 2 * recent.count(False) >= len(recent)
+        assert (breaker.state(float(now_s)) is OPEN) == due
+        if due:
+            return
+
+
 def test_opening_soon_after_closing_lasts_longer_and_quiet_minutes_take_that_back() -> None:
     spans = []
     for quiet_s in (1.0, 61.0):

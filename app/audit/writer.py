@@ -18,7 +18,7 @@ from app.audit.entry import RowSeal, entry_bytes, entry_hash
 from app.db.keys import shard_keys
 from app.db.postgres import cut_off
 from app.db.retry import TRANSIENT
-from app.metrics import BATCH_BUCKETS, COMMIT_BUCKETS_S, Histogram
+from app.metrics import BATCH_BUCKETS, STORE_BUCKETS_S, Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -99,7 +99,7 @@ class Writer(Actor[Handover]):
         self.commits = 0
         self.events_committed = 0
         self.batch_sizes: Final = Histogram(BATCH_BUCKETS)
-        self.commit_times: Final = Histogram(COMMIT_BUCKETS_S)
+        self.commit_times: Final = Histogram(STORE_BUCKETS_S)
         self.errors = 0  # commits and beats that Postgres did not answer, or refused
 
     @property

@@ -22,7 +22,7 @@ from app.db.keys import applied_channel, shard_keys, shard_tag
 from app.db.lua import load_script
 from app.db.redis import GIVE_UP_S, RedisAway, ScriptInterrupted
 from app.db.retry import TRANSIENT, delay_ms
-from app.metrics import COMMIT_BUCKETS_S, Histogram
+from app.metrics import STORE_BUCKETS_S, Histogram
 from app.turns import Turns, end_task
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Ledger(Actor[Order]):
         self._turns = Turns()
         self.batches = 0
         self.operations = 0
-        self.commit_waits: Final = Histogram(COMMIT_BUCKETS_S)  # from the script's answer until operations were durable
+        self.commit_waits: Final = Histogram(STORE_BUCKETS_S)  # from the script's answer until operations were durable
         self.expired = 0
         shard.subscribe(self._on_shard_change)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-from app.metrics import BATCH_BUCKETS, COMMIT_BUCKETS_S, Histogram, labelled
+from app.metrics import BATCH_BUCKETS, STORE_BUCKETS_S, Histogram, labelled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +88,7 @@ class ShardSeries:
         yield from self._commits()
 
     def _commits(self) -> Iterator[Metric]:
-        sizes, times, waits = Histogram(BATCH_BUCKETS), Histogram(COMMIT_BUCKETS_S), Histogram(COMMIT_BUCKETS_S)
+        sizes, times, waits = Histogram(BATCH_BUCKETS), Histogram(STORE_BUCKETS_S), Histogram(STORE_BUCKETS_S)
         errors = 0
         for one in self._parts:
             sizes.add(one.writer.batch_sizes)

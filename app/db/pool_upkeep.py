@@ -60,6 +60,7 @@ class PoolUpkeep:
         self._calm_since_s = now_s
         self._pinged_s = now_s
         self._task: asyncio.Task[None] | None = None
+        self._told_demoted = False  # a write may have noticed it before, and reads go on until connections are dropped
         self.ping_s = 0.0
         self.pings_failed = 0
         self.kept = 0  # connections that were reported as kept, since the start
@@ -93,15 +94,17 @@ class PoolUpkeep:
     async def _ping(self, now_s: float) -> None:
         pool = self._pool
         self._pinged_s = now_s
-        was_demoted = pool.demoted
         try:
             self.ping_s = await pool.ping(self._ping_timeout_s)
+            self._told_demoted = False
         except GateTimeout:
             return  # all are busy, so the server is alive
         except (*FAULTS, asyncpg.PostgresError) as error:
             self.pings_failed += 1
-            if pool.demoted and not was_demoted:
-                log.error("postgres takes no writes any more: looking for another primary")  # noqa: TRY400 - no fault of ours
+            if isinstance(error, asyncpg.ReadOnlySQLTransactionError):
+                if not self._told_demoted:
+                    log.error("postgres takes no writes any more: looking for another primary")  # noqa: TRY400 - no fault of ours
+                self._told_demoted = True
                 await pool.drop_connections()
             else:
                 log.warning("postgres does not answer a ping", extra={"reason": type(error).__name__})

@@ -10,7 +10,7 @@ from aiohttp import web
 from app.access.api import key_of
 from app.locator.balancing import STRATEGIES, Strategy
 from app.locator.directory import Roster
-from app.locator.instance import Instance, State
+from app.locator.instance import State
 from app.locator.opening import Locator
 from app.locator.record import Record
 from app.locator.registry import unknown_instance
@@ -26,7 +26,6 @@ from app.locator.wire import (
     SummaryPage,
     Tag,
     Zone,
-    facts_of,
     heartbeat_s,
     registered_of,
     registered_view,
@@ -278,14 +277,7 @@ def look_up(request: Request) -> Handled:
         return Problem(503, "no_instance", "No instance of the service can take a call now.", headers={"Retry-After": "1"})
     locator.series.count_lookup(strategy, panic=picked.panic)
     end = b'","panic":true}' if picked.panic else b'","panic":false}'
-    return json_answer(
-        b'{"instance":' + service.encoded(picked.instance, encode_facts) + b',"lease_id":"' + picked.lease_id.encode() + end
-    )
-
-
-def encode_facts(one: Instance) -> bytes:
-    """Return the JSON of an instance as lookups answer it."""
-    return _encode(facts_of(one))
+    return json_answer(b'{"instance":' + picked.instance.json + b',"lease_id":"' + picked.lease_id.encode() + end)
 
 
 def _take_report(request: Request, body: Report) -> Handled:

@@ -156,6 +156,7 @@ def target_of(instance: Instance) -> CheckTarget:
     check = instance.check
     if check is None:
         raise CheckRefused("The instance has no check.")
+    facts = instance.facts
     if check.kind == "http":
-        return http_target(check.target, instance.host, instance.port)
-    return tcp_target(check.target, instance.host)
+        return http_target(check.target, facts.host, facts.port)
+    return tcp_target(check.target, facts.host)

@@ -138,14 +138,14 @@ def status_of(record: Record) -> str:
 
 def node_of(record: Record) -> Node:
     """Return the node of an instance."""
-    return Node("", NODE, record.instance.host, DATACENTER, {}, {}, 1, 1)
+    return Node("", NODE, record.instance.facts.host, DATACENTER, {}, {}, 1, 1)
 
 
 def agent_service(record: Record) -> AgentEntry:
     """Return an instance as an agent knows it."""
-    one = record.instance
+    one, facts = record.instance, record.instance.facts
     return AgentEntry(
-        one.id, one.service, list(one.tags), one.metadata, one.port, one.host, {}, Weights(one.weight, one.weight),
+        one.id, one.service, facts.tags, facts.metadata, facts.port, facts.host, {}, Weights(one.weight, one.weight),
         record.revision, record.revision, DATACENTER,
     )  # fmt: skip
 
@@ -167,9 +167,9 @@ def health_entry(record: Record) -> HealthEntry:
 
 def catalog_entry(record: Record) -> CatalogEntry:
     """Return an instance as the catalogue lists it."""
-    one = record.instance
+    one, facts = record.instance, record.instance.facts
     return CatalogEntry(
-        "", NODE, one.host, DATACENTER, {}, {}, one.id, one.service, list(one.tags), one.host, one.port, one.metadata,
+        "", NODE, facts.host, DATACENTER, {}, {}, one.id, one.service, facts.tags, facts.host, facts.port, facts.metadata,
         Weights(one.weight, one.weight), record.revision, record.revision,
     )  # fmt: skip
 

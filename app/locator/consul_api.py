@@ -55,8 +55,12 @@ async def _wait(request: Request, name: str, index_now: Callable[[], int]) -> No
         wait_s = min(consul.seconds_of(request.query["wait"], "?wait"), WAIT_MAX_S)
     till_s = locator.clock_s() + wait_s * (1 + JITTER_SHARE * random.random())  # noqa: S311 - spread, not secret
     with locator.watches.enter(key_of(request).key_id):
-        while int(given) == index_now() and not locator.watches.closing and (left_s := till_s - locator.clock_s()) > 0:
-            await locator.watches.wait(name, left_s)
+        departure = request.departure()
+        while int(given) == index_now() and not (locator.watches.closing or departure.done()):
+            left_s = till_s - locator.clock_s()
+            if left_s <= 0:
+                break
+            await locator.watches.wait(name, left_s, departure)
 
 
 def _index_of(locator: Locator, name: str) -> int:

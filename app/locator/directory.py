@@ -14,8 +14,6 @@ from app.locator.record import Fact, Record, split_field
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from app.locator.instance import Instance
-
 ALL: Final = ""  # the name of the watch over all services: no service has it
 HISTORY_MAX: Final = 256  # changes of a service that a watcher may have missed and still gets singly
 GONE_MAX: Final = 20_000  # instances whose end is remembered, until the feed has passed it
@@ -26,25 +24,15 @@ RENEWAL_SHARE: Final = 0.25  # of the time to suspicion: how often heartbeats of
 class Roster:
     """The instances of one service. `history` holds (revision before, revision, ids that changed) of the last changes."""
 
-    __slots__ = ("_encoded", "empty_since_s", "history", "name", "records", "snapshot")
+    __slots__ = ("empty_since_s", "history", "name", "records", "snapshot")
 
     def __init__(self, name: str, revision: int, now_s: float) -> None:
         """Begin without instances, at the revision before the first change."""
         self.name: Final = name
         self.records: dict[str, Record] = {}
         self.snapshot = Snapshot.of(name, (), revision)
-        self.history: deque[tuple[int, int, frozenset[str]]] = deque(maxlen=HISTORY_MAX)
+        self.history: deque[tuple[int, int, tuple[str, ...]]] = deque(maxlen=HISTORY_MAX)
         self.empty_since_s = now_s
-        self._encoded: dict[str, tuple[Instance, bytes]] = {}
-
-    def encoded(self, one: Instance, encode: Callable[[Instance], bytes]) -> bytes:
-        """Return what `encode` makes of an instance of the snapshot, made once for each record of it."""
-        kept = self._encoded.get(one.id)
-        if kept is not None and kept[0] is one:
-            return kept[1]
-        body = encode(one)
-        self._encoded[one.id] = (one, body)
-        return body
 
     def publish(self, ids: Iterable[str], revision: int) -> bool:
         """Swap the snapshot for one in which these ids are as their records say.
@@ -57,7 +45,6 @@ class Roster:
             record = self.records.get(id_)
             if record is None:
                 removed.append(id_)
-                self._encoded.pop(id_, None)
             else:
                 put.append(record.instance)
         anew = bool(removed) or any(one.id not in known or known[one.id].tags != one.tags for one in put)
@@ -72,7 +59,7 @@ class Roster:
         if revision == self.snapshot.revision:
             return frozenset()
         for before, _, changed in reversed(self.history):
-            ids |= changed
+            ids.update(changed)
             if before == revision:
                 return frozenset(ids)
             if before < revision:
@@ -158,10 +145,11 @@ class Directory:
         if record is None or record.generation != fact.generation:
             if record is not None:
                 self._forget(record)
-            self._add(service, id_, Record(name, id_, fact, now_s, verified=kind != "restore"))
+                id_ = record.instance.id  # one text for all who know the instance, and one for all of a service
+            self._add(service, id_, Record(service.name, id_, fact, now_s, verified=kind != "restore"))
             return True
         self._forget(record)
-        record.take(name, id_, fact)
+        record.take(service.name, record.instance.id, fact)
         self._count(record)
         if kind in {"put", "up"}:
             record.heard(now_s)
@@ -256,9 +244,10 @@ class Directory:
         for _, _, record in self.records():
             record.renew(record.renewed_s + seconds)
 
-    def silent(self, now_s: float) -> list[tuple[str, Record, str]]:
+    def silent(self, now_s: float, *, evicting: bool = True) -> list[tuple[str, Record, str]]:
         """Return field, record and motion ("suspect" or "evict") of every instance that has been silent for too long.
 
+        evicting  whether those that are to be removed are wanted: thousands may have to wait for that for minutes
         Looks at every instance each second, so the loop does one comparison: 0.5 ms for 10,000.
         """
         late = [
@@ -270,7 +259,8 @@ class Directory:
         found = []
         for name, id_, record in late:
             if now_s - record.renewed_s >= record.instance.ttl_s:
-                found.append((f"{name}/{id_}", record, "evict"))
+                if evicting:
+                    found.append((f"{name}/{id_}", record, "evict"))
             elif record.lease == "up":
                 found.append((f"{name}/{id_}", record, "suspect"))
         return found
@@ -315,12 +305,13 @@ class Directory:
                 if fact.revision <= record.revision and same:
                     continue
                 self._forget(record)
-                record.take(name, id_, fact)
+                record.take(service.name, record.instance.id, fact)
                 self._count(record)
             else:
                 if record is not None:
                     self._forget(record)
-                self._add(service, id_, _restored(name, id_, fact, now_s, silent_s.get(field)))
+                    id_ = record.instance.id
+                self._add(service, id_, _restored(service.name, id_, fact, now_s, silent_s.get(field)))
             touched.setdefault(name, set()).add(id_)
         forgotten = []
         for service, id_, record in list(self.records()):

@@ -7,6 +7,7 @@ last `known_max` that were lent are known as such.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -24,14 +25,16 @@ if TYPE_CHECKING:
 
 LEASE_S: Final = 30.0  # longer than a call should take; what takes longer is reported late and still counts
 OPEN_MAX: Final = 100_000  # leases of a service: 30 MB, 3,300 picks a second of which none is ever reported
-# Ids that are remembered to tell a repeated report from one that never was: those of half a minute at 8,000 a second, 2 MB.
+# Ids that are remembered to tell a repeated report from one that never was: half a minute at 8,000 a second, 0.2 MB.
 KNOWN_MAX: Final = 1 << 18
-EXPIRED_MAX: Final = 50_000  # leases that were taken back and may still be reported: 15 MB
+EXPIRED_MAX: Final = 50_000  # leases of a service that were taken back and may still be reported: 15 MB
+EXPIRED_S: Final = 60.0  # for so long at most: callers that never report must not fill the memory, service by service
 REAP_MAX: Final = 1_000  # leases that one call of `reap` takes back: below a millisecond
 TRIM_PART: Final = 64  # a full table is relieved of one part of so many
 _NUMBER_BITS: Final = 8
 _NUMBERS: Final = tuple(f"{number:02x}" for number in range(1 << _NUMBER_BITS))  # of the ids that are made from one draw
 _RANDOM_BYTES: Final = 4  # of an id: a lease that was not lent cannot be guessed
+_SECRET_BYTES: Final = 32
 _RANDOM_DIGITS: Final = 2 * _RANDOM_BYTES
 _SERIAL: Final = re.compile(rf"([0-9a-f]{{1,16}})([0-9a-f]{{{_RANDOM_DIGITS}}})")
 
@@ -57,17 +60,19 @@ class Lease(msgspec.Struct, gc=False):
 class _Ids:
     """Makes ids that were never given before: replica, number of the draw, number in the draw, random part.
 
-    The last `known_max` of them are known again by their number and random part, with a bit each for "closed": 8 bytes.
+    Random parts follow from a secret and the number of the draw, so that any id is known again without being kept; of
+    the last `known_max` it is kept, in a bit each, whether they are closed.
     """
 
-    __slots__ = ("_closed", "_digits", "_draw", "_known_max", "_made", "_start")
+    __slots__ = ("_closed", "_draw", "_known_max", "_made", "_oldest", "_secret", "_start")
 
     def __init__(self, replica: str, known_max: int) -> None:
         self._start = f"{replica}-"
         self._known_max = known_max
+        self._secret = os.urandom(_SECRET_BYTES)
         self._draw = 0
+        self._oldest = 0  # draw whose ids are known again
         self._made: Iterator[str] = iter(())
-        self._digits: dict[int, str] = {}  # random parts by draw
         self._closed: dict[int, int] = {}  # a bit for each id of a draw, once one of them was closed
 
     def make(self) -> str:
@@ -80,17 +85,20 @@ class _Ids:
     def _draw_next(self) -> None:
         self._draw += 1
         start, size = f"{self._start}{self._draw:x}", _RANDOM_DIGITS
-        digits = self._digits[self._draw] = os.urandom(_RANDOM_BYTES * len(_NUMBERS)).hex()
+        digits = self._digits_of(self._draw)
         self._made = (start + number + digits[i * size : (i + 1) * size] for i, number in enumerate(_NUMBERS))
-        oldest = self._draw - max(1, self._known_max >> _NUMBER_BITS)
-        self._digits.pop(oldest, None)
-        self._closed.pop(oldest, None)
+        self._oldest = self._draw + 1 - max(1, self._known_max >> _NUMBER_BITS)
+        self._closed.pop(self._oldest - 1, None)
+
+    def _digits_of(self, draw: int) -> str:
+        """Return the random parts of a draw's ids: the keyed sponge of FIPS 202, 3 us for all of them."""
+        return hashlib.shake_128(self._secret + draw.to_bytes(8)).hexdigest(_RANDOM_BYTES * len(_NUMBERS))
 
     def close(self, lease_id: str) -> None:
         """Take an id that was made here for closed."""
         serial = int(lease_id[len(self._start) : -_RANDOM_DIGITS], 16)
         draw = serial >> _NUMBER_BITS
-        if draw in self._digits:
+        if draw >= self._oldest:
             self._closed[draw] = self._closed.get(draw, 0) | 1 << (serial & (len(_NUMBERS) - 1))
 
     def is_closed(self, lease_id: str) -> bool:
@@ -100,9 +108,10 @@ class _Ids:
             return False
         serial = int(match[1], 16)
         draw, number = serial >> _NUMBER_BITS, serial & (len(_NUMBERS) - 1)
+        if match[1] != f"{serial:x}" or not self._closed.get(draw, 0) >> number & 1:
+            return False
         at = number * _RANDOM_DIGITS
-        made = match[1] == f"{serial:x}" and match[2] == self._digits.get(draw, "")[at : at + _RANDOM_DIGITS]
-        return made and bool(self._closed.get(draw, 0) >> number & 1)
+        return match[2] == self._digits_of(draw)[at : at + _RANDOM_DIGITS]
 
 
 class Leases:
@@ -157,10 +166,11 @@ class Leases:
         return outcome, lease
 
     def reap(self, now_s: float, limit: int) -> int:
-        """Take back leases whose time is over, at most `limit`; returns how many."""
-        lent_s = now_s - self.lease_s
-        over = list(islice(takewhile(lambda lease_id: self._open[lease_id].lent_s <= lent_s, self._open), limit))
+        """Take back leases whose time is over, at most `limit`; returns how many. Forgets those that nobody has reported."""
+        over = _lent_by(self._open, now_s - self.lease_s, limit)
         self._expire(over)
+        for lease_id in _lent_by(self._expired, now_s - self.lease_s - EXPIRED_S, REAP_MAX):
+            del self._expired[lease_id]
         return len(over)
 
     def _expire(self, lease_ids: list[str]) -> None:
@@ -168,6 +178,13 @@ class Leases:
             lease = self._expired[lease_id] = self._open.pop(lease_id)
             self._on_expired(lease)
         _trim(self._expired, self._expired_max)
+
+
+def _lent_by(table: dict[str, Lease], lent_s: float, limit: int) -> list[str]:
+    """Return the ids of the leases that were lent at a time or before it, at most `limit`."""
+    if not table:
+        return []
+    return list(islice(takewhile(lambda lease_id: table[lease_id].lent_s <= lent_s, table), limit))
 
 
 def _trim(table: dict[str, Any], size_max: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from app.breaker import Breaker, BreakerState
 from app.locator.instance import State
 
@@ -21,6 +23,7 @@ FAILURE_COST: Final = 5.0  # a failed call counts as this many typical ones, so 
 ROW_MAX: Final = 3  # failures in a row after which a client gets no more of an instance that others are content with
 BARRED_S: Final = 30.0
 BARRED_MAX_S: Final = 300.0
+BARRED_STEPS_MAX: Final = 4  # doublings that reach it; a power of any row of failures would be out of range
 CLIENTS_MAX: Final = 16  # clients with failures that are remembered for an instance; the oldest goes first
 
 # Who is offered: rank 0 always, rank 1 when too few others are left, rank 2 never.
@@ -34,14 +37,12 @@ def counted_ms(latency_ms: float) -> float:
     return min(latency_ms, LATENCY_MAX_MS) if latency_ms > LATENCY_MIN_MS else LATENCY_MIN_MS
 
 
-class _Grudge:
+class Grudge(msgspec.Struct, frozen=True, gc=False):
     """The failures in a row that one client had with one instance, and until when it gets no more of it."""
 
-    __slots__ = ("barred_until_s", "row")
-
-    def __init__(self) -> None:
-        self.row = 0
-        self.barred_until_s = FREE_S
+    client: str
+    row: int
+    barred_until_s: float
 
 
 class Load:
@@ -63,7 +64,7 @@ class Load:
         self.cost_at_s = 0.0
         self.warm_at_s = FREE_S
         self.breaker: Breaker | None = None
-        self.grudges: dict[str, _Grudge] | None = None
+        self.grudges: tuple[Grudge, ...] = ()  # few, so a tuple is looked through; the newest stands last
         self.picks = self.reports = self.failures = self.expired = 0
         self.instance = instance
         self.rank = 0
@@ -93,10 +94,7 @@ class Load:
         if self.rank or (self.breaker is not None and self.breaker.retry_at_s > FREE_S):
             self.look_until_s = LOCKED_S
         else:
-            barred_s = (
-                max((grudge.barred_until_s for grudge in self.grudges.values()), default=FREE_S) if self.grudges else FREE_S
-            )
-            self.look_until_s = max(self.warm_at_s, barred_s)
+            self.look_until_s = max((self.warm_at_s, *(grudge.barred_until_s for grudge in self.grudges)))
 
     def warmth(self, now_s: float) -> float:
         """Return the share of its weight that the instance may take, from WARM_SHARE_MIN to 1."""
@@ -112,8 +110,7 @@ class Load:
 
     def bars(self, client: str, now_s: float) -> bool:
         """Whether this client had too many failures with it that nobody else had."""
-        grudge = self.grudges.get(client) if self.grudges else None
-        return grudge is not None and now_s < grudge.barred_until_s
+        return any(grudge.client == client and now_s < grudge.barred_until_s for grudge in self.grudges)
 
     def breaker_state(self, now_s: float) -> BreakerState:
         """Return the breaker's state; closed while nothing has ever failed."""
@@ -135,20 +132,17 @@ class Load:
 
     def resent(self, client: str, now_s: float) -> None:
         """Remember a failure that only this client saw."""
-        if self.grudges is None:
-            self.grudges = {}
-        grudge = self.grudges.pop(client, None) or _Grudge()
-        self.grudges[client] = grudge  # the newest stands last
-        if len(self.grudges) > CLIENTS_MAX:
-            del self.grudges[next(iter(self.grudges))]
-        grudge.row += 1
-        if grudge.row >= ROW_MAX:
-            grudge.barred_until_s = now_s + min(BARRED_S * 2.0 ** (grudge.row - ROW_MAX), BARRED_MAX_S)
+        row = 1 + sum(grudge.row for grudge in self.grudges if grudge.client == client)
+        barred_until_s = FREE_S
+        if row >= ROW_MAX:
+            barred_until_s = now_s + min(BARRED_S * 2.0 ** min(row - ROW_MAX, BARRED_STEPS_MAX), BARRED_MAX_S)
+        others = [grudge for grudge in self.grudges if grudge.client != client]
+        self.grudges = (*others[1 - CLIENTS_MAX :], Grudge(client, row, barred_until_s))
         self.guard()
 
     def forgive(self, client: str) -> None:
         """Forget the client's failures: it had a success."""
-        if self.grudges is not None and self.grudges.pop(client, None) is not None:
-            if not self.grudges:
-                self.grudges = None
+        kept = tuple(grudge for grudge in self.grudges if grudge.client != client)
+        if len(kept) < len(self.grudges):
+            self.grudges = kept
             self.guard()

@@ -67,9 +67,9 @@ class Loads:
         last, self.snapshot = self.snapshot, snapshot
         if last is snapshot:
             return
-        ids = snapshot.changed
+        ids: Collection[str] = snapshot.changed
         if last is None or snapshot.before != last.revision:
-            ids = frozenset(snapshot.by_id).union(self.by_id)
+            ids = {*snapshot.by_id, *self.by_id}
         for id_ in ids:
             before = _place(self.by_id.get(id_))
             self._adopt(id_, snapshot.by_id.get(id_), now_s, first=last is None)
@@ -215,7 +215,7 @@ class Loads:
                 load.observe(taken_ms, now_s)
                 typical_ms = self.typical_ms
                 self.typical_ms = typical_ms + (taken_ms - typical_ms) * TYPICAL_FACTOR if typical_ms else taken_ms
-            if load.grudges is not None:
+            if load.grudges:
                 load.forgive(reporter)
         else:
             load.failures += 1
@@ -224,7 +224,12 @@ class Loads:
             return
         breaker = self.breaker_of(load)
         breaker.record(now_s, ok=ok, reporter=reporter, probe=lease.probe)
-        if not ok and breaker.state(now_s) is BreakerState.CLOSED and not breaker.degraded:
+        if ok:
+            if breaker.is_spent(now_s):
+                load.breaker = None
+        elif breaker.state(now_s) is not BreakerState.CLOSED or breaker.degraded:
+            load.grudges = ()  # what only one of them saw has become everybody's matter
+        else:
             load.resent(reporter, now_s)
 
     def breaker_of(self, load: Load) -> Breaker:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+COUNTED: Final = {Reported.COUNTED, Reported.LATE}
 REAP_S: Final = 0.25  # how often leases whose time is over are taken back
 INSTANCES_MAX: Final = 50_000  # of all services: 100 MB
 INSTANCES_OF_KEY_MAX: Final = 20_000  # one key cannot take all of them
@@ -144,7 +145,7 @@ class Locator:
         known = self.directory.find(service, id_)
         self._check_room(service, known, registered.owner)
         if generation is None:
-            same = known is not None and (known.instance.host, known.instance.port) == (registered.host, registered.port)
+            same = known is not None and _at_same_place(known, registered)
             generation = known.generation if known is not None and same else secrets.token_hex(8)
         if known is not None and known.generation == generation:
             registered = msgspec.structs.replace(registered, registered_at_ms=known.instance.registered_at_ms)
@@ -213,7 +214,7 @@ class Locator:
             service, lease_id, ok=ok, now_s=self.clock_s(), latency_ms=latency_ms, reporter=reporter
         )
         if outcome is not Reported.UNKNOWN:
-            if outcome is not Reported.REPEATED:
+            if outcome in COUNTED:
                 self.series.count_report(ok=ok)
             return outcome.value
         replica = replica_of(lease_id)
@@ -265,11 +266,12 @@ class Locator:
 
     def _take_report(self, text: str) -> None:
         handed = _handed.decode(text)
-        self.balancer.report(
+        outcome = self.balancer.report(
             handed.service, handed.lease_id, ok=handed.ok, now_s=self.clock_s(), latency_ms=handed.latency_ms,
             reporter=handed.reporter,
         )  # fmt: skip
-        self.series.count_report(ok=handed.ok)
+        if outcome in COUNTED:
+            self.series.count_report(ok=handed.ok)
 
     def _read_again(self) -> None:
         if self.feed is not None:
@@ -278,6 +280,11 @@ class Locator:
     def _reap(self) -> None:
         self.balancer.reap(self.clock_s())
         self._reaping = asyncio.get_running_loop().call_later(REAP_S, self._reap)
+
+
+def _at_same_place(known: Record, registered: Registered) -> bool:
+    facts = known.instance.facts
+    return (facts.host, facts.port) == (registered.host, registered.port)
 
 
 def unavailable(error: Exception) -> Problem:

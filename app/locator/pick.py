@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from app.locator.loads import OnBreaker
 
 
+REAP_SERVICES_MAX: Final = 256  # of one call: 0.3 ms; of 5,000 services each has its turn in 5 s
 OPEN_SHARE: Final = 0.5  # of a service's breakers that may be open at once; those beyond serve on, marked as degraded
 
 
@@ -75,6 +76,7 @@ class Balancer:
         self._on_breaker = on_breaker
         self._draw_01 = draw_01
         self._services: dict[str, Loads] = {}
+        self._due: list[str] = []  # services that are still to be looked at for leases whose time is over
 
     def use(self, snapshot: Snapshot, now_s: float) -> None:
         """Take a service's new snapshot. What has left or drains is not picked again from here on.
@@ -170,10 +172,18 @@ class Balancer:
         return outcome
 
     def reap(self, now_s: float, limit: int = REAP_MAX) -> int:
-        """Take back leases whose time is over, at most `limit`; returns how many. Call it a few times a second."""
+        """Take back leases whose time is over, at most `limit`; returns how many. Call it a few times a second.
+
+        Looks at REAP_SERVICES_MAX services, and at the next ones when called again.
+        """
+        if not self._due:
+            self._due = list(self._services)
+        due, self._due = self._due[-REAP_SERVICES_MAX:], self._due[:-REAP_SERVICES_MAX]
         taken = 0
-        for service in self._services.values():
-            taken += service.leases.reap(now_s, limit - taken)
+        for name in due:
+            service = self._services.get(name)
+            if service is not None:
+                taken += service.leases.reap(now_s, limit - taken)
         return taken
 
     def isolate(self, service: str, instance_id: str, now_s: float) -> bool:
@@ -194,7 +204,7 @@ class Balancer:
             return False
         if load.breaker is not None:
             load.breaker.reset(now_s)
-        load.grudges = None
+        load.grudges = ()
         load.guard()
         return True
 

@@ -23,7 +23,8 @@ _foreign = re.compile(r"[^A-Za-z0-9_]")
 def target_group(record: Record) -> dict[str, Any]:
     """Return one instance as a target with its labels, whose values are all texts."""
     one = record.instance
-    host = f"[{one.host}]" if ":" in one.host else one.host
+    facts = one.facts
+    host = f"[{facts.host}]" if ":" in facts.host else facts.host
     labels = {
         "__meta_locator_service": one.service,
         "__meta_locator_instance": one.id,
@@ -32,8 +33,8 @@ def target_group(record: Record) -> dict[str, Any]:
         "__meta_locator_weight": str(one.weight),
         # Commas on both sides, so that a relabelling rule finds a tag by `,tag,`.
         "__meta_locator_tags": f",{','.join(one.tags)}," if one.tags else "",
-    } | {f"__meta_locator_metadata_{_foreign.sub('_', key)}": value for key, value in one.metadata.items()}
-    return {"targets": [f"{host}:{one.port}"], "labels": labels}
+    } | {f"__meta_locator_metadata_{_foreign.sub('_', key)}": value for key, value in facts.metadata.items()}
+    return {"targets": [f"{host}:{facts.port}"], "labels": labels}
 
 
 async def prometheus_targets(request: Request) -> Handled:
@@ -43,11 +44,15 @@ async def prometheus_targets(request: Request) -> Handled:
     directory = locator.directory
     wanted = cast("str | None", query(request, "service", Name, None))
     lets = filter_of(request)
+    subject = ("prometheus", request.query_text)
+    kept = locator.views.kept(subject, directory.index)
+    if kept is not None:
+        return Answer(kept)
     names = sorted(directory.services) if wanted is None else [wanted]
     found: list[Record] = []
     for name in names:
         service = directory.get(name)
         if service is not None:
             found += (record for _, record in sorted(service.records.items()) if lets(record))
-    body = await locator.views.list_of(("prometheus", request.query_text), directory.index, found, target_group)
+    body = await locator.views.list_of(subject, directory.index, found, target_group)
     return Answer(body)

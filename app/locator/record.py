@@ -5,6 +5,7 @@ Times are this process's monotonic seconds: nothing a client says about time cou
 
 from __future__ import annotations
 
+from functools import lru_cache
 from sys import intern
 from typing import Final, NamedTuple
 
@@ -14,6 +15,7 @@ from app.locator.instance import TTL_DEFAULT_S, WEIGHT_DEFAULT, Check, Instance,
 
 SUSPECT_SHARE: Final = 1 / 3  # of the time to live: 20 s of 60 s, two heartbeats of three missed
 HEARTBEAT_SHARE: Final = 1 / 6  # of the time to live: the interval that clients are told
+DURATIONS_MAX: Final = 256  # times to live that are one object for all that have them; there are few different ones
 
 
 class Registered(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -72,7 +74,7 @@ class Record:
     """
 
     __slots__ = (
-        "api", "beaten_s", "check", "generation", "instance", "late_s", "lease", "mode", "overdue", "owner", "published_s",
+        "api", "beaten_s", "check", "instance", "late_s", "lease", "mode", "overdue", "owner", "published_s",
         "renewed_s", "revision", "suspect_s", "verified",
     )  # fmt: skip
 
@@ -93,16 +95,14 @@ class Record:
         self.lease = intern(fact.lease)
         self.mode = intern(fact.mode)
         self.check = intern(fact.check)
-        self.generation = fact.generation
         self.owner = intern(registered.owner)
         self.api = intern(registered.api)
-        self.suspect_s = registered.suspect_s
+        self.suspect_s = _shared(registered.suspect_s)
         self.verified = self.verified or registered.ttl_s == 0
-        self.instance = Instance(
-            service=service, id=id_, host=registered.host, port=registered.port, generation=fact.generation,
-            weight=registered.weight, zone=intern(registered.zone), tags=tuple(map(intern, registered.tags)),
-            metadata_json=encode(registered.metadata),
-            ttl_s=registered.ttl_s, check=registered.check, registered_at_ms=registered.registered_at_ms,
+        self.instance = Instance.of(
+            service, id_, registered.host, registered.port, generation=fact.generation, weight=registered.weight,
+            zone=intern(registered.zone), tags=tuple(map(intern, registered.tags)), metadata=registered.metadata,
+            ttl_s=_shared(registered.ttl_s), check=registered.check, registered_at_ms=registered.registered_at_ms,
         )  # fmt: skip
         self.renew(self.renewed_s)
         self.judge()
@@ -111,6 +111,11 @@ class Record:
         """Let the silence count from this time."""
         self.renewed_s = heard_s
         self.late_s = heard_s + self.suspect_s if self.leased else float("inf")
+
+    @property
+    def generation(self) -> str:
+        """The start of the instance that is registered."""
+        return self.instance.generation
 
     @property
     def leased(self) -> bool:
@@ -145,11 +150,17 @@ class Record:
 
     def registered(self) -> Registered:
         """Return what was registered, for a Redis that has forgotten it."""
-        one = self.instance
+        one, facts = self.instance, self.instance.facts
         return Registered(
-            one.host, one.port, one.weight, one.zone, one.tags, one.metadata, one.ttl_s, self.suspect_s, one.check,
+            facts.host, facts.port, one.weight, one.zone, one.tags, facts.metadata, one.ttl_s, self.suspect_s, one.check,
             self.owner, one.registered_at_ms, self.api,
         )  # fmt: skip
+
+
+@lru_cache(DURATIONS_MAX)
+def _shared(seconds: float) -> float:
+    """Return one object for all durations of a length."""
+    return seconds
 
 
 def split_field(field: str) -> tuple[str, str]:

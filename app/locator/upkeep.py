@@ -125,10 +125,8 @@ class Upkeep:
             else:
                 self._directory.doubt(now_s)
             return
-        motions = [
-            one for one in self._directory.silent(now_s)
-            if one[0] not in self._proposed and (one[2] == "suspect" or now_s >= self._evict_after_s)
-        ]  # fmt: skip
+        silent = self._directory.silent(now_s, evicting=now_s >= self._evict_after_s)
+        motions = [one for one in silent if one[0] not in self._proposed]
         self._shuffle(motions)
         for field, record, kind in motions[:MOTIONS_MAX]:
             self._propose(field, record, kind)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
 from app.access.api import key_of
 from app.locator.api import locator_of
-from app.locator.wire import Index, Wait, facts_of
+from app.locator.wire import Index, Wait
 from app.web.event_stream import event_of, last_event_id, send_events, wants_events
 from app.web.routes import Answer, Handled, query
 
 if TYPE_CHECKING:
     from app.locator.directory import Roster
+    from app.locator.instance import Instance
     from app.locator.opening import Locator
     from app.web.request import Request
 
@@ -30,13 +31,14 @@ async def watch(request: Request) -> Handled:
     locator = locator_of(request)
     name = request.match_info["service"]
     index = cast("int | None", query(request, "index", Index, None))
-    wait_s = cast("int", query(request, "wait", Wait, WAIT_DEFAULT_S))
+    wait_s = cast("float", query(request, "wait", Wait, WAIT_DEFAULT_S))
     service = locator.service(name)
     with locator.watches.enter(key_of(request).key_id):
         if wants_events(request):
             return await _stream(request, locator, name)
         if index is not None and index == service.snapshot.revision:
-            await locator.watches.wait(name, wait_s * (1 + JITTER_SHARE * random.random()))  # noqa: S311 - spread, not secret
+            wait_s *= 1 + JITTER_SHARE * random.random()  # noqa: S311 - spread, not secret
+            await locator.watches.wait(name, wait_s, request.departure())
             service = locator.service(name)
     return Answer(await _whole(locator, service))
 
@@ -45,7 +47,7 @@ async def _whole(locator: Locator, service: Roster) -> bytes:
     """Return all of a service as JSON."""
     snapshot = service.snapshot
     found = await locator.views.list_of(
-        ("watch", service.name), snapshot.revision, snapshot.by_id.values(), facts_of
+        ("watch", service.name), snapshot.revision, snapshot.by_id.values(), _told
     )  # fmt: skip
     return _encode({"service": service.name, "index": snapshot.revision})[:-1] + b',"instances":' + found + b"}"
 
@@ -85,9 +87,13 @@ async def event_since(locator: Locator, service: Roster, revision: int) -> tuple
     if changed is None or since < 0:
         event = event_of("snapshot", snapshot.revision, await _whole(locator, service))
     else:
-        put: list[Any] = [facts_of(one) for id_ in sorted(changed) if (one := snapshot.by_id.get(id_)) is not None]
+        put = [_told(one) for id_ in sorted(changed) if (one := snapshot.by_id.get(id_)) is not None]
         removed = sorted(id_ for id_ in changed if id_ not in snapshot.by_id)
         body = _encode({"service": service.name, "index": snapshot.revision, "put": put, "removed": removed})
         event = event_of("change", snapshot.revision, body)
     locator.views.keep(("event", service.name, since), snapshot.revision, event)
     return event, snapshot.revision
+
+
+def _told(one: Instance) -> msgspec.Raw:
+    return msgspec.Raw(one.json)

@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 
 from app.clock import now_ms, time_text
 from app.locator.balancing import STRATEGIES
-from app.locator.instance import TTL_DEFAULT_S, WEIGHT_DEFAULT, WEIGHT_MAX, Check, Instance
+from app.locator.instance import TTL_DEFAULT_S, WEIGHT_DEFAULT, WEIGHT_MAX, Check, Facts
 from app.locator.record import HEARTBEAT_SHARE, SUSPECT_SHARE, Record, Registered
 from app.locator.target import CheckRefused, http_target, is_host, tcp_target
 from app.web.fields import NAME_PATTERN, Input
@@ -110,18 +110,9 @@ class LoadReport(Struct, frozen=True):
     failures: int
 
 
-class InstanceFacts(Struct, frozen=True):
+class InstanceFacts(Facts, frozen=True):
     """An instance as it was registered, and its state."""
 
-    service: str
-    id: str
-    host: str
-    port: int
-    weight: int
-    zone: str
-    tags: list[str]
-    metadata: dict[str, str]
-    generation: str
     state: Literal["up", "suspect", "draining", "down", "unverified"]
 
 
@@ -252,14 +243,6 @@ def heartbeat_s(record: Record) -> float:
     return round(min(record.suspect_s / 2, record.instance.ttl_s * HEARTBEAT_SHARE), 3)
 
 
-def facts_of(one: Instance) -> InstanceFacts:
-    """Return an instance for lookups and watches."""
-    return InstanceFacts(
-        one.service, one.id, one.host, one.port, one.weight, one.zone, list(one.tags), one.metadata, one.generation,
-        one.state.value,
-    )  # fmt: skip
-
-
 def view_of(record: Record, balancer: Balancer, now_s: float) -> InstanceView:
     """Return an instance for lists."""
     one = record.instance
@@ -277,8 +260,8 @@ def view_of(record: Record, balancer: Balancer, now_s: float) -> InstanceView:
         check = CheckView(kind, one.check.target, one.check.interval_s, status)
     mode: Any = record.mode
     return InstanceView(
-        **msgspec.structs.asdict(facts_of(one)), ttl_seconds=one.ttl_s, mode=mode, breaker=breaker, load=load,
-        registered_at=time_text(one.registered_at_ms), index=record.revision, check=check,
+        **msgspec.structs.asdict(one.facts), state=one.state.value, ttl_seconds=one.ttl_s, mode=mode, breaker=breaker,
+        load=load, registered_at=time_text(one.registered_at_ms), index=record.revision, check=check,
     )  # fmt: skip
 
 

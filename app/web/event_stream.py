@@ -59,12 +59,13 @@ async def send_events(
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     stamp(response, request.request_id)
     await response.prepare(source)
+    departure = request.departure()
     try:
         await _send(response, b"retry: 1000\n\n")
-        while not watches.closing:
+        while not (watches.closing or departure.done()):
             await _send(response, await following() or b": still here\n\n")
             if is_current():
-                await watches.wait(name, PING_S)
+                await watches.wait(name, PING_S, departure)
     except TimeoutError:
         _drop(source)
     return response

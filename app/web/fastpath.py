@@ -160,6 +160,7 @@ class FastConnection(web.RequestHandler):
         self._answered: asyncio.Future[None] | None = None
         self._backlog = b""
         self._hold: asyncio.TimerHandle | None = None
+        self._departure: asyncio.Future[None] | None = None
 
     def data_received(self, data: bytes) -> None:
         """Take bytes: for the request that is read, behind the one that is answered, or as new ones."""
@@ -192,6 +193,7 @@ class FastConnection(web.RequestHandler):
             self._hold.cancel()
             self._let_go()
         self._half_closed = self._serving or self._queued
+        self._depart()
         return self._half_closed or self._cut_off() or super().eof_received()
 
     def _cut_off(self) -> bool:
@@ -211,7 +213,20 @@ class FastConnection(web.RequestHandler):
             self._hold.cancel()
             self._hold = None
         self._backlog = b""
+        self._depart()
         super().connection_lost(exc)
+
+    def departure(self) -> asyncio.Future[None]:
+        """Return what ends once the client sends no more: one that has closed cannot be told from one that still reads."""
+        if self._departure is None:
+            self._departure = self._loop.create_future()
+            if self._half_closed or self.transport is None:
+                self._depart()
+        return self._departure
+
+    def _depart(self) -> None:
+        if self._departure is not None and not self._departure.done():
+            self._departure.set_result(None)
 
     def _process_keepalive(self) -> None:
         """Close the connection when it has been idle for its time; one whose request runs is not idle."""

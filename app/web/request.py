@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from itertools import chain
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, cast
 from urllib.parse import parse_qsl
 
 from multidict import MultiDict, MultiMapping
@@ -13,7 +14,6 @@ from app.privacy.guard import holds_card
 from app.web.request_ids import ids
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Mapping
 
     from aiohttp import web
@@ -33,6 +33,13 @@ class Principal(Protocol):
     @property
     def role(self) -> str:
         """Role of the key."""
+
+
+class Connection(Protocol):
+    """What a request needs of its connection."""
+
+    def departure(self) -> asyncio.Future[None]:
+        """Return what ends once the client sends no more."""
 
 
 class Request:
@@ -119,6 +126,15 @@ class Request:
         transport = self.transport if self.source is None else self.source.transport
         peer = None if transport is None else transport.get_extra_info("peername")
         return str(peer[0]) if isinstance(peer, tuple) else None
+
+    def departure(self) -> asyncio.Future[None]:
+        """Return what ends once the client sends no more, or has gone: waiting for news on its behalf is over then."""
+        transport = self.transport if self.source is None else self.source.transport
+        if transport is None or transport.is_closing():
+            over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            over.set_result(None)
+            return over
+        return cast("Connection", transport.get_protocol()).departure()
 
     @property
     def gone(self) -> bool:

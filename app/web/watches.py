@@ -54,14 +54,15 @@ class Watches:
             if not self._by_key[key_id]:
                 del self._by_key[key_id]
 
-    async def wait(self, name: str, timeout_s: float) -> None:
-        """Return once what has this name changes, time is up, or the server stops."""
+    async def wait(self, name: str, timeout_s: float, departure: asyncio.Future[None] | None = None) -> None:
+        """Return once what has this name changes, time is up, the client departs, or the server stops."""
         if self.closing or timeout_s <= 0:
             return
         waiter = self._waiters.get(name)
         if waiter is None:
             waiter = self._waiters[name] = asyncio.get_running_loop().create_future()
-        await asyncio.wait({waiter}, timeout=timeout_s)
+        ends = {waiter} if departure is None else {waiter, departure}
+        await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
 
     def changed(self, *names: str) -> None:
         """Wake who watches one of these, soon."""

@@ -230,8 +230,9 @@ async def test_a_ping_is_answered_fast(pool: Pool) -> None:
     assert upkeep.pings_failed == 0
 
 
+@pytest.mark.parametrize("noticed_by", ["ping", "write"])
 async def test_a_primary_that_takes_no_writes_any_more_is_noticed_and_left_until_it_does_again(
-    pool: Pool, database_url: str
+    pool: Pool, database_url: str, noticed_by: str
 ) -> None:
     clock = Clock()
     upkeep = PoolUpkeep(pool, clock_s=clock)
@@ -239,6 +240,9 @@ async def test_a_primary_that_takes_no_writes_any_more_is_noticed_and_left_until
     owner = await asyncpg.connect(database_url)
     await owner.execute(f'ALTER DATABASE "{database}" SET default_transaction_read_only = on')
     await crowd(pool, 1, "SELECT set_config('default_transaction_read_only', 'on', false)")
+    if noticed_by == "write":
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            await pool.rows(1.0, "CREATE TABLE never_made ()", ())
 
     clock.now_s += PING_S
     await upkeep.look()

@@ -15,7 +15,7 @@ from app.locator.pick import Balancer, Pick
 
 def instance(number: int, **fields: Any) -> Instance:
     """Return the instance `i<number>` of the service `web`."""
-    return Instance(service="web", id=f"i{number}", host=f"10.0.{number // 250}.{number % 250 + 1}", port=8080, **fields)
+    return Instance.of("web", f"i{number}", f"10.0.{number // 250}.{number % 250 + 1}", 8080, **fields)
 
 
 def fleet(size: int, **fields: Any) -> Snapshot:

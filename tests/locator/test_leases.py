@@ -75,6 +75,18 @@ def test_a_lease_is_taken_back_when_its_time_is_over_and_may_still_be_reported_o
     assert outcomes == [Reported.LATE, Reported.REPEATED, Reported.COUNTED]
 
 
+def test_a_lease_that_nobody_reports_is_forgotten_a_minute_after_it_was_taken_back() -> None:
+    desk = Desk()
+    lost, late = desk.lend(0.0), desk.lend(0.0)
+
+    desk.leases.reap(30.0, 100)
+    in_time = desk.close(late)
+    desk.leases.reap(90.0, 100)
+
+    assert in_time is Reported.LATE
+    assert (desk.close(lost), desk.close(late)) == (Reported.UNKNOWN, Reported.REPEATED)
+
+
 def test_one_call_takes_back_no_more_than_its_limit() -> None:
     desk = Desk()
     for _ in range(10):

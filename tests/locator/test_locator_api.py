@@ -234,6 +234,43 @@ async def test_watchers_that_do_not_read_slow_nobody_down(client: Client, server
     assert sorted(taken_s)[30] < 0.05
 
 
+@pytest.mark.parametrize(
+    ("path", "accept"),
+    [("services/{}/watch?index={}&wait=60", "*/*"), ("services/{}/watch", "text/event-stream"),
+     ("health/service/{}?index={}&wait=60s", "*/*")],
+)  # fmt: skip
+async def test_a_watcher_that_leaves_gives_its_place_back_at_once(
+    client: Client, server: ShieldxServer, path: str, accept: str
+) -> None:
+    service = fresh("web")
+    await put(client, service)
+    index = (await client.get(f"/v1/services/{service}/watch")).body["index"]
+    request = f"GET /v1/{path.format(service, index)} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n"
+    request += f"Authorization: {AUTHORIZED['Authorization']}\r\n\r\n"
+    before = await watchers(client)
+
+    leaving = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+    for one in leaving:
+        one.sendall(request.encode())
+    await until_watchers(client, before + 3)
+    for one in leaving:
+        one.close()
+
+    await until_watchers(client, before)
+
+
+async def watchers(client: Client) -> int:
+    lines = (await client.get("/metrics")).raw.decode().splitlines()
+    return int(float(next(line.split()[1] for line in lines if line.startswith("shieldx_locator_watchers "))))
+
+
+async def until_watchers(client: Client, count: int) -> None:
+    deadline_s = time.monotonic() + 5.0
+    while await watchers(client) != count:
+        assert time.monotonic() < deadline_s
+        await asyncio.sleep(0.02)
+
+
 async def test_prometheus_gets_one_group_for_each_instance_with_text_labels(client: Client) -> None:
     service = fresh("web")
     await put(client, service, tags=["v1", "blue"], metadata={"a.b": "ü"}, zone="z1")

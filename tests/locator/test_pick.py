@@ -258,6 +258,30 @@ def test_reports_that_fit_no_lease_change_nothing() -> None:
     assert (view.failures, view.reports, view.in_flight) == (0, 1, 0)
 
 
+def test_leases_of_thousands_of_services_are_taken_back_a_part_at_a_time() -> None:
+    one = balancer()
+    for number in range(600):
+        assert one.pick(Snapshot.of(f"s{number}", fleet(1).by_id.values()), now_s=0.0) is not None
+
+    taken = [one.reap(30.0) for _ in range(3)]
+
+    assert taken == [256, 256, 88]
+
+
+def test_a_client_that_fails_with_the_only_instance_for_hours_does_no_harm() -> None:
+    one, snapshot = balancer(), fleet(1)
+
+    for number in range(1_200):
+        for reporter, ok in (("content", True), ("failing", False)):
+            pick = one.pick(snapshot, now_s=float(number), client=reporter)
+            assert pick is not None
+            one.report("web", pick.lease_id, ok=ok, now_s=float(number), reporter=reporter)
+
+    view = one.view("web", "i0", 1_200.0)
+    assert view is not None
+    assert (view.failures, view.breaker) == (1_200, BreakerState.CLOSED)
+
+
 def test_a_late_failure_counts_although_the_lease_was_taken_back() -> None:
     one, snapshot = balancer(), fleet(1)
     pick = one.pick(snapshot, now_s=0.0)

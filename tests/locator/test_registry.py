@@ -207,13 +207,22 @@ async def test_a_report_that_reaches_another_replica_is_handed_on(redis_url: str
         await one.tick()
         await other.tick()
         await one.tick()
-        picked = one.balancer.pick(one.directory.services["web"].snapshot, now_s=one.clock_s())
-        assert picked is not None
+        snapshot = one.directory.services["web"].snapshot
+        first, second = (one.balancer.pick(snapshot, now_s=one.clock_s()) for _ in range(2))
+        assert first is not None
+        assert second is not None
 
-        result = other.report("web", picked.lease_id, "k1", ok=True, latency_ms=8.0)
+        told = [
+            (first.lease_id, True),
+            (first.lease_id, False),
+            (f"{one.replica}-1ffffffffff", False),
+            (second.lease_id, True),
+        ]
+        results = {other.report("web", lease_id, "k1", ok=ok, latency_ms=8.0) for lease_id, ok in told}
 
-        assert result == "handed_on"
-        await eventually(lambda: one.balancer.view("web", "a", one.clock_s()).reports == 1)
+        assert results == {"handed_on"}
+        await eventually(lambda: one.balancer.view("web", "a", one.clock_s()).reports == 2)
+        assert b'shieldx_locator_reports_total{ok="false"} 0.0' in one.metrics.text()
         view = one.balancer.view("web", "a", one.clock_s())
         assert view is not None
         assert (view.in_flight, view.latency_ms) == (0, 8.0)

@@ -119,4 +119,4 @@ def test_points_are_a_prefix_so_that_weights_of_others_hardly_move_keys() -> Non
     points = Counter(ring.load_at(ring.owner(position)).instance.id for position in range(0, 2**32, 2**18))
 
     assert len(points) == 50
-    assert abs(len(ring._positions) - 50 * POINTS) <= 50
+    assert abs(len(ring._owners) - 50 * POINTS) <= 50

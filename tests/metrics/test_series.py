@@ -111,6 +111,19 @@ def test_the_table_names_what_the_server_shows_and_nothing_else(busy: Busy) -> N
     assert shown(busy.text) == documented()
 
 
+def test_the_histograms_of_a_name_have_the_same_buckets_whatever_their_labels(busy: Busy) -> None:
+    bounds: dict[str, dict[tuple[tuple[str, str], ...], list[str]]] = {}
+
+    for family in text_string_to_metric_families(busy.text):
+        for sample in family.samples:
+            if sample.name.endswith("_bucket"):
+                labels = tuple(sorted(pair for pair in sample.labels.items() if pair[0] != "le"))
+                bounds.setdefault(family.name, {}).setdefault(labels, []).append(sample.labels["le"])
+
+    assert len(bounds["shieldx_postgres_roundtrip_seconds"]) > 1
+    assert {name for name, found in bounds.items() if len(set(map(tuple, found.values()))) > 1} == set()
+
+
 def test_promtool_finds_nothing_but_names_that_were_given(busy: Busy) -> None:
     run = subprocess.run(
         [program("promtool"), "check", "metrics"], input=busy.text, capture_output=True, text=True, check=False,
