@@ -106,7 +106,8 @@ async def forget(topology: Topology, marks: Sequence[Mark], entries: dict[int, i
 async def rebuild(database_url: str, topology: Topology, seal: RowSeal, journal: Journal) -> None:
     """Lay every shard of the ledger into Redis, as the first server would, and let go of it.
 
-    Raises BackupRefused when a shard cannot be opened, or not within FAILURES_MAX tries, and what the recovery raises that a person must see.
+    Raises BackupRefused when a shard cannot be opened, or not within FAILURES_MAX tries, and what the recovery raises that
+    a person must see.
     """
     connection = await asyncpg.connect(database_url, timeout=CONNECT_TIMEOUT_S)
     try:

@@ -89,7 +89,7 @@ class Shadow:
         self._metrics = metrics
         self._redis = metrics.guard(redis_breaker("shadow"))
         self._rules_redis = metrics.guard(redis_breaker("rules"))
-        metrics.add(ShadowSeries(lambda: () if self._parts is None else self._parts.catalog, self._counts).collect)
+        metrics.add(ShadowSeries(lambda: None if self._parts is None else self._parts.catalog, self._counts).collect)
 
     @property
     def catalog(self) -> Catalog:
