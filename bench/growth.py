@@ -10,7 +10,7 @@ import redis.asyncio
 from bench.load import LoadSpec
 from bench.plain_postgres import query_text
 from bench.rounds import Pace, measure
-from bench.scenarios import BATCH_CONNECTIONS, make_accounts
+from bench.scenarios import SETUP_BATCH_CONNECTIONS, make_accounts
 from bench.servers import Servers
 from bench.workloads import Consume, ConsumeBatch
 
@@ -131,7 +131,7 @@ async def _fill(servers: Servers, storage: Storage, pace: Pace, *, tenants: int,
             label=f"fill the chain {held:,}/{rows:,}",
             origin=servers.origin("shieldx"),
             workload=ConsumeBatch(tenants, FILL_BATCH),
-            connections=BATCH_CONNECTIONS,
+            connections=SETUP_BATCH_CONNECTIONS,
             seconds=FILL_SECONDS,
             warmup_seconds=0.0,
             bar=pace.bar,

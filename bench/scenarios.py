@@ -22,7 +22,9 @@ BALANCE: Final = 10**12  # credits of every account: more than any run consumes,
 OPEN_CONNECTIONS: Final = 128  # connections of open-loop runs: at 80 ms an answer they carry 1,600 tasks/s
 BATCH_CONNECTIONS: Final = 8  # connections of batch runs: one batch is read while others are applied
 SETUP_CONNECTIONS: Final = 128  # connections that create accounts
-SETUP_BATCH: Final = 1_000  # top-ups per batch while setting up
+SETUP_BATCH: Final = 500  # top-ups per batch while setting up
+# Batches at once while setting up: two of 500 are answered within their time limit even at 1,000 top-ups/s.
+SETUP_BATCH_CONNECTIONS: Final = 2
 SETUP_DRAIN_SECONDS: Final = 3_600.0  # seconds; setting up ends by its count; a million accounts take minutes
 CONSUME_RATE_PER_S: Final = 1_500.0
 PAIR_RATE_PER_S: Final = 500.0
@@ -113,7 +115,7 @@ async def make_accounts(servers: Servers, first: int, count: int, *, bar: bool) 
     """
     for label, workload, connections in (
         ("create accounts", CreateAccounts(first, count), min(SETUP_CONNECTIONS, count)),
-        ("top up", TopUpBatch(first, count, BALANCE, SETUP_BATCH), BATCH_CONNECTIONS),
+        ("top up", TopUpBatch(first, count, BALANCE, SETUP_BATCH), SETUP_BATCH_CONNECTIONS),
     ):
         spec = LoadSpec(
             label=label,

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUMMARY_INTERVAL_S: Final = 300  # how old the summary of balances may be
-ROLL_INTERVAL_S: Final = 4  # entries that the rollups lack are read one by one; at 10,000/s these are 40,000 of all tenants
+# Readers of the summary wait for a refresh, so it may take this part of the time at most.
+SUMMARY_SHARE: Final = 0.05
+# Entries that the rollups lack are read one by one, 50 ms for a tenant with 5,000/s; but entries of a tenant that are rolled
+# together cost one row.
+ROLL_INTERVAL_S: Final = 10
 PARTITIONS_INTERVAL_S: Final = 3_600
 ARCHIVE_INTERVAL_S: Final = 86_400
 NEGATIVES_INTERVAL_S: Final = 15  # how old the number of accounts below zero may be
@@ -34,7 +38,7 @@ NEGATIVES_INTERVAL_S: Final = 15  # how old the number of accounts below zero ma
 NEGATIVES_SHARE: Final = 0.01
 ROLL_BATCH: Final = 20_000  # entries of one transaction, about 50 ms; the row lock of a bucket is held no longer
 ROLL_ROUNDS_MAX: Final = 50  # a million entries of a shard in one go; the next go takes the rest
-JOB_TIMEOUT_S: Final = 120  # a refresh over a million tenants takes some seconds
+JOB_TIMEOUT_S: Final = 120  # archiving a quarter copies the hashes of all its entries
 WAIT_S: Final = 5.0  # for a free connection; requests come first
 
 
@@ -62,9 +66,10 @@ class Lifecycle:
             await self.roll_usage()
             self._done("usage", ROLL_INTERVAL_S)
         if self._is_due("summary"):
+            started_s = time.monotonic()
             await self.refresh_summary()
             # The database knows when it was done last, whoever did it; asking costs little.
-            self._done("summary", SUMMARY_INTERVAL_S // 10)
+            self._done("summary", max(SUMMARY_INTERVAL_S // 10, round((time.monotonic() - started_s) / SUMMARY_SHARE)))
         if self._is_due("negatives"):
             took_s = await self.count_negatives()
             self._done("negatives", max(NEGATIVES_INTERVAL_S, round(took_s / NEGATIVES_SHARE)))
@@ -88,11 +93,18 @@ class Lifecycle:
         return added
 
     async def refresh_summary(self, interval_s: int = SUMMARY_INTERVAL_S) -> bool:
-        """Refresh `credit_balances_summary` when it is older than the interval; return whether this replica did."""
-        async with self._session() as connection:
-            done: bool = await connection.fetchval(
-                "SELECT refresh_balances_summary($1, $2)", time_of(self._clock_ms()), timedelta(seconds=interval_s)
-            )
+        """Refresh `credit_balances_summary` when it is older than the interval; return whether this replica did.
+
+        Returns False, too, when somebody reads it for so long that the lock cannot be had.
+        """
+        try:
+            async with self._session() as connection:
+                done: bool = await connection.fetchval(
+                    "SELECT refresh_balances_summary($1, $2)", time_of(self._clock_ms()), timedelta(seconds=interval_s)
+                )
+        except asyncpg.LockNotAvailableError:
+            log.info("the summary of balances waits for its readers")
+            return False
         return done
 
     async def count_negatives(self) -> float:

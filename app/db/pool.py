@@ -197,10 +197,10 @@ class Pool:
             else:
                 self._learn(error, loan)
             if loan.connection is not None and self._connections is not None:
-                if error is not None and not isinstance(error, asyncpg.PostgresError):
-                    # Giving it back would wait for the server, which may be what does not answer.
-                    loan.connection.terminate()
                 try:
+                    if error is not None and not isinstance(error, asyncpg.PostgresError):
+                        # Giving it back would wait for the server, which may be what does not answer.
+                        loan.connection.terminate()
                     await self._connections.release(loan.connection, timeout=RELEASE_S)
                 except Exception:
                     if error is None:

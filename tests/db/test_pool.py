@@ -17,6 +17,7 @@ from app.db.gate import GateTimeout
 from app.db.pool import FAULTS, Pool, PoolAway
 from app.db.pool_series import PoolSeries
 from app.db.pool_upkeep import COOL_S, INTERVAL_S, KEPT_S, PING_S, QUIET_S, STEP, WAITS_MANY, PoolUpkeep
+from app.db.postgres import open_transaction
 from app.metrics import Metrics
 from tests.stores import PrivatePostgres, run_apart, running_postgres
 
@@ -121,6 +122,23 @@ async def test_a_statement_whose_caller_is_cancelled_leaves_no_busy_connection_b
     assert pool.active == 0
     assert pool.connected > before
     assert pool.state is BreakerState.CLOSED
+
+
+async def test_a_transaction_that_is_cancelled_ends_with_the_cancellation(pool: Pool) -> None:
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        async with open_transaction(pool, WAIT_S, WAIT_S) as connection:
+            begun.set()
+            await connection.fetch("SELECT pg_sleep(60)")
+
+    task = asyncio.create_task(work())
+    await begun.wait()
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(pool.loans) == 0
 
 
 async def test_many_waits_let_the_pool_grow_by_ten_and_only_after_a_pause_again(pool: Pool) -> None:

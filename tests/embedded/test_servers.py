@@ -30,6 +30,7 @@ from app.embedded import (
     ServerStartFailed,
     read_endpoints,
 )
+from app.embedded.postgres_server import buffers_mb
 
 PROMPT_S = 10.0  # far above a shutdown that works, far below the time that a fast one is given
 
@@ -299,3 +300,18 @@ async def test_data_of_an_ordinary_user_stays_its_own_when_root_serves_it(open_d
 
     assert kept == (["first", "second"], ["first", "second"])
     assert uids == {user}
+
+
+@pytest.mark.parametrize(
+    ("limit", "buffers"),
+    [("268435456\n", 128), ("4294967296\n", 512), ("1099511627776\n", None), ("max\n", None), (None, None)],
+)
+def test_buffers_follow_the_memory_of_machine_and_container(tmp_path: Path, limit: str | None, buffers: int | None) -> None:
+    file = tmp_path / "memory.max"
+    if limit is not None:
+        file.write_text(limit)
+    of_machine_mb = psutil.virtual_memory().total // 8 // 2**20
+
+    given = buffers_mb(file)
+
+    assert given == max(128, min(1024, of_machine_mb, 1024 if buffers is None else buffers))
