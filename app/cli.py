@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--witness", action="append", default=[], help="key of a witness that must have cosigned the receipt"
     )
+    verify.add_argument("--checkpoint", action="append", default=[], type=Path,
+                        help="file with a trusted checkpoint that the chain must pass through; may be repeated")  # fmt: skip
     verify.add_argument("--from-checkpoint", action="append", default=[], type=Path,
                         help="file with a trusted checkpoint: check only what came after it; may be repeated")  # fmt: skip
     verify.add_argument("--size", action="append", default=[],
@@ -113,23 +115,28 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
+    from app.audit.command import run_verify  # noqa: PLC0415
     from app.audit.offline import run_receipt  # noqa: PLC0415
     from app.audit.trust import TrustRefused, read_trust  # noqa: PLC0415
-    from app.audit.verify import run_verify  # noqa: PLC0415
 
     if arguments.receipt is not None:
         return run_receipt(arguments.receipt, arguments.key, arguments.witness, arguments.entry, as_json=arguments.json)
     try:
-        trust = read_trust(arguments.key, arguments.from_checkpoint, arguments.size)
+        trust = read_trust(arguments.key, arguments.from_checkpoint, arguments.size, arguments.checkpoint)
     except TrustRefused as error:
         print(f"could not check: {error}", file=sys.stderr)
         return EXIT_REFUSED
 
     data_dir = _data_dir(arguments)
     settings = read_settings({"data_dir": str(data_dir)}, {k: v for k, v in os.environ.items() if k.endswith("_KEY")})
-    url = arguments.database_url or os.environ.get("DATABASE_URL") or read_endpoints(data_dir).admin_database_url
+    url, redis_url = arguments.database_url or os.environ.get("DATABASE_URL"), ""
+    if not arguments.database_url:  # a database that is named may be a copy, of which this Redis knows nothing
+        redis_url = os.environ.get("REDIS_URL", "")
+    if not url:
+        endpoints = read_endpoints(data_dir)
+        url, redis_url = endpoints.admin_database_url, endpoints.redis_url
     seal = _seal(settings)
-    return run_verify(url, {} if seal is None else {seal.key_id: seal}, arguments.json, trust)
+    return run_verify(url, {} if seal is None else {seal.key_id: seal}, arguments.json, trust, redis_url)
 
 
 def _keys(arguments: argparse.Namespace) -> int:

@@ -103,7 +103,8 @@ async def create(body: NewKey, actor: Key, store: KeyStore) -> MadeKey:
     key_id, secret = new_key_id(), new_secret()
     new = NewKeyRow(name=body.name, role=body.role, tenants=tenants, services=services, rate=rate, expires_at=expires_at)
     details = _details(actor, key_id) | {
-        "role": body.role, "tenants": tenants, "services": services, "expires_at": _text(expires_at),
+        "hash": secret.hash.hex(), "role": body.role, "tenants": tenants, "services": services,
+        "expires_at": _text(expires_at),
         # An entry holds no fractions.
         "rate_milli": None if rate is None else round(rate.per_s * 1000), "burst": None if rate is None else rate.burst,
     }  # fmt: skip
@@ -151,7 +152,8 @@ async def rotate(key_id: str, body: Rotation, actor: Key, store: KeyStore) -> Ro
     expires_at = _end(given, actor)
     new_id, secret = new_key_id(), new_secret()
     details = _details(actor, key_id) | {
-        "new_key_id": new_id, "overlap_seconds": body.overlap_seconds, "expires_at": _text(expires_at),
+        "new_key_id": new_id, "hash": secret.hash.hex(), "overlap_seconds": body.overlap_seconds,
+        "expires_at": _text(expires_at),
     }  # fmt: skip
     made = await store.rotate(key_id, new_id, secret, actor.key_id, expires_at, float(body.overlap_seconds), details)
     if made is None:

@@ -57,7 +57,7 @@ class _Asked:
 
 
 class LocalShare:
-    """The same buckets in this process alone, each with a share of its rate and burst."""
+    """The same buckets in this process alone, each with a share of its rate, its burst and what Redis last knew in it."""
 
     def __init__(self, share: Callable[[], float], elapsed_s: Callable[[], float]) -> None:
         """`share` is what part of all requests comes to this process: 1 / replicas."""
@@ -80,9 +80,23 @@ class LocalShare:
             levels = [units - tokens * UNITS for units in levels]
         for bucket, units in zip(own, levels, strict=True):
             self._levels[bucket.policy, bucket.name] = (units, now_us)
+        self._forget()
+        return decision(own, tokens, short[0] if short else 0, levels, local=True)
+
+    def learn(self, buckets: tuple[Bucket, ...], levels: Sequence[int]) -> None:
+        """Note what Redis says is left, in units: whoever has spent it does not get it again here while Redis is slow."""
+        share = min(1.0, max(0.0, self._share()))
+        now_us = int(self._elapsed_s() * 1_000_000)
+        for bucket, units in zip(buckets, levels, strict=True):
+            if units < bucket.burst * UNITS:
+                self._levels[bucket.policy, bucket.name] = (round(units * share), now_us)
+            else:
+                self._levels.pop((bucket.policy, bucket.name), None)
+        self._forget()
+
+    def _forget(self) -> None:
         while len(self._levels) > LOCAL_MAX:
             self._levels.popitem(last=False)
-        return decision(own, tokens, short[0] if short else 0, levels, local=True)
 
     def _level(self, bucket: Bucket, now_us: int) -> int:
         capacity = bucket.burst * UNITS
@@ -181,6 +195,7 @@ class Limits:
                 timer.cancel()
             self._reachable = True
             for asked, answer in zip(batch, answers, strict=True):
+                self._local.learn(asked.buckets, answer[1:])
                 if not asked.settled:
                     tokens = charge(asked.buckets, asked.tokens)
                     asked.settle(decision(asked.buckets, tokens, answer[0], answer[1:]))

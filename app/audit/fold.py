@@ -15,6 +15,7 @@ import msgspec
 
 from app.audit.controls import ControlsFold
 from app.audit.entry import Record
+from app.audit.key_check import KEY_ENTRIES
 from app.privacy.tombstones import TOMBSTONES
 
 BALANCE_MAX: Final = 10**14 - 1  # credits; the largest number that the ledger can hold exactly
@@ -154,13 +155,14 @@ class RangeFold:
         """`low` is the first seq of the range; `refunded_ids` the transactions that credit_refunds lists.
 
         What was consumed by those goes to `consumed`; what can only be judged with the ranges before, to `deferred`; what
-        speaks of private records, to `private`.
+        speaks of private records, to `private`; changes of API keys to `keys`.
         """
         self.spans: dict[str, Span] = {}
         self.holds: dict[str, Hold] = {}
         self.consumed: list[Record] = []
         self.deferred: list[Record] = []
         self.private: list[Record] = []
+        self.keys: list[Record] = []
         self.controls = ControlsFold()
         self.transfer: Transfer | None = None
         self.moved = [0] * len(ALL_RULES)
@@ -174,6 +176,8 @@ class RangeFold:
         if rule is None or not tenant:
             if kind in TOMBSTONES:
                 self.private.append(record)
+            elif kind in KEY_ENTRIES:
+                self.keys.append(record)
             return _outside_fault(record, rule) or self.controls.take(record)
         if self.transfer is not None and kind != "transfer":
             return self.transfer.cut

@@ -16,6 +16,7 @@ import msgspec
 
 from app.audit.entry import ENTRY_PREFIX, Record, genesis_hash
 from app.audit.fold import BALANCE_MAX, Hold, Transfer, detail
+from app.audit.ground import ground_fault
 from app.audit.log import log_origin
 from app.audit.merkle import EMPTY_ROOT, Frontier, Node, Span, inclusion_spans, root_of_inclusion, span_hash
 from app.audit.private import judge_private
@@ -25,7 +26,7 @@ from app.audit.state import REFUNDS_SQL, Findings, alerts_since, stated_fault, t
 from app.audit.tiles import node_in, runs_for
 from app.audit.totals import Account, Position, Refund, Totals
 from app.audit.tree_check import TreeCheck, digests_of
-from app.audit.verify import CONNECT_TIMEOUT_S, RANGE_ENTRIES, CannotCheckError, head_fault, ledger_of, size_fault
+from app.audit.verify import CONNECT_TIMEOUT_S, RANGE_ENTRIES, head_fault, ledger_of, size_fault, unknown_log_fault
 from app.clock import now_ms, time_text
 from app.privacy.tombstones import TOMBSTONES
 
@@ -84,25 +85,27 @@ async def verify_since(
             await connection.execute(PLAN_SQL)
             checked_at = time_text(now_ms())
             origin, shard_count = await ledger_of(connection)
+            outside = unknown_log_fault(trust, origin, shard_count) or await ground_fault(connection)
             numbers = {log_origin(origin, number): number for number in range(shard_count)}
-            strange = [name for name in trust.checkpoints if name not in numbers]
-            if strange:
-                raise CannotCheckError(f"the checkpoint is of the log {strange[0]}, the ledger here is {origin}")
             refunded = frozenset(row["transaction_id"] for row in await connection.fetch(REFUNDS_SQL))
             since = await alerts_since(connection)
             increments = [
                 Increment(connection, numbers[name], checkpoint, trust, Totals(seals, refunded, since))
                 for name, checkpoint in sorted(trust.checkpoints.items())
+                if name in numbers
             ]
             shards = [await one.check(progress) for one in increments]
     finally:
         await connection.close()
     bad = next(((one.shard, one.first_bad) for one in shards if one.first_bad is not None), None)
+    first_bad = None if bad is None else Finding(bad[0], bad[1].seq, bad[1].reason)
+    if first_bad is None and outside is not None:
+        first_bad = Finding(None, None, outside)
     return Report(
-        ok=bad is None, checked_at=checked_at, shards=shards,
+        ok=first_bad is None, checked_at=checked_at, shards=shards,
         signatures_unchecked=sum(one.signatures_unchecked for one in increments),
         accounts=sum(one.accounts for one in increments), seconds=round(time.monotonic() - started_s, 3),
-        first_bad=None if bad is None else Finding(bad[0], bad[1].seq, bad[1].reason), trial_balance=None,
+        first_bad=first_bad, trial_balance=None,
         private=PrivateReport(
             sum(one.private.verified for one in increments), sum(one.private.erased for one in increments),
             sum(one.private.missing for one in increments),
@@ -145,7 +148,7 @@ class Increment:
             bad = Bad(None, f"the chain does not extend the trusted checkpoint of {size} entries")
             return ShardReport(self._shard, 0, head_seq, bad)
         origin = self._checkpoint.origin
-        tree = TreeCheck(self._connection, self._shard, origin, self._trust.keys_of(origin), self._frontier)
+        tree = TreeCheck(self._connection, self._shard, origin, self._trust, self._frontier)
         bad = await self._walk(position, end, tree, progress)
         bad = bad or size_fault(self._trust, position) or head_fault(position, head) or await tree.finish()
         bad = bad or await self._account_fault() or await self._controls_fault() or await self._private_fault()

@@ -11,8 +11,8 @@ from app.audit.checkpoint import Opened
 from app.audit.entry import ENTRY_PREFIX, entry_hash
 from app.audit.note import COSIGNATURE, encode64
 from app.audit.receipt import Receipt, ReceiptRefused, parse_receipt, verify_receipt
+from app.audit.report import EXIT_INTACT, EXIT_TAMPERED, EXIT_UNCHECKED
 from app.audit.trust import TrustRefused, read_keys
-from app.audit.verify import EXIT_INTACT, EXIT_TAMPERED, EXIT_UNCHECKED
 from app.clock import time_text
 
 if TYPE_CHECKING:

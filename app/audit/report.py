@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
+
+EXIT_INTACT: Final = 0
+EXIT_TAMPERED: Final = 1
+EXIT_UNCHECKED: Final = 2
 
 
 class Bad(msgspec.Struct, frozen=True):
@@ -74,9 +80,7 @@ def report_json(report: Report) -> str:
 def report_text(report: Report) -> str:
     """Return the report as lines for people: the shards, then one sentence with the result."""
     lines = [
-        f"shard {shard.shard}: {shard.entries} entries, head {shard.head_seq}: "
-        + ("intact" if shard.first_bad is None else f"TAMPERED {_place(shard.first_bad.seq)}: {shard.first_bad.reason}")
-        for shard in report.shards
+        f"shard {shard.shard}: {shard.entries} entries, head {shard.head_seq}: {_verdict(shard)}" for shard in report.shards
     ]
     if report.signatures_unchecked:
         lines.append(f"{report.signatures_unchecked} signatures were not checked: their key is not known here")
@@ -95,6 +99,12 @@ def report_text(report: Report) -> str:
         where = "ledger" if bad.shard is None else f"shard {bad.shard} {_place(bad.seq)}"
         lines.append(f"TAMPERED: {where}: {bad.reason}")
     return "\n".join(lines)
+
+
+def _verdict(shard: ShardReport) -> str:
+    if shard.first_bad is not None:
+        return f"TAMPERED {_place(shard.first_bad.seq)}: {shard.first_bad.reason}"
+    return "intact, no checkpoint" if shard.signed_size < 0 else f"intact, signed up to {shard.signed_size} entries"
 
 
 def _place(seq: int | None) -> str:

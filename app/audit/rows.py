@@ -71,6 +71,7 @@ class Proof(msgspec.Struct):
     consumed: list[Record]
     deferred: list[Record]
     private: list[Record]
+    keys: list[Record]
     transfer: Transfer | None
     moved: list[int]
     stated: dict[str, Stated]
@@ -161,7 +162,7 @@ class RangeCheck:
             last_hash=self._last_hash, first_at_us=first_at_us, last_at_us=self._at_us,
             first_generation=first_generation, last_generation=self._generation, seals=b"".join(self._seals),
             key_ids=self._key_ids, spans=fold.spans, holds=fold.holds, consumed=fold.consumed,
-            deferred=fold.deferred, private=fold.private, transfer=fold.transfer, moved=fold.moved,
+            deferred=fold.deferred, private=fold.private, keys=fold.keys, transfer=fold.transfer, moved=fold.moved,
             stated=fold.controls.stated, told=fold.controls.told,
         )  # fmt: skip
 

@@ -20,6 +20,7 @@ import redis.exceptions
 
 from app.audit.checkpoint import Checkpoint, parse_checkpoint, sign_checkpoint
 from app.audit.log import TreeDamaged
+from app.audit.memory import MemoryUnreadable, remembered_tree
 from app.audit.merkle import EMPTY_ROOT, Frontier, Span, StoredHash
 from app.audit.note import NoteRefused, Signer, parse_note
 from app.audit.tiles import Run, split_hashes
@@ -195,13 +196,11 @@ class ShardSigner:
         """Return what Redis remembers as the last tree that was signed or about to be."""
         if not self._link.is_open:
             await self._link.open()
-        size, root = await self._link.command("HMGET", checkpoint_key(self._shard.number), "size", "root")
-        if size is None and root is None:
-            return NOTHING
         try:
-            return Signed(int(size), bytes.fromhex(root.decode("ascii")), "")
-        except (TypeError, ValueError, AttributeError):
-            raise LogForked(f"what Redis remembers of shard {self._shard.number} cannot be read") from None
+            known = await remembered_tree(self._link, self._shard.number)
+        except MemoryUnreadable as error:
+            raise LogForked(str(error)) from None
+        return NOTHING if known is None else Signed(*known, "")
 
     async def _check_memory(self, known: Signed, size: int) -> None:
         """Extend the frontier to `size`, and hold the tree on the way against what Redis remembers."""

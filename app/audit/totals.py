@@ -70,6 +70,7 @@ class Totals:
         self.refunds: dict[str, Refund] = {}
         self.refunded_ids = refunded_ids
         self.private: list[Record] = []
+        self.keys: list[Record] = []
         self.controls = ControlsFold()
         self.alerts_since = alerts_since
         self._seals = {key_id.encode(): seal for key_id, seal in seals.items()}
@@ -84,6 +85,7 @@ class Totals:
             found += self._account_faults(proof)
             found += self._deferred_faults(position, proof)
             self.private += proof.private
+            self.keys += proof.keys
             self.controls.join(proof.stated, proof.told, self.alerts_since)
             position.last_hash, position.at_us = proof.last_hash, proof.last_at_us
             position.generation = proof.last_generation

@@ -16,13 +16,20 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from app.audit.note import Verifier
     from app.audit.rows import Proof
+    from app.audit.trust import Trust
 
 PAGE_CHECKPOINTS: Final = 500  # per round trip: about 250 KiB
 _PAGE: Final = """
     SELECT size, signers, root, note FROM audit_checkpoints WHERE shard = $1 AND (size, signers) > ($2, $3)
     ORDER BY size, signers LIMIT $4
+"""
+UNSIGNED_MAX_S: Final = 60  # a signer is at most a second behind; one that was killed leaves what came in its last second
+# Whether after the first entry without a signature others came for so long, and that is as long ago.
+_UNSIGNED: Final = """
+    SELECT EXISTS (
+      SELECT FROM audit_chain WHERE shard = $1 AND seq > $2 AND seq <= $3 AND at < now() - make_interval(secs => $4)
+        AND at > (SELECT at FROM audit_chain WHERE shard = $1 AND seq = $2) + make_interval(secs => $4))
 """
 _LAST_SIGNERS: Final = "~"  # sorts behind any list of key ids, which are hex digits
 _NODES: Final = "SELECT number, hash FROM audit_tree WHERE shard = $1 AND level = $2 AND number >= $3 AND number <= $4"
@@ -37,15 +44,16 @@ class TreeCheck:
     """Grows the tree of a chain as its entries are proved, and holds it against what was signed on the way."""
 
     def __init__(
-        self, connection: asyncpg.Connection[Any], shard: int, origin: str, keys: Sequence[Verifier], frontier: Frontier
+        self, connection: asyncpg.Connection[Any], shard: int, origin: str, trust: Trust, frontier: Frontier
     ) -> None:
-        """`connection` stands in a snapshot; `frontier` is where the proved entries begin; `keys` are the log's."""
+        """`connection` stands in a snapshot; `frontier` is where the proved entries begin."""
         self._connection = connection
         self._shard = shard
         self._origin = origin
-        self._keys = keys
+        self._keys = trust.keys_of(origin)
+        self._passed = [one for one in trust.passed_by(origin) if one.size >= frontier.size]
         self._frontier = frontier
-        self._good_size = frontier.size
+        self._start = self._good_size = frontier.size
         self._page: list[Any] = []
         self._after: tuple[int, str] = (frontier.size - 1, _LAST_SIGNERS)
         self._last_size: int | None = None
@@ -67,15 +75,16 @@ class TreeCheck:
         at = 0
         while True:
             row = await self._next()
-            take = len(digests) - at if row is None else min(len(digests) - at, row["size"] - self._frontier.size)
+            stops = [] if row is None else [row["size"]]
+            stops += [one.size for one in self._passed[:1]]
+            take = min([len(digests) - at, *(size - self._frontier.size for size in stops)])
             fresh += self._frontier.extend(digests[at : at + take])
             at += take
-            if row is None or self._frontier.size < row["size"]:
+            if not stops or self._frontier.size < min(stops):
                 break
-            bad = self._compare(row)
+            bad = self._compare_passed() or (self._compare(row) if row is not None else None)
             if bad is not None:
                 return bad
-            self._page.pop(0)
         return await self._compare_nodes(fresh)
 
     async def finish(self) -> Bad | None:
@@ -83,16 +92,27 @@ class TreeCheck:
         bad = await self.feed([])
         if bad is not None:
             return bad
-        row = await self._next()
+        row, size = await self._next(), self._frontier.size
         if row is not None:
-            size = self._frontier.size
             return Bad(size, f"a checkpoint of {self._last_size} entries was signed, the chain has {size}")
-        if not self._keys or self.signed_size < 0:
+        if self._passed:
+            return Bad(size, f"a tree of {self._passed[-1].size} entries is known from elsewhere, the chain has {size}")
+        if not self._keys or size == 0:
             return None
+        bad = await self._unsigned_fault()
+        if bad is not None or self.signed_size < 0:
+            return bad
         notes = await self._connection.fetch(
             "SELECT note FROM audit_checkpoints WHERE shard = $1 AND size = $2", self._shard, self.signed_size
         )
         return self._signature_fault([note[0] for note in notes])
+
+    async def _unsigned_fault(self) -> Bad | None:
+        """Say that entries wait for a signature which a signer would have given long ago."""
+        first = max(self.signed_size, self._start)
+        if await self._connection.fetchval(_UNSIGNED, self._shard, first, self._frontier.size - 1, UNSIGNED_MAX_S):
+            return Bad(first, f"the entries from seq {first} on are under no checkpoint; one is signed every second")
+        return None
 
     def _signature_fault(self, notes: Sequence[str]) -> Bad | None:
         reason = ""
@@ -114,9 +134,22 @@ class TreeCheck:
                 self._after = self._page[-1]["size"], self._page[-1]["signers"]
         return self._page[0] if self._page else None
 
+    def _compare_passed(self) -> Bad | None:
+        """Hold the tree against those of its size that are known from elsewhere."""
+        size = self._frontier.size
+        while self._passed and self._passed[0].size == size:
+            if self._passed.pop(0).root != self._frontier.root():
+                first = None if size == self._good_size else self._good_size
+                return Bad(first, f"the first {size} entries are not those of the tree that is known from elsewhere")
+            self._good_size = size
+        return None
+
     def _compare(self, row: Any) -> Bad | None:
-        """Hold the tree against a checkpoint of its size."""
+        """Hold the tree against a checkpoint that is in the database, if it has come to its size."""
         size, root = row["size"], self._frontier.root()
+        if self._frontier.size < size:
+            return None
+        self._page.pop(0)
         if row["root"] != root:
             if size == self._good_size:
                 return Bad(None, f"the checkpoint of {size} entries is for another tree")

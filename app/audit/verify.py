@@ -8,20 +8,19 @@ not with the length of the chains.
 from __future__ import annotations
 
 import os
-import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
-import uvloop
 
 from app.audit.entry import genesis_hash
+from app.audit.ground import ground_fault
+from app.audit.key_check import compare_keys
 from app.audit.log import log_origin
 from app.audit.merkle import Frontier
 from app.audit.private import judge_private
 from app.audit.ranges import Crew, Range, prove
-from app.audit.report import Bad, Finding, Report, ShardReport, report_json, report_text
+from app.audit.report import Bad, Finding, Report, ShardReport
 from app.audit.state import (
     REFUNDS_SQL,
     Findings,
@@ -35,7 +34,6 @@ from app.audit.totals import Position, Totals
 from app.audit.tree_check import TreeCheck, digests_of
 from app.audit.trust import Trust
 from app.clock import now_ms, time_text
-from app.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -47,9 +45,6 @@ CONNECT_TIMEOUT_S: Final = 10.0  # a server that does not answer by then will no
 RANGE_ENTRIES: Final = 50_000  # about half a second of work, and 40 MB to read on after a bad row
 INLINE_RANGES: Final = 3  # up to here one process is done before others have started
 NO_TRUST: Final = Trust()
-EXIT_INTACT: Final = 0
-EXIT_TAMPERED: Final = 1
-EXIT_UNCHECKED: Final = 2
 
 
 class CannotCheckError(Exception):
@@ -137,6 +132,7 @@ class Verification:
     async def _check_ledger(self, refunds: Sequence[asyncpg.Record], refunded_ids: frozenset[str]) -> Report:
         checked_at = time_text(now_ms())
         origin, shard_count = await ledger_of(self._connection)
+        outside = unknown_log_fault(self._trust, origin, shard_count) or await ground_fault(self._connection)
         totals = Totals(self._seals, refunded_ids, await alerts_since(self._connection))
         rows = await self._connection.fetch("SELECT shard, head_seq, head_hash FROM ledger_shards")
         heads = {row["shard"]: row for row in rows}
@@ -145,14 +141,17 @@ class Verification:
         for number in range(shard_count):
             log_name = log_origin(origin, number)
             position = Position(number, genesis_hash(log_name))
-            tree = TreeCheck(self._connection, number, log_name, self._trust.keys_of(log_name), Frontier())
+            tree = TreeCheck(self._connection, number, log_name, self._trust, Frontier())
             shards.append(await self._check_shard(position, heads.pop(number, None), totals, tree))
         findings = Findings(frozenset(shard.shard for shard in shards if shard.first_bad is not None))
+        if outside is not None:
+            findings.note(None, None, outside)
         await self._find_strays(shard_count, heads, findings)
         seen = await compare_accounts(self._connection, totals, findings)
         await compare_alerts(self._connection, totals, findings)
         await compare_holds(self._connection, totals, findings)
         compare_refunds(refunds, totals, findings)
+        await compare_keys(self._connection, totals.keys, findings)
         private = await judge_private(self._connection, totals.private, findings)
         trial_balance = None if findings.broken else sum(totals.system_balances().values()) + seen.balance
         if trial_balance:
@@ -228,6 +227,16 @@ async def ledger_of(connection: asyncpg.Connection[Any]) -> tuple[str, int]:
     raise CannotCheckError("the database holds no ledger yet: start `shieldx serve` on it, or name another")
 
 
+def unknown_log_fault(trust: Trust, origin: str, shard_count: int) -> str | None:
+    """Return that the ledger lacks a log of which something is known. Raises CannotCheckError if it is another ledger's."""
+    name = trust.unknown_log(origin, shard_count)
+    if name is None:
+        return None
+    if not name.startswith(f"{origin}/"):
+        raise CannotCheckError(f"a key or checkpoint that was given is of the log {name}, the ledger here is {origin}")
+    return f"the log {name} is known from elsewhere, the ledger has {shard_count} shards"
+
+
 def size_fault(trust: Trust, position: Position) -> Bad | None:
     """Compare where the chain ends with the size that is remembered of it: a tail that was cut off shows."""
     remembered = trust.sizes.get(position.shard, 0)
@@ -256,42 +265,3 @@ def _first_finding(shards: list[ShardReport], findings: Findings) -> Finding | N
     for number, bad in findings.first.items():
         return Finding(number, bad.seq, bad.reason)
     return None
-
-
-def run_verify(
-    database_url: str,
-    seals: Mapping[str, RowSeal],
-    as_json: bool,  # noqa: FBT001 - --json
-    trust: Trust = NO_TRUST,
-) -> int:
-    """Verify, print the result on stdout, and return the exit code: 0 intact, 1 tampered, 2 could not check.
-
-    From trusted checkpoints on if there are any in `trust`, otherwise everything.
-    """
-    from app.audit.increment import verify_since  # noqa: PLC0415 - it stands on this module
-
-    work = verify_since if trust.checkpoints else verify_ledger
-    bar = Progress(0, "verify")
-    try:
-        report = uvloop.run(work(database_url, seals=seals, progress=bar.update, trust=trust))
-    except (CannotCheckError, OSError, BrokenProcessPool, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        bar.close()
-        sys.stderr.write(f"could not check: {_advice(error)}\n")
-        return EXIT_UNCHECKED
-    bar.close()
-    sys.stdout.write((report_json(report) if as_json else report_text(report)) + "\n")
-    return EXIT_INTACT if report.ok else EXIT_TAMPERED
-
-
-def _advice(error: Exception) -> str:
-    match error:
-        case CannotCheckError():
-            return str(error)
-        case asyncpg.UndefinedTableError() | asyncpg.UndefinedColumnError():
-            return f"no shieldx schema of this version ({error}); run `shieldx migrate up`, or name another database"
-        case asyncpg.InsufficientPrivilegeError():
-            return f"{error}; the role needs SELECT on the tables of the ledger"
-        case OSError():
-            kind = type(error).__name__
-            return f"no connection to the database ({kind}: {error}); does it run, is --database-url right?"
-    return f"{type(error).__name__}: {error}"

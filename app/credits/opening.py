@@ -11,6 +11,7 @@ from app.audit.entry import RowSeal, genesis_hash
 from app.audit.keeper import Keeper
 from app.audit.log import Log, log_origin
 from app.audit.log_keys import LogKeys
+from app.audit.memory import remembered_trees
 from app.audit.pending import PendingEntries
 from app.audit.shard import Shard
 from app.audit.signer import ShardSigner
@@ -303,8 +304,9 @@ class Credits:
         self.log_keys = LogKeys(statements, shards, keys)
         subject = Subject(stores.owner_database_url, stores.audit_key, keys)
         daily = DailyVerification(
-            statements, shards, subject, replica=stores.replica_name, interval_s=stores.verify_interval_s
-        )
+            statements, shards, subject, replica=stores.replica_name, interval_s=stores.verify_interval_s,
+            memory=functools.partial(remembered_trees, stores.topology, [shard.origin for shard in shards]),
+        )  # fmt: skip
         self._metrics.observe(
             "credits_audit_chain_integrity_errors",
             "Faults that the last daily verification found, and shards that contradict what was durable or signed",

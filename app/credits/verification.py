@@ -1,8 +1,8 @@
 """The daily verification of the whole ledger: by one replica, in a process of its own at the lowest priority.
 
 What it found is an entry of the chain, a row in Postgres, and a metric of every replica. It knows more than a verifier
-that comes from outside: the keys that sign here, and how long each chain was, in this process's memory and at the last
-verification; so a chain that was cut and signed anew does not pass.
+that comes from outside: the keys that sign here, how long each chain was, in this process's memory and at the last
+verification, and which trees Redis remembers; so a chain that was cut or rewritten below what was signed does not pass.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import asyncpg
 import orjson
+import redis.exceptions
 
 from app.audit.entry import RowSeal
+from app.audit.memory import MemoryUnreadable
 from app.audit.report import Report, report_json
 from app.audit.trust import Trust, read_keys
 from app.audit.verify import CannotCheckError, verify_ledger
@@ -26,9 +28,10 @@ from app.db.retry import TRANSIENT
 from app.db.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from multiprocessing.connection import Connection
 
+    from app.audit.checkpoint import Checkpoint
     from app.audit.note import Verifier
     from app.audit.shard import Shard
     from app.db.statements import Statements
@@ -58,12 +61,13 @@ class Subject(NamedTuple):
 
 
 def _verify_into(
-    sender: Connection, database_url: str, audit_key: bytes, vkeys: Sequence[str], sizes: dict[int, int]
-) -> None:
+    sender: Connection, database_url: str, audit_key: bytes, vkeys: Sequence[str], sizes: dict[int, int],
+    passed: tuple[Checkpoint, ...],
+) -> None:  # fmt: skip
     """Verify a ledger in a process of its own; send the report, or the reason why there is none."""
     os.nice(NICENESS)
     seal = RowSeal(audit_key)
-    trust = Trust(keys=read_keys(vkeys), sizes=sizes)
+    trust = Trust(keys=read_keys(vkeys), sizes=sizes, passed=passed)
     work = verify_ledger(database_url, seals={seal.key_id: seal}, progress=lambda *_: None, trust=trust, processes=1)
     try:
         sender.send(asyncio.run(work))
@@ -82,15 +86,20 @@ class DailyVerification:
         *,
         replica: str,
         interval_s: int,
+        memory: Callable[[], Awaitable[tuple[Checkpoint, ...]]],
         clock: Callable[[], int] = now_ms,
     ) -> None:
-        """`interval_s` lies between two verifications, and between the founding of the ledger and the first."""
+        """`interval_s` lies between two verifications, and between the founding of the ledger and the first.
+
+        memory  asks Redis for the trees that it remembers of the logs
+        """
         self._statements = statements
         self._shards = shards
         self._subject = subject
         self._replica = replica
         self._interval_ms = interval_s * 1000
         self._clock = clock
+        self._memory = memory
         self._last_ms: int | None = None
         self.integrity_errors = 0
 
@@ -128,7 +137,7 @@ class DailyVerification:
         for number, size in enumerate(found_sizes):
             sizes[number] = max(size, sizes.get(number, 0))
         try:
-            report = await self._report(verification_id, vkeys, sizes)
+            report = await self._report(verification_id, vkeys, sizes, await self._remembered())
         except CannotCheckError as error:
             log.warning("ledger not verified", extra={"reason": str(error)})
             await self._finish(verification_id, None, None)
@@ -143,11 +152,21 @@ class DailyVerification:
             )
         await self._finish(verification_id, faults, report)
 
-    async def _report(self, verification_id: Any, vkeys: list[str], sizes: dict[int, int]) -> Report:
+    async def _remembered(self) -> tuple[Checkpoint, ...]:
+        """Return what Redis remembers now, before the chains are read; nothing while it cannot be asked."""
+        try:
+            return await self._memory()
+        except (MemoryUnreadable, redis.exceptions.RedisError, *TRANSIENT) as error:
+            log.warning("verifying without what Redis remembers", extra={"reason": f"{type(error).__name__}: {error}"})
+            return ()
+
+    async def _report(
+        self, verification_id: Any, vkeys: list[str], sizes: dict[int, int], passed: tuple[Checkpoint, ...]
+    ) -> Report:
         """Return what a child process finds; it is killed when this is cancelled. Raises CannotCheckError."""
         receiver, sender = _SPAWN.Pipe(duplex=False)
         subject, loop, told = self._subject, asyncio.get_running_loop(), asyncio.Event()
-        words = (sender, subject.database_url, subject.audit_key, vkeys, sizes)
+        words = (sender, subject.database_url, subject.audit_key, vkeys, sizes, passed)
         child = _SPAWN.Process(target=_verify_into, args=words, daemon=True)
         child.start()
         sender.close()

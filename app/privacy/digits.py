@@ -33,7 +33,8 @@ _PREFIXES_ANY: Final = (
     (2200, 2204),  # Mir
     (9792, 9792),  # Troy
 )  # fmt: skip
-_SEPARATORS: Final = "-./_+=|:,\u2212"
+_SEPARATORS: Final = "-./_+=|:,*#~\u2212\u00b7\u2022"
+_SEPARATING: Final = frozenset({"Cc", "Cf", "Me", "Mn", "Pd", "Zs"})  # categories; marks stand on the digit before them
 
 
 class Card(NamedTuple):
@@ -74,7 +75,7 @@ def _class_of(char: str) -> str:
     plain = unicodedata.normalize("NFKC", char)
     if len(plain) == 1 and plain.isdecimal():
         return str(unicodedata.decimal(plain))
-    if char in _SEPARATORS or char.isspace() or unicodedata.category(char) in {"Cc", "Cf", "Pd", "Zs"}:
+    if char in _SEPARATORS or char.isspace() or unicodedata.category(char) in _SEPARATING:
         return " "
     return "x"
 

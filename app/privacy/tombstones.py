@@ -24,7 +24,8 @@ ENTRY_LAG: Final = timedelta(hours=26)
 State = Literal["verified", "erased", "missing"]
 
 BATCH: Final = 100  # tombstones of one round; an erasure is a rare thing
-EVIDENCE_SQL: Final = "SELECT record_id, commitment, dek_id FROM private_records"
+# A record whose key is gone can be read by nobody, so it is not there.
+EVIDENCE_SQL: Final = "SELECT record_id, commitment, dek_id FROM private_records JOIN private_keys USING (subject, dek_id)"
 
 
 async def enter_tombstones(store: PrivateStore, record: RecordFact) -> int:

@@ -64,9 +64,9 @@ async def test_every_change_and_what_is_said_of_it_are_one(store: KeyStore, owne
     assert [kind for kind, _ in told] == ["key.create", "key.rotate", "key.revoke"]
     assert told[0][1] == {
         "actor": "root", "key_id": made.key_id, "role": "writer", "tenants": ["b", "a"], "services": ["credits"],
-        "expires_at": None, "rate_milli": None, "burst": None,
+        "expires_at": None, "rate_milli": None, "burst": None, "hash": key_hash(made.key).hex(),
     }  # fmt: skip
-    assert told[1][1]["new_key_id"] == rotated.key_id
+    assert (told[1][1]["new_key_id"], told[1][1]["hash"]) == (rotated.key_id, key_hash(rotated.key).hex())
     assert told[2][1] == {"actor": "key_x", "key_id": rotated.key_id}
 
 

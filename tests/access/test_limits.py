@@ -150,7 +150,8 @@ async def test_a_redis_that_dies_leaves_each_process_its_share(redis_server: Pri
         made = [await limits.check((bucket,)) for _ in range(8)]
 
         local = [one for one in made if one.local]
-        assert sum(one.allowed for one in local) == min(5, len(local))
+        left = min([9 * UNITS, *(one.levels[0] for one in made if not one.local)]) // 2  # what Redis knew, and half of it
+        assert sum(one.allowed for one in local) == min(left // UNITS, len(local))
         assert {one.buckets[0].burst for one in local} == {5}
         await until(lambda: limits.reachable, "Redis again")
         assert not (await limits.check((bucket,))).local
@@ -190,6 +191,22 @@ def test_a_local_share_keeps_its_rate_and_is_all_or_nothing() -> None:
     assert first == [True, True, False, False]
     assert again.allowed
     assert again.levels == (9 * UNITS, 0)
+
+
+def test_a_local_share_gives_nobody_again_what_redis_says_is_spent() -> None:
+    now_s = 100.0
+    share = LocalShare(lambda: 0.5, lambda: now_s)
+    spent, full = Bucket("key", "spent", 1_000, 10), Bucket("key", "full", 1_000, 10)
+    share.decide((full,), 1)
+
+    share.learn((spent, full), (4 * UNITS, 10 * UNITS))
+
+    assert [share.decide((spent,), 1).allowed for _ in range(4)] == [True, True, False, False]
+    assert [share.decide((full,), 1).allowed for _ in range(6)] == [True] * 5 + [False]
+    now_s += 2.0
+    assert share.decide((spent,), 1).allowed
+    share.learn(tuple(Bucket("key", str(number), 1, 1) for number in range(LOCAL_MAX + 9)), (0,) * (LOCAL_MAX + 9))
+    assert len(share._levels) == LOCAL_MAX
 
 
 def test_a_local_share_is_bounded() -> None:

@@ -98,6 +98,7 @@ async def test_records_whose_time_was_over_are_erased_and_no_younger_ones(
     "statement",
     ["DELETE FROM private_records WHERE tenant_id = 't2'", "UPDATE private_records SET commitment = sha256('x') WHERE tenant_id = 't2'",
      "UPDATE private_records SET record_id = 'other' WHERE tenant_id = 't2'",
+     "ALTER TABLE private_records DROP CONSTRAINT private_records_subject_dek_id_fkey; DELETE FROM private_keys WHERE subject = 't2'",
      "DELETE FROM private_records WHERE tenant_id = 't2'; INSERT INTO private_erasures VALUES (gen_random_uuid(), 'privacy.erasure', '{}', now())"],
 )  # fmt: skip
 async def test_a_record_that_goes_without_a_tombstone_in_the_chain_is_missing(

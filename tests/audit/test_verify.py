@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.audit.command import run_verify
 from app.audit.entry import ENTRY_PREFIX, Event, Record, RowSeal, entry_bytes
-from app.audit.verify import EXIT_INTACT, EXIT_TAMPERED, EXIT_UNCHECKED, run_verify, verify_ledger
+from app.audit.report import EXIT_INTACT, EXIT_TAMPERED, EXIT_UNCHECKED
+from app.audit.verify import verify_ledger
 from tests.audit.chain import SEAL, Book, make_chain, mixed_events
 from tests.audit.conftest import LedgerDatabase
 from tests.audit.tamper import change

@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 import asyncpg
 import pytest
 
+from app.audit.checkpoint import Checkpoint
+from app.audit.memory import remembered_trees
 from app.audit.note import Verifier
 from app.audit.shard import Shard
 from app.clock import ms_of
 from app.credits.verification import CLAIM_MS, RETRY_MS, DailyVerification, Subject
 from app.db.postgres import open_pool
 from app.db.statements import Statements
+from app.db.topology import make_topology
 from app.main import audit_key
 from app.settings import Settings
 from tests.credits.ledger_client import Client
@@ -37,11 +40,22 @@ class Scene(NamedTuple):
     subject: Subject
     founded_ms: int
     now_ms: list[int]
+    redis_url: str
+    trees: list[Checkpoint]
 
     def replica(self, name: str) -> DailyVerification:
         return DailyVerification(
-            self.statements, [self.shard], self.subject, replica=name, interval_s=DAY_S, clock=lambda: self.now_ms[0]
-        )
+            self.statements, [self.shard], self.subject, replica=name, interval_s=DAY_S, memory=self.memory,
+            clock=lambda: self.now_ms[0],
+        )  # fmt: skip
+
+    async def memory(self) -> tuple[Checkpoint, ...]:
+        """Return what Redis remembers of the log, and what else was put into `trees`."""
+        topology = make_topology(self.redis_url)
+        try:
+            return (*await remembered_trees(topology, [self.shard.origin]), *self.trees)
+        finally:
+            await topology.close()
 
     async def rows(self) -> list[asyncpg.Record]:
         return await self.session.fetch("SELECT * FROM ledger_verifications ORDER BY started_at")
@@ -63,7 +77,7 @@ async def scene(client: Client, ledger: Ledger) -> AsyncIterator[Scene]:
     shard.learn(1, "", head_seq)
     shard.leading = True
     subject = Subject(ledger.database_url, audit_key(Settings(), ROOT_KEY), {0: keys})
-    yield Scene(session, Statements(pool), shard, subject, founded_ms, [founded_ms])
+    yield Scene(session, Statements(pool), shard, subject, founded_ms, [founded_ms], ledger.redis_url, [])
     await session.execute("DELETE FROM ledger_verifications")
     await session.close()
     pool.terminate()
@@ -127,6 +141,17 @@ async def test_a_chain_that_is_shorter_than_it_was_is_a_fault(scene: Scene) -> N
 
     assert verification.integrity_errors == 1
     assert "are remembered" in json.loads((await scene.rows())[0]["report"])["first_bad"]["reason"]
+
+
+async def test_a_chain_without_a_tree_that_redis_remembers_is_a_fault(scene: Scene) -> None:
+    scene.pass_ms(DAY_S * 1000 + 1000)
+    (remembered,) = await scene.memory()
+    scene.trees.append(Checkpoint(remembered.origin, remembered.size, bytes(32)))
+
+    await (verification := scene.replica("a")).round()
+
+    assert verification.integrity_errors == 1
+    assert "known from elsewhere" in json.loads((await scene.rows())[0]["report"])["first_bad"]["reason"]
 
 
 async def test_what_could_not_be_done_is_tried_again_and_is_no_fault(scene: Scene) -> None:

@@ -66,7 +66,7 @@ class Canaries:
 
 
 def _is_separator(char: str) -> bool:
-    return char in "-./_+=|:,\u2212" or char.isspace() or unicodedata.category(char) in {"Pd", "Cf"}
+    return char in "-./_+=|:,*~\u2212\u00b7" or char.isspace() or unicodedata.category(char) in {"Pd", "Cf", "Mn"}
 
 
 def notations(digits: str) -> dict[str, str]:
@@ -81,6 +81,7 @@ def notations(digits: str) -> dict[str, str]:
         "arabic": "".join(chr(0x660 + int(char)) for char in digits),
         "no-break": spelled("\u00a0"), "zero-width": spelled("\u200b"), "lines": spelled("\n"), "tabs": spelled("\t"),
         "dots": spelled("."), "underscores": spelled("_"), "plus": spelled("+"), "bars": spelled("|"), "colons": spelled(":"),
+        "stars": spelled("*"), "accents": spelled("\u0301", 1),
         "percent": spelled("%20"), "percent-digits": "".join(f"%{ord(char):02X}" for char in digits),
         "track-2": f";{digits}=2512101000000000123?", "track-1": f"%B{digits}^DOE/JOHN^2512101000000000123?",
         "form": f"card={digits}&x=1", "glued": f"a{digits}b", "with-code": f"{digits}1227123",

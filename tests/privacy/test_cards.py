@@ -21,6 +21,7 @@ from tests.cost import grows_below
 VISA = "4111111111111111"
 SHOWN = "****-****-****-1111"
 ZERO_WIDTH = "\u200b"
+MARKS = {"Pd", "Cf", "Cc", "Mn", "Me"}
 CARDS = [
     "4222222222222", "30569309025904", "36227206271667", "378282246310005", "6205500000000000004", "4000000000000000006",
     "2223003122003222", "2221000000000009", "6011111111111117", "3530111333300000", "6200000000000005", "6759649826438453",
@@ -61,7 +62,7 @@ def survivors(text: str) -> list[str]:
     text = re.sub(rf"(?<!\d){DATE}[T ]{TIME}(?!\d)", "x", text)
     text = "".join(
         str(unicodedata.decimal(plain)) if len(plain := unicodedata.normalize("NFKC", char)) == 1 and plain.isdecimal()
-        else " " if char in "-./_+=|:,\u2212" or char.isspace() or unicodedata.category(char) in {"Pd", "Cf", "Cc"}
+        else " " if char in "-./_+=|:,*#~\u2212\u00b7\u2022" or char.isspace() or unicodedata.category(char) in MARKS
         else "x"
         for char in text
     )  # fmt: skip
@@ -94,6 +95,7 @@ def test_a_card_number_keeps_its_last_four_digits(number: str) -> None:
         spelled("\u00ad"), spelled(" - "), spelled(" ", 1), spelled("%20"), spelled("%C2%A0"), spelled("\\n"), spelled("&nbsp;"),
         "".join(f"%{ord(char):02X}" for char in VISA), "".join(f"\\u{ord(char):04x}" for char in VISA),
         "".join(f"&#{ord(char)};" for char in VISA), spelled("%2520"), "4111 1111\u200b11111111",
+        spelled("*"), spelled("#"), spelled("~"), spelled("\u00b7"), spelled("\u2022"), spelled("\u0301"), spelled("\ufe0f\u20e3", 1),
     ],
 )  # fmt: skip
 def test_every_notation_of_a_number_is_masked(text: str) -> None:
