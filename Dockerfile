@@ -31,6 +31,10 @@ ENV PATH=/opt/shieldx/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONDONTWRITEBYTECODE=1 \
     SHIELDX_HOST=0.0.0.0 \
     SHIELDX_DATA_DIR=/tmp/shieldx
+# What this was built from, for shieldx_build_info: replicas of two builds of one version are told apart by it.
+ARG REVISION=unknown
+ENV SHIELDX_REVISION=${REVISION}
+LABEL org.opencontainers.image.revision="${REVISION}"
 USER 1000:1000
 EXPOSE 5004 5005
 STOPSIGNAL SIGTERM

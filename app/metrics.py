@@ -21,7 +21,7 @@ from app import __version__
 from app.breaker_series import BreakerSeries
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client.core import Metric
 
@@ -46,6 +46,9 @@ LAG_BUCKETS_S: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 # Methods that a route may have, and those that clients try; whatever else they make up counts as one.
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"})
 OTHER_METHOD: Final = "other"
+# Shown for each route from its first request on: of a counter that first appears with its first faults, rate() sees none of
+# them, so that a short outage would leave no trace in the error rate.
+FAULTS: Final = (500, 503)
 _REQUESTS: Final = ("http_requests_total", "Requests answered", "counter")
 _DURATIONS: Final = ("http_request_duration_seconds", "Time from request to answer", "histogram")
 
@@ -130,14 +133,25 @@ class _Requests(NamedTuple):
         yield f"{name}_sum{{{labels}}} {self.seconds.sum!r}"
 
 
-def _requests_text(requests: Iterable[_Requests]) -> bytes:
+def _request_labels(method: str, route: str, status: int) -> str:
+    return f'method="{method}",route="{route}",status="{status}"'
+
+
+def _requests_text(requests: Mapping[tuple[str, str, int], _Requests]) -> bytes:
     """Return both families of requests as text. They are most of all lines, and the library takes 10 us for each."""
-    lines: list[str] = []
-    known = tuple(requests)
-    for name, meaning, kind in (_REQUESTS, _DURATIONS):
-        lines += (f"# HELP {name} {meaning}", f"# TYPE {name} {kind}")
-        for one in known:
-            lines += one.bucket_lines() if kind == "histogram" else (f"{name}{{{one.labels}}} {sum(one.seconds.counts)}.0",)
+    total, meaning, kind = _REQUESTS
+    lines = [f"# HELP {total} {meaning}", f"# TYPE {total} {kind}"]
+    lines += [f"{total}{{{one.labels}}} {sum(one.seconds.counts)}.0" for one in requests.values()]
+    for method, route in dict.fromkeys((method, route) for method, route, _ in requests):
+        lines += [
+            f"{total}{{{_request_labels(method, route, status)}}} 0.0"
+            for status in FAULTS
+            if (method, route, status) not in requests
+        ]
+    name, meaning, kind = _DURATIONS
+    lines += (f"# HELP {name} {meaning}", f"# TYPE {name} {kind}")
+    for one in requests.values():
+        lines += one.bucket_lines()
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -190,8 +204,8 @@ class Metrics:
             if method not in METHODS and method != OTHER_METHOD:
                 self.record(OTHER_METHOD, route, status, seconds)
                 return
-            labels = f'method="{method}",route="{route}",status="{status}"'
-            known = self._requests[method, route, status] = _Requests(labels, Histogram(LATENCY_BUCKETS_S))
+            known = _Requests(_request_labels(method, route, status), Histogram(LATENCY_BUCKETS_S))
+            self._requests[method, route, status] = known
         latency = known.seconds
         latency.counts[bisect_left(LATENCY_BUCKETS_S, seconds)] += 1
         latency.sum += seconds
@@ -206,7 +220,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """Return all series in the Prometheus text format."""
-        return _requests_text(self._requests.values()) + generate_latest(self.registry)
+        return _requests_text(self._requests) + generate_latest(self.registry)
 
     def _own(self) -> Iterator[Metric]:
         build = GaugeMetricFamily(

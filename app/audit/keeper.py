@@ -88,7 +88,7 @@ class Keeper:
         self._name = name
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._failures = 0  # in a row; how long the next try waits
+        self.failures = 0  # sessions in a row that ended by a fault; how long the next try waits
 
     def start(self, on_crash: Callable[[BaseException], None]) -> None:
         """Start the loop; an error that it does not know is a crash."""
@@ -112,8 +112,8 @@ class Keeper:
                 reason = f"{type(error).__name__}: {error}"
                 log.warning("shard closed", extra={"shard": self._shard.number, "reason": reason})
                 self._shard.close(reason)
-                await pause(self._stopping, delay_ms(self._failures) / 1000)
-                self._failures += 1
+                await pause(self._stopping, delay_ms(self.failures) / 1000)
+                self.failures += 1
             except Exception as error:  # noqa: BLE001 - an unknown fault stops the process, which starts clean
                 on_crash(error)
                 return
@@ -149,7 +149,7 @@ class Keeper:
                 self._shard.close("the writer of the shard is silent")
             elif self._shard.state != "open" and row.generation > 0:
                 self._shard.open()
-            self._failures = 0
+            self.failures = 0
             await pause(self._stopping, POLL_INTERVAL_S)
         return False
 
@@ -181,7 +181,7 @@ class Keeper:
         self._shard.seen_epoch = lease.epoch
         self._writer.lead(lease)
         self._shard.open()
-        self._failures = 0
+        self.failures = 0
         log.info("shard open", extra={"shard": self._shard.number, "epoch": row.epoch, "generation": row.generation,
                                       "head_seq": row.head_seq})  # fmt: skip
         listener = asyncio.create_task(self._listen())

@@ -184,7 +184,9 @@ async def _backup(arguments: argparse.Namespace, settings: Settings, seal: RowSe
 
 
 def _list(arguments: argparse.Namespace, settings: Settings) -> int:
-    known = backup_directory(settings).list()
+    directory = backup_directory(settings)
+    directory.refuse_unreadable()
+    known = directory.list()
     if arguments.json:
         print(msgspec.json.encode(known).decode())
     elif known:
@@ -194,7 +196,7 @@ def _list(arguments: argparse.Namespace, settings: Settings) -> int:
             for one in known
         ], {})  # fmt: skip
     else:
-        print(f"no backup in {backup_directory(settings).path}")
+        print(f"no backup in {directory.path}")
     return EXIT_DONE
 
 

@@ -64,6 +64,18 @@ class Databases:
         number: int = await self._session.fetchval("SELECT current_setting('server_version_num')::int")
         return number
 
+    async def refuse_foreign_role(self) -> None:
+        """Refuse a login that may not act as the server's role, as which Redis is laid. Raises BackupRefused."""
+        if not await self._session.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", APP_ROLE):
+            return  # `make` makes it, and grants it
+        try:
+            await self._session.execute(f"SET ROLE {APP_ROLE}; RESET ROLE")
+        except asyncpg.InsufficientPrivilegeError as error:
+            role = await self._session.fetchval("SELECT current_user")
+            raise BackupRefused(
+                f"{error}: Redis is laid as the server's role. GRANT {APP_ROLE} TO {quoted(role)}, or add --no-redis"
+            ) from None
+
     async def drop_unfinished(self) -> list[str]:
         """Drop what restores of this database have begun and, being killed, not finished; return the names."""
         rows = await self._session.fetch(

@@ -108,6 +108,18 @@ class BackupDirectory:
                 "Name another directory with --backup-dir or SHIELDX_BACKUP_DIR"
             ) from None
 
+    def refuse_unreadable(self) -> None:
+        """Refuse a directory that is there and cannot be looked into: it would look empty. Raises BackupRefused."""
+        try:
+            os.scandir(self.path).close()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise BackupRefused(
+                f"uid {os.geteuid()} cannot read backups in {self.path}: {error.strerror}. Run this as the user who makes "
+                "them, or name another directory with --backup-dir or SHIELDX_BACKUP_DIR"
+            ) from None
+
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
         """Be the only one that writes here; what a killed writer left is removed. Raises BackupRefused."""
@@ -147,6 +159,7 @@ class BackupDirectory:
 
     def read(self, backup_id: str) -> Backup:
         """Return one backup; "latest" is the newest. Raises BackupRefused."""
+        self.refuse_unreadable()
         known = self.list()
         if backup_id == "latest" and known:
             return known[-1]
@@ -164,15 +177,24 @@ class BackupDirectory:
         (self.path / "failed.json").unlink(missing_ok=True)
 
     def note_failure(self, failure: Failure) -> None:
-        """Remember that an attempt failed, for the metrics of servers that watch this directory."""
-        with contextlib.suppress(OSError):
-            write_whole(self.path / "failed.json", msgspec.json.encode(failure).decode() + "\n")
+        """Remember that an attempt failed, for the metrics of servers that watch this directory.
+
+        A full disk, which is why most fail, takes no text any more: then an empty file says that one has.
+        """
+        path = self.path / "failed.json"
+        try:
+            write_whole(path, msgspec.json.encode(failure).decode() + "\n")
+        except OSError:
+            with contextlib.suppress(OSError):
+                path.touch(mode=0o600)
 
     def last_failure(self) -> Failure | None:
-        """Return the attempt that has failed since the last good backup."""
+        """Return the attempt that has failed since the last good backup; without its text where there was no room for it."""
         try:
             return msgspec.json.decode((self.path / "failed.json").read_bytes(), type=Failure)
-        except (OSError, msgspec.DecodeError):
+        except msgspec.DecodeError:
+            return Failure("", "see log.jsonl: there was no room to note the reason here")
+        except OSError:
             return None
 
     def remove(self, backup: Backup) -> None:

@@ -34,7 +34,9 @@ def add_backup_parsers(commands: Any) -> None:
     listing.add_argument("--json", action="store_true", help="print one JSON array")
     pruning = backing.add_parser("prune", help="remove old ones, never the newest good one")
     for parser in (create, pruning, up, down):
-        parser.add_argument("--keep-days", dest="backup_keep_days", help="days for which backups are kept")
+        parser.add_argument(
+            "--keep-days", "--backup-keep-days", dest="backup_keep_days", help="days for which backups are kept"
+        )
     restoring = commands.add_parser("restore", help="put a backup in the database's place, and lay Redis from it")
     restoring.add_argument("id", help="of the backup, or latest")
     restoring.add_argument("--accept-loss", action="store_true", help="lose what was acknowledged after the backup")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from app.db.topology import Topology
 
 POLL_S: Final = 0.02
+FAILURES_MAX: Final = 20  # sessions of a shard that end by a fault, one after another: about 25 s, then a person must look
 NAME: Final = "restore"  # of this process in ledger_shards, for people
 
 
@@ -105,7 +106,8 @@ async def forget(topology: Topology, marks: Sequence[Mark], entries: dict[int, i
 async def rebuild(database_url: str, topology: Topology, seal: RowSeal, journal: Journal) -> None:
     """Lay every shard of the ledger into Redis, as the first server would, and let go of it.
 
-    Raises BackupRefused when a shard cannot be opened, and what the recovery raises that a person must see.
+    Raises BackupRefused when a shard cannot be opened, or not within FAILURES_MAX tries, and what the recovery raises that
+    a person must see.
     """
     connection = await asyncpg.connect(database_url, timeout=CONNECT_TIMEOUT_S)
     try:
@@ -145,6 +147,8 @@ async def _lay(number: int, origin: str, mask: IdMask, database_url: str, topolo
                 raise crashed.result()
             if shard.state == "refused":
                 raise BackupRefused(f"shard {number} cannot be laid into Redis: {shard.reason}")
+            if keeper.failures >= FAILURES_MAX:
+                raise BackupRefused(f"shard {number} was not laid into Redis, {keeper.failures} tries long: {shard.reason}")
             await asyncio.sleep(POLL_S)
     finally:
         await writer.stop()

@@ -57,6 +57,8 @@ async def restore(
     Raises BackupRefused before anything is changed, and BinaryMissing; what asyncpg and Redis raise; RestoreUnfinished.
     """
     async with open_databases(url) as databases:
+        if topology is not None:
+            await databases.refuse_foreign_role()
         known = await _known(databases)
         shards = max([len(backup.heads), *(row["shard"] + 1 for row in known)])
         marks = [] if topology is None else await read_marks(topology, shards)

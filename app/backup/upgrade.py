@@ -81,6 +81,8 @@ async def _change(
                 work = _taken_back(schema.files, set(schema.applied), schema.unknown, order.services, to_version)
             if not work:
                 return []
+            if to_version is not None:
+                await _refuse_servers(connection)
             journal.step("begin", files=[one.title for one in work])
             if schema.applied and order.backup:
                 with directory.hold():
@@ -100,6 +102,16 @@ async def _change(
     journal.done("migrated", files=[one.title for one in done])
     await _prune(directory, order, journal)
     return done
+
+
+async def _refuse_servers(connection: asyncpg.Connection[Any]) -> None:
+    """Refuse to take away what servers may be using. Raises MigrationRefused."""
+    sessions = await count_server_sessions(connection)
+    if sessions:
+        raise MigrationRefused(
+            f"servers are running on this database ({sessions} sessions), and what is taken back may be what they use: stop "
+            "all of them (kubectl scale --replicas=0, or SIGTERM), then run this again"
+        )
 
 
 def _taken_back(

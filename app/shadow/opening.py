@@ -96,8 +96,8 @@ class Shadow:
         self._redis = metrics.guard(redis_breaker("shadow"))
         self._rules_redis = metrics.guard(redis_breaker("rules"))
         series = ShadowSeries(
-            lambda: () if self._parts is None else self._parts.catalog, self._counts,
-            lambda: 0 if self.rules.book is None else self.rules.book.untested,
+            lambda: None if self._parts is None else self._parts.catalog, self._counts,
+            lambda: None if self.rules.book is None else self.rules.book.untested,
         )  # fmt: skip
         metrics.add(series.collect)
 

@@ -35,13 +35,16 @@ class ShadowSeries:
     """
 
     def __init__(
-        self, experiments: Callable[[], Iterable[Experiment]], counts: Callable[[], Counts], promoted: Callable[[], int]
+        self,
+        experiments: Callable[[], Iterable[Experiment] | None],
+        counts: Callable[[], Counts],
+        promoted: Callable[[], int | None],
     ) -> None:
         """Read at every scrape.
 
-        experiments  all that are known
+        experiments  all that are known, None before they are loaded
         counts       what this process did
-        promoted     versions of rules that became champion over failed checks
+        promoted     versions of rules that became champion over failed checks, None before rules are loaded
         """
         self._experiments = experiments
         self._counts = counts
@@ -57,7 +60,11 @@ class ShadowSeries:
         canaries = GaugeMetricFamily(
             "shieldx_canary_state", "1 for the state that the canary of a test is in", labels=("canary", "state")
         )
-        known = list(self._experiments())
+        undecided = GaugeMetricFamily(
+            "shieldx_shadow_test_open", "1 until a test is deployed or rolled back, then 0", labels=("test",)
+        )
+        loaded = self._experiments()
+        known = list(loaded or ())
         open_ = [one for one in known if one.state.status != "archived"]
         for experiment in sorted(open_, key=lambda one: one.merged_s, reverse=True)[:SHOWN_MAX]:
             definition = experiment.definition
@@ -66,16 +73,21 @@ class ShadowSeries:
                 samples.add_metric((definition.name, name), count)
             for name, probability in zip(definition.names, experiment.probability_best, strict=False):
                 best.add_metric((definition.name, name), probability)
+            decided = experiment.state.deployment or experiment.state.rollback
+            undecided.add_metric((definition.name,), decided is None)
             if definition.canary is not None:
                 state = canary_state(experiment)
                 for one in CANARY_STATES:
                     canaries.add_metric((definition.name, one), one == state)
-        yield from (best, samples, canaries)
-        yield GaugeMetricFamily(
-            "shadow_deployments_without_testing",
-            "Deployments of variants and promotions of rules for which an admin passed over failed checks",
-            sum(one.state.untested for one in known) + self._promoted(),
-        )  # fmt: skip
+        yield from (best, samples, undecided, canaries)
+        promoted = self._promoted()
+        # A 0 that is not known yet would rise to the true number, as it does for an unsafe deployment.
+        if loaded is not None and promoted is not None:
+            yield GaugeMetricFamily(
+                "shadow_deployments_without_testing",
+                "Deployments of variants and promotions of rules for which an admin passed over failed checks",
+                sum(one.state.untested for one in known) + promoted,
+            )  # fmt: skip
         own = self._counts()
         yield CounterMetricFamily(
             "shieldx_canary_rollbacks", "Tests that this process rolled back to their control, for a guardrail or a person",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import io
 import os
@@ -177,6 +178,22 @@ def test_a_step_is_on_disk_before_it_begins_and_coloured_only_on_a_terminal(tmp_
     assert [(line["kind"], line["text"]) for line in read_log(tmp_path)] == [("step", "dump"), ("done", "made")]
 
 
+def test_a_failure_is_noted_although_the_disk_takes_no_text(
+    backup: Backup, backups: BackupDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    registry = CollectorRegistry()
+    registry.register(BackupSeries(backups))
+    monkeypatch.setattr("app.backup.directory.write_whole", full)
+
+    backups.note_failure(Failure(time_text(now_ms()), "no room"))
+
+    assert registry.get_sample_value("shieldx_backup_last_success") == 0
+    assert backups.last_failure() == Failure("", "see log.jsonl: there was no room to note the reason here")
+
+
 async def test_the_metrics_follow_the_directory(backup: Backup, backups: BackupDirectory) -> None:
     now_s = [0.0]
     registry, empty = CollectorRegistry(), CollectorRegistry()
@@ -201,3 +218,5 @@ def test_a_directory_that_cannot_be_written_is_refused_with_what_to_do(tmp_path:
 
     with pytest.raises(BackupRefused, match=rf"uid {os.geteuid()}.*SHIELDX_BACKUP_DIR"):
         BackupDirectory(tmp_path / "file" / "backups").prepare()
+    with pytest.raises(BackupRefused, match=rf"uid {os.geteuid()} cannot read backups in .*Not a directory"):
+        BackupDirectory(tmp_path / "file").read("latest")

@@ -112,6 +112,14 @@ def test_a_backup_is_made_listed_verified_pruned_and_restored(console: Console, 
     assert "shieldx backup list" in reason
 
 
+def test_a_refused_retention_names_a_flag_that_the_command_takes(console: Console) -> None:
+    code, _, said = console.run("backup", "prune", "--keep-days", "0")
+    flag = said.removeprefix("shieldx: ").partition(":")[0]
+
+    assert (code, flag) == (2, "--backup-keep-days")
+    assert console.run("backup", "prune", flag, "30")[0] == 0
+
+
 def test_a_restore_without_redis_or_key_says_what_to_set(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     console.run("backup", "create")
     monkeypatch.delenv("SHIELDX_ROOT_KEY")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,10 +16,13 @@ from app.backup.create import create_backup
 from app.backup.databases import Databases, open_databases
 from app.backup.directory import Backup, BackupDirectory, BackupRefused
 from app.backup.journal import Journal
+from app.backup.rebuild import rebuild
 from app.backup.restore import RestoreUnfinished, prove, restore
 from app.db.topology import make_topology
 from tests.audit.chain import SEAL
 from tests.backup import migrator
+from tests.guide import block
+from tests.stores import PrivatePostgres
 
 HEAD_KEY = "{s00}:shard"
 NOTHING_BEFORE = ("read backup", "compare", "outrun")  # steps that come after one that changes nothing
@@ -92,6 +96,49 @@ async def test_the_backup_takes_the_place_of_the_database_and_redis_follows(
     assert not await connection.fetchval("SELECT has_database_privilege('shieldx_app', current_database(), 'CONNECT')")
     assert await databases_of(connection, ledger_url) == [done.database, done.kept]
     await connection.close()
+    await topology.close()
+
+
+def role_made_by(guide: str, name: str) -> str:
+    """Return the statement of the guide that makes the owner of the schema, under another name."""
+    (statement,) = (line for line in guide.splitlines() if line.startswith("CREATE ROLE shieldx_owner "))
+    return statement.replace("shieldx_owner", name)
+
+
+async def test_the_owner_that_the_guide_makes_may_restore_and_one_that_is_no_member_is_refused(
+    backup: Backup, backups: BackupDirectory, journal: Journal, postgres_server: PrivatePostgres, ledger_url: str,
+    redis_url: str, session: asyncpg.Connection[Any],
+) -> None:  # fmt: skip
+    owner, stranger = f"owner_{secrets.token_hex(4)}", f"stranger_{secrets.token_hex(4)}"
+    await session.execute(role_made_by(block("roles"), owner))
+    await session.execute(f"CREATE ROLE {stranger} LOGIN CREATEDB")
+    topology = make_topology(redis_url)
+
+    with pytest.raises(BackupRefused, match=rf'GRANT shieldx_app TO "{stranger}", or add --no-redis'):
+        await restore(
+            postgres_server.url(stranger, stranger), backup, backups, journal, topology=topology, seal=SEAL, accept_loss=True
+        )
+    done = await restore(
+        postgres_server.url(owner, owner), backup, backups, journal, topology=topology, seal=SEAL, accept_loss=True
+    )
+
+    assert done.entries == backup.heads[0].seq + 1
+    assert await balances(postgres_server.url(owner, owner)) == await balances(ledger_url) != {}
+    names = {row["datname"] for row in await session.fetch("SELECT datname FROM pg_database")}
+    assert [name for name in names if name.startswith(stranger)] == []
+    await topology.close()
+
+
+async def test_a_shard_that_cannot_be_laid_ends_the_restore_and_says_why(
+    ledger_url: str, redis_url: str, journal: Journal, session: asyncpg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.backup.rebuild.FAILURES_MAX", 3)
+    topology = make_topology(redis_url)
+    await session.execute("REVOKE UPDATE ON ledger_shards FROM shieldx_app")
+
+    with pytest.raises(BackupRefused, match=r"shard 0 was not laid into Redis, 3 tries long: InsufficientPrivilegeError"):
+        await rebuild(ledger_url, topology, SEAL, journal)
+
     await topology.close()
 
 

@@ -200,6 +200,18 @@ async def test_what_was_applied_is_taken_back_in_reverse_after_a_backup(
     assert [one.schema_version for one in backups.list()] == [OLD_VERSION, 9002]
 
 
+async def test_while_servers_run_nothing_is_taken_back(old_url: str, backups: BackupDirectory, journal: Journal) -> None:
+    before = await state_of(old_url)
+    server = await asyncpg.connect(old_url, server_settings={"application_name": "shieldx"})
+
+    with pytest.raises(MigrationRefused, match=r"servers are running .*1 sessions.*stop all of them"):
+        await migrate_down(old_url, backups, ORDER, journal, 0)
+    await server.close()
+
+    assert await state_of(old_url) == before
+    assert backups.list() == []
+
+
 async def test_an_older_release_takes_back_nothing_below_what_a_newer_one_has_applied(
     old_url: str, newer: Path, backups: BackupDirectory, journal: Journal
 ) -> None:

@@ -90,7 +90,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     builder = Builder(directory)
     builder.build(base, "localhost/python:tests")
     builder.build(context, "localhost/shieldx:tests", "--target", "serve", "--build-arg", "REGISTRY=localhost",
-                  "--build-arg", "PYTHON_TAG=tests")  # fmt: skip
+                  "--build-arg", "PYTHON_TAG=tests", "--build-arg", "REVISION=0123abc")  # fmt: skip
     found = Image(builder)
     yield found
     builder.run("umount", found.container)
@@ -181,6 +181,8 @@ def test_the_image_says_how_it_is_run(image: Image) -> None:
     assert (config["User"], config["Entrypoint"], config["Cmd"]) == ("1000:1000", ["shieldx"], ["serve"])
     assert set(config["ExposedPorts"]) == {"5004/tcp", "5005/tcp"}
     assert config["StopSignal"] == "SIGTERM"
+    assert "SHIELDX_REVISION=0123abc" in config["Env"]
+    assert config["Labels"]["org.opencontainers.image.revision"] == "0123abc"
     assert config["Healthcheck"]["Test"][:2] == ["CMD", "python"]
     assert (image.root / "opt/shieldx/source/sql/migrations").is_dir()
     assert list((image.root / "opt/shieldx/source/app/__pycache__").glob("main.*.pyc"))

@@ -13,7 +13,7 @@ import yaml
 from tests.linters import linter
 from tests.server import REPOSITORY
 
-OVERLAYS: Final = ("dev", "prod", "prod/migrate")
+OVERLAYS: Final = ("dev", "prod", "prod/migrate", "prod/operations")
 TIMEOUT_S: Final = 120
 Manifest = dict[str, Any]
 Manifests = Callable[[str], list[Manifest]]

@@ -185,11 +185,12 @@ def test_backups_are_watched_by_what_kubernetes_knows_of_the_job(tmp_path: Path)
     rules = yaml.safe_load((WRITTEN.parent / "backup-rules.yaml").read_text())["spec"]
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules))
     last, success = (
-        f'kube_cronjob_status_last_{what}_time{{cronjob="shieldx-backup"}}' for what in ("schedule", "successful")
+        f'kube_cronjob_status_last_{what}_time{{namespace="shieldx-prod", cronjob="shieldx-backup"}}'
+        for what in ("schedule", "successful")
     )
 
     def expected(minutes: int, age_s: int, good: int) -> list[Any]:
-        labels = '{cronjob="shieldx-backup"}'
+        labels = '{namespace="shieldx-prod", cronjob="shieldx-backup"}'
         return [
             {"expr": "shieldx_backup_age_seconds", "eval_time": f"{minutes}m",
              "exp_samples": [{"labels": f"shieldx_backup_age_seconds{labels}", "value": age_s}]},
@@ -197,13 +198,20 @@ def test_backups_are_watched_by_what_kubernetes_knows_of_the_job(tmp_path: Path)
              "exp_samples": [{"labels": f"shieldx_backup_last_success{labels}", "value": good}]},
         ]  # fmt: skip
 
-    # Planned at 0 and done at 10 min; planned again at 20 min and never done.
+    # Planned at 0 and done at 10 min; planned again at 20 min and never done. Then one that was never done, beside one of
+    # another namespace that was.
+    other = success.replace("prod", "dev")
     (tmp_path / "test.yaml").write_text(yaml.safe_dump({
         "rule_files": ["rules.yaml"], "evaluation_interval": "1m",
         "tests": [{
             "interval": "10m",
             "input_series": [{"series": last, "values": "0 0 1200x30"}, {"series": success, "values": "0 600 600x30"}],
             "promql_expr_test": [*expected(30, 1_200, 1), *expected(160, 9_000, 0)],
+        }, {
+            "interval": "10m",
+            "input_series": [{"series": last, "values": "600x30"}, {"series": other, "values": "0 600x30"}],
+            "promql_expr_test": [expected(100, 0, 1)[1], expected(160, 0, 0)[1],
+                                 {"expr": "shieldx_backup_age_seconds", "eval_time": "160m", "exp_samples": []}],
         }],
     }))  # fmt: skip
 

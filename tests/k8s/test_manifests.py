@@ -98,6 +98,31 @@ def test_objects_carry_the_recommended_labels(manifests: Manifests, overlay: str
             )
 
 
+def test_the_monitor_finds_the_services_and_the_runbook_what_it_names(manifests: Manifests) -> None:
+    objects = manifests("prod")
+    monitor = of_kind(objects, "ServiceMonitor")[0]["spec"]
+    services = of_kind(objects, "Service")
+    jobs = [one["spec"]["jobTemplate"] for one in of_kind(objects, "CronJob")]
+
+    found = [one for one in services if selects(monitor["selector"], one["metadata"]["labels"])]
+
+    assert {one["metadata"]["labels"][monitor["jobLabel"]] for one in found} == {"credits", "shadow"}
+    for service in found:
+        assert monitor["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
+    for one in (*of_kind(objects, *WORKLOADS), *jobs, *of_kind(manifests("prod/migrate"), "Job")):
+        assert one["metadata"]["labels"]["app.kubernetes.io/name"] == "shieldx"
+
+
+def test_the_operations_pod_is_the_migration_without_its_command(manifests: Manifests) -> None:
+    job, migration = (of_kind(manifests(f"prod/{name}"), "Job")[0] for name in ("operations", "migrate"))
+    (mine,), (its,) = pod_spec(job)["containers"], pod_spec(migration)["containers"]
+
+    assert job["metadata"]["name"] != migration["metadata"]["name"]
+    assert "annotations" not in job["metadata"]
+    assert int(mine["args"][0]) < job["spec"]["activeDeadlineSeconds"]
+    assert {key for key in mine.keys() | its.keys() if mine.get(key) != its.get(key)} == {"name", "command", "args"}
+
+
 @pytest.mark.parametrize("component", ["credits", "shadow"])
 def test_production_deploys_as_promised(manifests: Manifests, component: str) -> None:
     objects = manifests("prod")

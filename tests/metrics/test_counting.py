@@ -20,6 +20,7 @@ from app.db.redis import RedisLink
 from app.db.topology import make_topology
 from app.loop_lag import LoopLag
 from app.metrics import Histogram, Metrics, labelled
+from app.shadow.series import Counts, ShadowSeries
 
 APPLIED = Applied((Event(0, 1, 0, 0, "topup", "t", "a", "b", 1, 1, 0, 1, "id"),))
 
@@ -77,12 +78,31 @@ def test_requests_are_counted_by_method_route_and_status() -> None:
     families = {family.name: family.samples for family in text_string_to_metric_families(metrics.text().decode())}
 
     requests = {(one.labels["method"], one.labels["status"]): one.value for one in families["http_requests"]}
-    assert requests == {("GET", "200"): 2, ("GET", "404"): 1, ("other", "404"): 2}
+    faults = {(method, status): 0 for method in ("GET", "other") for status in ("500", "503")}
+    assert requests == {("GET", "200"): 2, ("GET", "404"): 1, ("other", "404"): 2} | faults, "the first fault must be a rise"
     times = [one for one in families["http_request_duration_seconds"] if one.labels["status"] == "200"]
+    assert {one.labels["status"] for one in families["http_request_duration_seconds"]} == {"200", "404"}
     assert {one.labels["route"] for one in times} == {"/v1/a/{b}"}
     buckets = {one.labels["le"]: one.value for one in times if one.name.endswith("_bucket")}
     assert (buckets["0.001"], buckets["0.15"], buckets["0.5"], buckets["+Inf"]) == (1, 1, 2, 2)
     assert {one.name.rpartition("_")[2]: one.value for one in times if "le" not in one.labels} == {"count": 2, "sum": 0.301}
+
+
+def test_a_fault_of_a_route_is_shown_once() -> None:
+    metrics = Metrics()
+    for status in (200, 503):
+        metrics.record("POST", "/x", status, 0.01)
+
+    lines = [line for line in metrics.text().decode().splitlines() if line.startswith("http_requests_total{")]
+
+    assert [line.rpartition('status="')[2] for line in lines] == ['200"} 1.0', '503"} 1.0', '500"} 0.0']
+
+
+def test_unsafe_deployments_are_not_shown_before_they_are_known() -> None:
+    def names(known: tuple[()] | None) -> set[str]:
+        return {family.name for family in ShadowSeries(lambda: known, Counts).collect()}
+
+    assert names(()) - names(None) == {"shadow_deployments_without_testing"}
 
 
 async def test_the_lag_is_by_how_much_a_timer_was_missed() -> None:

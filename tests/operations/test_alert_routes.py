@@ -18,6 +18,7 @@ from tests.operations.shipped import GRAFANA, alertmanager_at, alerts, load, mil
 from tests.server import free_port
 
 CONFIG: Final = GRAFANA / "alertmanager.yml"
+DAY_MS: Final = 86_400_000  # from one morning to the next
 URGENT_MS: Final = 15 * 60_000  # P1 arrives within this time of the fault
 FASTER: Final = 300  # a minute passes in 0.2 s
 BEATS: Final = 20  # heartbeats, one a minute of that time: longer than any group waits
@@ -85,6 +86,19 @@ def test_a_p2_is_looked_at_within_every_morning() -> None:
 
     assert milliseconds(route["group_interval"]) * 2 <= (end - start).total_seconds() * 1000
     assert (end - start).total_seconds() * 1000 < milliseconds(route["repeat_interval"]) < 86_400_000
+
+
+def test_a_p2_that_ends_at_night_still_fires_in_the_morning() -> None:
+    """Except what follows from an outage, which counts only while it lasts, and the alert that always fires."""
+    held = {
+        alert["alert"]: milliseconds(alert.get("keep_firing_for", "0s")) >= DAY_MS
+        for alert in alerts()
+        if alert["labels"]["priority"] == "P2"
+    }
+    lasting = {alert["alert"] for alert in alerts() if alert["labels"].get("symptom_of") == "outage"} | {"Watchdog"}
+
+    assert {name for name, holds in held.items() if not holds} == held.keys() & lasting
+    assert [alert["alert"] for alert in alerts() if "keep_firing_for" in alert and alert["alert"] not in held] == []
 
 
 @contextlib.contextmanager
