@@ -69,9 +69,9 @@ class RuleBook:
         return list(self._rules.values())
 
     @property
-    def untested(self) -> int:
-        """Promotions for which failed checks were passed over, of rules that were taken away too."""
-        return sum(self._untested.values())
+    def untested(self) -> int | None:
+        """Promotions for which failed checks were passed over, of rules that were taken away too; None before rules are read."""
+        return sum(self._untested.values()) if self.loaded else None
 
     def is_current(self, rule_id: int, trial: int) -> bool:
         """Whether a trial goes on, as far as this process knows."""

@@ -99,10 +99,11 @@ def test_a_fault_of_a_route_is_shown_once() -> None:
 
 
 def test_unsafe_deployments_are_not_shown_before_they_are_known() -> None:
-    def names(known: tuple[()] | None) -> set[str]:
-        return {family.name for family in ShadowSeries(lambda: known, Counts).collect()}
+    def names(known: tuple[()] | None, promoted: int | None) -> set[str]:
+        return {family.name for family in ShadowSeries(lambda: known, Counts, lambda: promoted).collect()}
 
-    assert names(()) - names(None) == {"shadow_deployments_without_testing"}
+    assert names((), 0) - names(None, 0) == {"shadow_deployments_without_testing"}
+    assert names((), 0) - names((), None) == {"shadow_deployments_without_testing"}
 
 
 async def test_the_lag_is_by_how_much_a_timer_was_missed() -> None:
