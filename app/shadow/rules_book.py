@@ -70,7 +70,7 @@ class RuleBook:
 
     @property
     def untested(self) -> int | None:
-        """Promotions for which failed checks were passed over, of rules that were taken away too; None before rules are read."""
+        """Promotions over failed checks, of rules that were taken away too; None before rules are read."""
         return sum(self._untested.values()) if self.loaded else None
 
     def is_current(self, rule_id: int, trial: int) -> bool:
