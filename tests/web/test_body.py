@@ -1,6 +1,7 @@
 """What a body may be, and how each wrong one is refused."""
 
 import asyncio
+import logging
 import json
 from typing import Any
 
@@ -329,7 +330,7 @@ async def test_body_in_pieces_is_put_together(server: Server) -> None:
     assert answer.status == 200
 
 
-async def test_client_that_leaves_in_the_middle_of_a_body_is_no_fault(
+async def test_client_that_leaves_in_the_middle_of_a_body_is_no_fault_of_ours(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)
@@ -339,7 +340,8 @@ async def test_client_that_leaves_in_the_middle_of_a_body_is_no_fault(
 
     await eventually(lambda: server.connections == 0)
 
-    assert [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
+    # Whoever ends its side may still listen, so it is answered like any body that is cut short.
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == ["POST /v1/spend 400"]
 
 
 @pytest.mark.parametrize("data", [b"", None])
