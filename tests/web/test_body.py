@@ -1,8 +1,8 @@
 """What a body may be, and how each wrong one is refused."""
 
 import asyncio
-import logging
 import json
+import logging
 from typing import Any
 
 import aiohttp
