@@ -304,7 +304,7 @@ async def test_data_of_an_ordinary_user_stays_its_own_when_root_serves_it(open_d
 
 @pytest.mark.parametrize(
     ("limit", "buffers"),
-    [("268435456\n", 128), ("4294967296\n", 512), ("1099511627776\n", None), ("max\n", None), (None, None)],
+    [("268435456\n", 128), ("2147483648\n", 256), ("1099511627776\n", None), ("max\n", None), (None, None)],
 )
 def test_buffers_follow_the_memory_of_machine_and_container(tmp_path: Path, limit: str | None, buffers: int | None) -> None:
     file = tmp_path / "memory.max"
@@ -314,4 +314,4 @@ def test_buffers_follow_the_memory_of_machine_and_container(tmp_path: Path, limi
 
     given = buffers_mb(file)
 
-    assert given == max(128, min(1024, of_machine_mb, 1024 if buffers is None else buffers))
+    assert given == max(128, min(512, of_machine_mb, 512 if buffers is None else buffers))
