@@ -85,10 +85,16 @@ def set_up(app: web.Application, entrances: Entrances, record: Record | None = N
     faults     what the exceptions of the services mean; None for one that is a fault of ours (500)
     """
     app[ENTRANCES] = entrances
+    app.on_response_prepare.append(_hide_software)
     if faults is not None:
         app[FAULTS] = faults
     if record is not None:
         app[RECORD] = record
+
+
+async def _hide_software(_: web.Request, response: web.StreamResponse) -> None:
+    """Send no Server field with a stream: aiohttp would name itself, Python and both versions."""
+    response.headers.popall(hdrs.SERVER, None)
 
 
 def unauthorized() -> Problem:

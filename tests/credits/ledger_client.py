@@ -77,7 +77,8 @@ class Client:
         async with self.session.request(
             method, self.url + path, data=content, headers=sent, skip_auto_headers=["Content-Type"]
         ) as answer:
-            raw = await answer.read()
+            # Of a stream that never ends, what comes first.
+            raw = await (answer.content.readany() if answer.content_type == "text/event-stream" else answer.read())
             return Reply(
                 answer.status, answer.headers, raw, orjson.loads(raw) if raw and "json" in answer.content_type else None
             )
