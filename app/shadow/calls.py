@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from app.shadow.analysis import Analysis, analysis_of
-from app.shadow.counters import Forgot
 from app.shadow.decision import belief, inputs_of, look_at
 from app.shadow.definition import COVERAGES_MAX, Deployment
 from app.shadow.deployment import failed_checks
-from app.shadow.outcomes import Sorter, listed, taken
+from app.shadow.outcomes import add_outcomes, listed, taken
 from app.shadow.plot import posterior_svg
 from app.shadow.store import Entry
 from app.shadow.tallies import counts_of
@@ -145,15 +144,10 @@ class ExperimentCalls:
             raise archived()
         outcomes, place = listed(body)
         try:
-            sorted_ = await Sorter(experiment, place, self._clock.now_ms()).sort(outcomes)
+            told = taken(*await add_outcomes(experiment, outcomes, place, self._clock.now_ms()))
         except Problem:
             self.taken["refused"] += len(outcomes)
             raise
-        try:
-            told = taken(sorted_, await experiment.add(sorted_))
-        except Forgot:
-            sorted_ = await Sorter(experiment, place, self._clock.now_ms()).sort(outcomes)
-            told = taken(sorted_, await experiment.add(sorted_))
         self.taken.update({
             "counted": told.accepted - told.late - told.quarantined, "duplicate": told.duplicates, "late": told.late,
             "quarantined": told.quarantined,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from app.clock import ms_of
 from app.shadow.contributions import Counted
+from app.shadow.counters import Forgot
 from app.shadow.journal import event_number, unit_number
 from app.shadow.tallies import THOUSAND, Class, latency_bucket
 from app.shadow.wire import Outcome, Outcomes, Taken
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from app.shadow.experiment import Experiment
 
 SLICE: Final = 256  # outcomes that are looked at in one turn of the event loop: about 2 ms
+RESTORES_MAX: Final = 3  # of one call; each finds Redis empty again only if it was emptied again
 ERRORS_MAX: Final = 100  # wrong places that one answer names
 
 _NOBODY: Final = "Expected a unit_id, a variant, or both"
@@ -146,3 +148,21 @@ def taken(sorted_: Sequence[Counted], repeated: Collection[int]) -> Taken:
         quarantined=sum(what.fate == "quarantined" for what in new),
         without_evidence=sum(what.fate == "counted" and what.shares is None for what in new),
     )
+
+
+async def add_outcomes(
+    experiment: Experiment, outcomes: list[Outcome], place: str, now_ms: int
+) -> tuple[list[Counted], set[int]]:
+    """Sort outcomes and merge them; return them as sorted, and the places of repetitions.
+
+    They are sorted again when Redis had forgotten the experiment: what was restored may have other weights and units.
+    Raises Problem, and what `Experiment.add` raises.
+    """
+    for left in reversed(range(RESTORES_MAX)):
+        sorted_ = await Sorter(experiment, place, now_ms).sort(outcomes)
+        try:
+            return sorted_, await experiment.add(sorted_)
+        except Forgot:
+            if not left:
+                raise
+    raise AssertionError("the last try returns or raises")

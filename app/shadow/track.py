@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta, Struct
 
 from app.clock import now_ms
-from app.shadow.outcomes import Sorter
+from app.shadow.outcomes import add_outcomes
 from app.shadow.wire import VALUE_MAX, EventId, Outcome, UnitId
 from app.web.fields import Input, Name
 
@@ -60,8 +60,7 @@ class Tracking:
         for experiment in self._waiting(body.event):
             if not await _takes_part(experiment, body.targetingKey):
                 continue
-            sorted_ = await Sorter(experiment, "", self._wall_ms()).sort([outcome])
-            repeated = await experiment.add(sorted_)
+            _, repeated = await add_outcomes(experiment, [outcome], "", self._wall_ms())
             found.experiments.append(experiment.definition.name)
             found.accepted += 1 - len(repeated)
             found.duplicates += len(repeated)

@@ -134,8 +134,12 @@ class Container:
         self._runc = [str(program("runc")), "--root", str(directory / "runc")]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                # runc hands SIGTERM on to the program inside, and ends with it.
-                launched([*self._runc, "run", "--bundle", directory, self.name], directory, death_signal=signal.SIGTERM),
+                # runc hands SIGTERM on to the program inside, and ends with it. The launcher's umask would close to the user of
+                # the image what runc makes for its mounts.
+                launched(
+                    ["/bin/sh", "-c", 'umask 022 && exec "$@"', "sh", *self._runc, "run", "--bundle", directory, self.name],
+                    directory, death_signal=signal.SIGTERM,
+                ),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 

@@ -20,8 +20,9 @@ ROLLBACK_MAX_S = 1.0
 
 
 def untested_of(shadow: Shadow) -> float:
-    """Return what a replica shows of deployments over failed checks."""
-    return float(shadow._metrics.text().decode().partition("\nshadow_deployments_without_testing ")[2].split()[0])
+    """Return what a replica shows of deployments over failed checks, -1 while it does not know."""
+    shown = shadow._metrics.text().decode().partition("\nshadow_deployments_without_testing ")[2].split()
+    return float(shown[0]) if shown else -1.0
 
 
 async def test_a_winner_is_recorded_with_its_inputs_and_never_changes(replicas: Replicas) -> None:
@@ -157,6 +158,7 @@ async def test_a_rule_that_is_promoted_over_failed_checks_counts_as_a_deployment
     one, two = await replicas.start("one"), await replicas.start("two")
     rules = one.rules.calls
     assert rules is not None
+    await until(lambda: untested_of(one) >= 0, "the rules")
     name, before = fresh("rule"), untested_of(one)
     await rules.create(new_rule(name, "1", "2"), "key_test")
 
