@@ -67,7 +67,7 @@ class LocalShare:
 
     def decide(self, buckets: tuple[Bucket, ...], tokens: int) -> Decision:
         """Take tokens from all buckets or from none, as the script does."""
-        share = min(1.0, max(0.0, self._share()))
+        share = self._part()
         own = tuple(
             bucket._replace(rate_milli=max(1, round(bucket.rate_milli * share)), burst=max(1, round(bucket.burst * share)))
             for bucket in buckets
@@ -85,7 +85,7 @@ class LocalShare:
 
     def learn(self, buckets: tuple[Bucket, ...], levels: Sequence[int]) -> None:
         """Note what Redis says is left, in units: whoever has spent it does not get it again here while Redis is slow."""
-        share = min(1.0, max(0.0, self._share()))
+        share = self._part()
         now_us = int(self._elapsed_s() * 1_000_000)
         for bucket, units in zip(buckets, levels, strict=True):
             if units < bucket.burst * UNITS:
@@ -93,6 +93,9 @@ class LocalShare:
             else:
                 self._levels.pop((bucket.policy, bucket.name), None)
         self._forget()
+
+    def _part(self) -> float:
+        return min(1.0, max(0.0, self._share()))
 
     def _forget(self) -> None:
         while len(self._levels) > LOCAL_MAX:

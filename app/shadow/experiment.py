@@ -15,7 +15,7 @@ from app.actor import Actor, Ask
 from app.db.retry import TRANSIENT
 from app.shadow.assignment import Assignment, Split, settled
 from app.shadow.contributions import Contributions
-from app.shadow.counters import EventsFull, Forgot, Known
+from app.shadow.counters import RESTORES_MAX, EventsFull, Forgot, Known
 from app.shadow.enrolment import Enrol, Enrolment
 from app.shadow.journal import ungot, unit_number
 from app.shadow.recovery import lay
@@ -35,7 +35,6 @@ BATCH_MAX: Final = 250  # outcomes of one script call: about 2 ms of Redis, whic
 INBOX_MAX: Final = 100_000  # outcomes that wait: 5 s at 20,000 a second, 20 MB
 ASK_TIMEOUT_S: Final = 5.0
 UNITS_CACHED: Final = 10_000  # of what sampled units got: 3 MB
-RESTORES_MAX: Final = 3  # of one batch; each finds Redis empty again only if it was emptied again
 TOTALS_INTERVAL_S: Final = 0.05  # how old the totals may be while merges come one after the other
 
 WeightRow = tuple[float, ...]

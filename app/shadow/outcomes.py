@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from app.clock import ms_of
 from app.shadow.contributions import Counted
-from app.shadow.counters import Forgot
+from app.shadow.counters import RESTORES_MAX, Forgot
 from app.shadow.journal import event_number, unit_number
 from app.shadow.tallies import THOUSAND, Class, latency_bucket
 from app.shadow.wire import Outcome, Outcomes, Taken
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from app.shadow.experiment import Experiment
 
 SLICE: Final = 256  # outcomes that are looked at in one turn of the event loop: about 2 ms
-RESTORES_MAX: Final = 3  # of one call; each finds Redis empty again only if it was emptied again
 ERRORS_MAX: Final = 100  # wrong places that one answer names
 
 _NOBODY: Final = "Expected a unit_id, a variant, or both"
