@@ -23,6 +23,7 @@ from app.audit.key_check import compare_keys
 from app.audit.log import log_origin
 from app.audit.merkle import Frontier
 from app.audit.private import judge_private
+from app.audit.private_check import open_private
 from app.audit.ranges import Crew, Range, prove
 from app.audit.report import Bad, Finding, Report, ShardReport
 from app.audit.state import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from app.audit.entry import RowSeal
     from app.audit.rows import Proof
+    from app.privacy.envelope import MasterKeys
 
 CONNECT_TIMEOUT_S: Final = 10.0  # a server that does not answer by then will not answer
 RANGE_ENTRIES: Final = 50_000  # about half a second of work, and 40 MB to read on after a bad row
@@ -63,6 +65,7 @@ async def verify_ledger(
     processes: int | None = None,
     range_entries: int = RANGE_ENTRIES,
     trust: Trust = NO_TRUST,
+    masters: MasterKeys | None = None,
 ) -> Report:
     """Check the ledger in the database at `database_url` and return what was found.
 
@@ -70,11 +73,12 @@ async def verify_ledger(
     progress   called with entries done and entries in all
     trust      keys that must have signed the newest checkpoints, and sizes that the chains must have
     processes  how many prove ranges; by default one for each processor, and only this one for a short chain
+    masters    the master keys of private data, to open every private record; without them only commitments are compared
     faults     CannotCheckError; OSError, TimeoutError, asyncpg errors when the database cannot be read
     """
     connection = await asyncpg.connect(database_url, timeout=CONNECT_TIMEOUT_S)
     try:
-        verification = Verification(connection, seals, progress, range_entries, trust)
+        verification = Verification(connection, seals, progress, range_entries, trust, masters)
         if processes is None:
             total = await connection.fetchval("SELECT coalesce(sum(head_seq + 1), 0)::bigint FROM ledger_shards")
             processes = 1 if total <= INLINE_RANGES * range_entries else len(os.sched_getaffinity(0))
@@ -93,6 +97,7 @@ class Verification:
         progress: Callable[[int, int], None],
         range_entries: int,
         trust: Trust = NO_TRUST,
+        masters: MasterKeys | None = None,
     ) -> None:
         """`connection` is idle, and stays in use until `run` is over."""
         self._connection = connection
@@ -100,6 +105,7 @@ class Verification:
         self._progress = progress
         self._range_entries = range_entries
         self._trust = trust
+        self._masters = masters
         self._crew: Crew | None = None
         self._entries_before = 0
         self._entries_total = 0
@@ -158,6 +164,8 @@ class Verification:
         await compare_facts(self._connection, given.key, totals.facts, findings)
         await compare_keys(self._connection, totals.keys, findings)
         private = await judge_private(self._connection, totals.private, findings)
+        if self._masters is not None:
+            await open_private(self._connection, self._masters, totals.private, findings)
         trial_balance = None if findings.broken else sum(totals.system_balances().values()) + seen.balance
         if trial_balance:
             findings.note(None, None, f"the trial balance is {trial_balance}, not 0")
