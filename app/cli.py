@@ -24,9 +24,8 @@ from app.settings import DESCRIPTIONS, SettingRefused, Settings, read_settings, 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from app.privacy.envelope import MasterKeys
-
     from app.audit.entry import RowSeal
+    from app.privacy.envelope import MasterKeys
 
 EXIT_REFUSED: Final = 2  # the command line or the settings are wrong, or a check could not be made
 _SECRET: Final = frozenset({
@@ -66,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--from-checkpoint", action="append", default=[], type=Path,
                         help="file with a trusted checkpoint: check only what came after it; may be repeated")  # fmt: skip
     verify.add_argument("--master-key-file", metavar="FILE", type=Path,
-                        help="file with the master keys of private data, one a line: opens every private record")  # fmt: skip
+                        help="file with the master keys of private data: opens every private record")  # fmt: skip
     verify.add_argument("--size", action="append", default=[],
                         help="[SHARD:]SIZE: how many entries the chain is known to have had; may be repeated")  # fmt: skip
     keys = add_parsers(commands)
