@@ -34,7 +34,8 @@ BATCH: Final = 1_000  # entries that are looked up at once when a row is searche
 _MICROS: Final = "to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US')"
 OPENED_LINE: Final = (
     "reservation_id || '|' || tenant_id || '|' || amount || '|' || purpose || '|' || "
-    + _MICROS.format("created_at") + " || '|' || coalesce(" + _MICROS.format("expires_at") + ", '') || '|' || "
+    + _MICROS.format("created_at") + " || '|' || "
+    "coalesce(trim_scale(extract(epoch FROM expires_at) * 1000)::text, '') || '|' || "
     "coalesce(transfer_id::text, '') || '|' || coalesce(counted::text, '') || '|' || "
     "coalesce(octet_length(description)::text, '-') || '|' || coalesce(description, '') || '|' || coalesce(metadata, '-')"
 )  # fmt: skip
