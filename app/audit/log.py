@@ -24,7 +24,7 @@ from app.audit.merkle import (
 from app.audit.note import Verifier
 from app.audit.receipt import Receipt
 from app.audit.tile_cache import HashTile, TileCache, TileKey, TileStale, check_tiles, nodes_of, widened
-from app.audit.tiles import Run, Tile, bundle, node_in, runs_for
+from app.audit.tiles import Run, Tile, bundle, node_in, runs_for, runs_of
 from app.db.retry import retry
 from app.db.sql import query
 
@@ -167,7 +167,7 @@ class Log:
         """Do what `_proved` does, once. Raises TileStale as well when what is kept and what is stored do not fit."""
         whole = Span(0, size)
         nodes = [node for span in (*spans, whole) for node in full_subtrees(span)]
-        needed = runs_for((*spans, whole))
+        needed = runs_of(nodes)
         kept = self._tiles.found(shard, needed)
         missing = [widened(run, size) for run in needed if TileKey(shard, run.level, run.low // TILE_WIDTH) not in kept]
         levels, lows, highs = zip(*missing, strict=True) if missing else ((), (), ())
@@ -177,6 +177,7 @@ class Log:
         if history != self._history:
             # What is kept is of another database, if anything is.
             self._history = history
+            self._tiles.clear()
             if kept:
                 raise TileStale(f"shard {shard} was restored")
         _check_runs(shard, missing, runs)

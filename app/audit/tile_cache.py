@@ -7,11 +7,12 @@ held against what is kept: a full tile must hash to the node above it.
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from app.audit.entry import HASH_BYTES
-from app.audit.merkle import TILE_HEIGHT, TILE_WIDTH, Node, node_hash
+from app.audit.merkle import NODE_PREFIX, TILE_HEIGHT, TILE_WIDTH, Node
 from app.audit.tiles import Run
 
 if TYPE_CHECKING:
@@ -42,14 +43,12 @@ class HashTile:
         """`run` is one to 256 hashes of 32 bytes."""
         self.width: Final = len(run) // HASH_BYTES
         self.heights: Final = [run]
+        sha256, pair_bytes = hashlib.sha256, 2 * HASH_BYTES
         for _ in range(TILE_HEIGHT):
             below = self.heights[-1]
-            pairs = range(0, len(below) - HASH_BYTES, 2 * HASH_BYTES)
-            self.heights.append(
-                b"".join(
-                    [node_hash(below[at : at + HASH_BYTES], below[at + HASH_BYTES : at + 2 * HASH_BYTES]) for at in pairs]
-                )
-            )
+            pairs = range(0, len(below) - HASH_BYTES, pair_bytes)
+            # As `app.audit.merkle.node_hash` does, for two hashes that lie side by side.
+            self.heights.append(b"".join([sha256(NODE_PREFIX + below[at : at + pair_bytes]).digest() for at in pairs]))
 
     def node(self, above: int, number: int) -> bytes:
         """Return the node `number`, counted in the tile, at a height above the tile's own of 0 to 8.
