@@ -69,12 +69,25 @@ class Evidence:
         self._records = records
         self._keys: set[str] = set()
         self._before: dict[str, str] = {}
+        self._told: dict[str, int] = {}
         for kind, details in tombstones:
+            self._count(kind, details)
             if kind == ERASURE:
                 self._keys.update(map(str, details.get("keys", ())))
             elif kind == RETENTION:
                 name, before = str(details.get("class")), _later(str(details.get("before")))
                 self._before[name] = max(self._before.get(name, ""), before)
+
+    def _count(self, kind: str, details: Mapping[str, Any]) -> None:
+        records = details.get("records")
+        counts = {str(details.get("class")): records} if kind == RETENTION else records
+        for name, count in counts.items() if isinstance(counts, dict) else ():
+            if isinstance(count, int):
+                self._told[str(name)] = self._told.get(str(name), 0) + count
+
+    def told(self, kind: str) -> int:
+        """Return how many records of a class were destroyed, as the tombstones tell."""
+        return self._told.get(kind, 0)
 
     @classmethod
     async def read(
