@@ -104,7 +104,7 @@ class Evidence:
         """Return what became of the record of an entry.
 
         verified  the record is there, with the commitment and the key that the entry names
-        erased    it is not there, and a tombstone of its key, or of its class and a later time, is in the chain or waits for it
+        erased    it is not there, and there is a tombstone of its key, or of its class and a later time
         missing   neither, or another record stands in its place: somebody has tampered
         """
         found = self._records.get(claim.record_id)
