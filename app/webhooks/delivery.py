@@ -81,7 +81,13 @@ class Deliverer:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def round(self) -> int:
-        """Claim what there is room for and begin to send it; return how many attempts were begun."""
+        """Make deliveries of new messages, claim what there is room for and begin to send it; return how many messages and
+        attempts that were.
+        """
+        spread = await self._outbox.spread()
+        return spread.messages + await self._send_due()
+
+    async def _send_due(self) -> int:
         room = CONCURRENCY_MAX - len(self._attempts)
         if room <= 0:
             return 0

@@ -21,13 +21,18 @@ if TYPE_CHECKING:
     from app.webhooks.post import Outcome
 
 ENDPOINTS_MAX: Final = 10_000  # a claim looks at each of them
+ENDPOINTS_OF_TENANT_MAX: Final = 100  # and of those for all tenants: each gets a row of every message
+SPREAD_MAX: Final = 5_000  # deliveries of one statement: about 0.2 s
 BODY_MAX_BYTES: Final = 20_000  # the specification: keep payloads below 20 kB
 KEEP_DAYS: Final = 30  # how long closed deliveries can be looked at
 DELIVERY_END: Final = 1 << 62  # above every delivery id
 
 BACKLOG_MAX: Final = 100_000  # deliveries that are counted; how many more there are changes nothing
 
-_COUNT_PENDING: Final = "SELECT count(*) FROM (SELECT FROM webhook_deliveries WHERE state = 'pending' LIMIT $1) AS due"
+_COUNT_PENDING: Final = """
+SELECT count(*) FROM (
+  SELECT FROM webhook_messages UNION ALL SELECT FROM webhook_deliveries WHERE state = 'pending' LIMIT $1) AS due
+"""
 _FORGET: Final = "DELETE FROM webhook_deliveries WHERE state <> 'pending' AND closed_at < now() - make_interval(days => $1)"
 
 
@@ -62,6 +67,13 @@ class Claim(NamedTuple):
     old_secret_signs: bool
 
 
+class Spread(NamedTuple):
+    """How many messages became how many deliveries."""
+
+    messages: int
+    deliveries: int
+
+
 class Message(NamedTuple):
     """What is told: `message_id` is the same for every attempt and names the event, so that it goes out once.
 
@@ -86,12 +98,12 @@ class Message(NamedTuple):
         return body.decode()
 
 
-async def put_out(fetch: Callable[..., Awaitable[list[asyncpg.Record]]], message: Message) -> int:
-    """Put a message out to every endpoint that wants it; return how many that are. Twice is once.
+async def put_out(fetch: Callable[..., Awaitable[list[asyncpg.Record]]], message: Message) -> None:
+    """Put a message out, to whom `Outbox.spread` will find to want it. Twice is once.
 
     fetch  `connection.fetch` of the transaction that the message tells of, or `Statements.rows`
     """
-    return len(await fetch(query("put_out_message"), message.message_id, message.tenant_id, message.type, message.body))
+    await fetch(query("put_out_message"), message.message_id, message.tenant_id, message.type, message.body)
 
 
 class Outbox:
@@ -100,6 +112,11 @@ class Outbox:
     def __init__(self, statements: Statements) -> None:
         """`statements` reach Postgres as the server's role."""
         self._statements = statements
+
+    async def spread(self) -> Spread:
+        """Make deliveries of messages that were put out, oldest first, at most SPREAD_MAX; nothing of none is lost."""
+        rows = await self._statements.rows(query("spread_messages"), SPREAD_MAX)
+        return Spread(*rows[0])
 
     async def claim(self, count: int, of_endpoint: int, busy: Sequence[str], lease_s: float) -> list[Claim]:
         """Take due deliveries for `lease_s`: at most `count`, few of each endpoint, none of the busy ones."""
@@ -126,7 +143,7 @@ class Outbox:
         return bool(rows)
 
     async def count_pending(self) -> int:
-        """Return how many deliveries are still to be made, BACKLOG_MAX for more."""
+        """Return how many messages and deliveries wait, BACKLOG_MAX for more."""
         rows = await self._statements.rows(_COUNT_PENDING, BACKLOG_MAX)
         return int(rows[0][0])
 
@@ -138,14 +155,14 @@ class Outbox:
         self, endpoint_id: str, tenant_id: str | None, url: str, types: Sequence[str] | None, description: str | None,
         maker: str, signing_key_id: str,
     ) -> Endpoint | None:  # fmt: skip
-        """Make an endpoint; None when there are ENDPOINTS_MAX."""
+        """Make an endpoint; None when there are ENDPOINTS_MAX, or ENDPOINTS_OF_TENANT_MAX for the same tenant or for all."""
         listed = None if types is None else sorted(set(types))
         # A path may hold a secret of the customer's own, and the chain forgets nothing: only the origin enters it.
         origin = urlsplit(url)._replace(path="", query="").geturl()
         details = {"actor": maker, "endpoint_id": endpoint_id, "tenant_id": tenant_id, "origin": origin, "types": listed}
         rows = await self._statements.rows(
             query("create_endpoint"), endpoint_id, tenant_id, url, listed, description, maker, signing_key_id,
-            ENDPOINTS_MAX, orjson.dumps(details).decode(),
+            ENDPOINTS_MAX, orjson.dumps(details).decode(), ENDPOINTS_OF_TENANT_MAX,
         )  # fmt: skip
         return _endpoint(rows[0]) if rows else None
 
