@@ -54,7 +54,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claim(NamedTuple):
-    """A delivery that this process is to attempt now; `attempts` counts this attempt too."""
+    """A delivery that this process is to attempt now; `attempts` counts this attempt too.
+
+    owner  the tenant of the endpoint; the endpoint itself if it is for all tenants
+    """
 
     delivery_id: int
     endpoint_id: str
@@ -65,6 +68,16 @@ class Claim(NamedTuple):
     signing_key_id: str
     secret_version: int
     old_secret_signs: bool
+    owner: str
+
+
+class Portion(NamedTuple):
+    """What one endpoint and one owner may have of a claim, and which of them get nothing this time."""
+
+    of_endpoint: int
+    of_owner: int
+    busy_endpoints: Sequence[str] = ()
+    busy_owners: Sequence[str] = ()
 
 
 class Spread(NamedTuple):
@@ -118,9 +131,12 @@ class Outbox:
         rows = await self._statements.rows(query("spread_messages"), SPREAD_MAX)
         return Spread(*rows[0])
 
-    async def claim(self, count: int, of_endpoint: int, busy: Sequence[str], lease_s: float) -> list[Claim]:
-        """Take due deliveries for `lease_s`: at most `count`, few of each endpoint, none of the busy ones."""
-        rows = await self._statements.rows(query("claim_deliveries"), count, of_endpoint, list(busy), lease_s)
+    async def claim(self, count: int, portion: Portion, lease_s: float) -> list[Claim]:
+        """Take at most `count` due deliveries for `lease_s`, and of each endpoint and owner no more than their portion."""
+        rows = await self._statements.rows(
+            query("claim_deliveries"), count, portion.of_endpoint, list(portion.busy_endpoints), lease_s, portion.of_owner,
+            list(portion.busy_owners),
+        )  # fmt: skip
         return [Claim(*row) for row in rows]
 
     async def close(self, claim: Claim, state: str, outcome: Outcome) -> None:
