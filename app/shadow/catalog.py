@@ -134,7 +134,10 @@ class Catalog:
 
     async def create(self, definition: Definition, state: State, maker: str) -> Experiment:
         """Make an experiment. Raises Problem 409 `experiment_exists` or `too_many_experiments`."""
-        details = {"experiment": definition.name, "actor": maker, "definition": msgspec.to_builtins(definition)}
+        details = {
+            "experiment": definition.name, "actor": maker, "definition": msgspec.to_builtins(definition),
+            "coverage": state.coverages[-1],
+        }  # fmt: skip
         row = await self.store.create(definition, state, maker, details)
         if row is not None:
             return self.take(row)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # To each server: one script runs while the next is on its way; Redis runs one at a time, and money needs it too.
 LINKS: Final = 2
 ENROL_LINKS: Final = 4  # beside those, so that a unit that asks what it gets never waits for the merges of 250 outcomes
-RESTORES_MAX: Final = 3  # of one batch or call; each finds Redis empty again only if it was emptied again
+RESTORES_MAX: Final = 3  # times that a call is merged; each finds Redis empty again only if it was emptied again
 RESTORE_SLICE: Final = 500  # items of one call: a few ms of Redis
 SWEEP_SLICE: Final = 100  # experiments of one pipeline: about 2 ms of the event loop for the answers
 

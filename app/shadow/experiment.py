@@ -11,10 +11,10 @@ import asyncpg
 import orjson
 from redis.exceptions import RedisError
 
-from app.actor import Actor, Ask
+from app.actor import Actor
 from app.db.retry import TRANSIENT
 from app.shadow.assignment import Assignment, Split, settled
-from app.shadow.contributions import Contributions
+from app.shadow.contributions import Add, Contributions
 from app.shadow.counters import RESTORES_MAX, EventsFull, Forgot, Known
 from app.shadow.enrolment import Enrol, Enrolment
 from app.shadow.journal import ungot, unit_number
@@ -23,7 +23,7 @@ from app.shadow.thompson import draw
 from app.turns import answer_from_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from app.actor import Reply
     from app.shadow.contributions import Counted
@@ -38,18 +38,6 @@ UNITS_CACHED: Final = 10_000  # of what sampled units got: 3 MB
 TOTALS_INTERVAL_S: Final = 0.05  # how old the totals may be while merges come one after the other
 
 WeightRow = tuple[float, ...]
-
-
-class Add(Ask[list[int]]):
-    """Merge outcomes, at most BATCH_MAX; the answer is which of them were repetitions, by place."""
-
-    __slots__ = ("outcomes", "weight")
-
-    def __init__(self, outcomes: Sequence[Counted]) -> None:
-        """Weigh as much as there are outcomes."""
-        super().__init__()
-        self.outcomes = outcomes
-        self.weight = len(outcomes)
 
 
 class Experiment(Actor[Add]):
@@ -217,24 +205,57 @@ class Experiment(Actor[Add]):
             self._remember(unit, one)
         return found | new
 
-    async def add(self, outcomes: Sequence[Counted]) -> set[int]:
-        """Merge outcomes; return the places of repetitions. Raises what `assign` raises, and EventsFull."""
+    async def add(self, sort: Callable[[], Awaitable[list[Counted]]]) -> tuple[list[Counted], set[int]]:
+        """Merge the outcomes that `sort` returns; return them, and the places of repetitions.
+
+        What met a Redis that had forgotten the experiment is sorted and merged again, since what was restored may have other
+        weights and units. What had been merged by then stays as it was, and is no repetition.
+        Raises what `sort` and `assign` raise, and EventsFull.
+        """
         self._begin()
+        outcomes: list[Counted] = []
+        left: Sequence[int] | None = None
+        repeated: set[int] = set()
+        for _ in range(RESTORES_MAX):
+            await self.prepare()
+            born = self.known.born
+            found = await sort()
+            outcomes, left = (found, range(len(found))) if left is None else (outcomes, left)
+            for place in left:
+                outcomes[place] = found[place]
+            left, again = await self._add(outcomes, left, born)
+            repeated |= again
+            if not left:
+                return outcomes, repeated
+        raise Forgot(self.definition.name)
+
+    async def _add(self, outcomes: Sequence[Counted], places: Sequence[int], born: str) -> tuple[list[int], set[int]]:
+        """Merge the outcomes at these places; return the places of those that Redis took none of, and of repetitions."""
         # A request may be ordered by variant. Somebody may look between its parts: in the order of the events, which are
         # hashes, each part is a sample of the whole.
-        order = sorted(range(len(outcomes)), key=lambda place: outcomes[place].event)
-        starts = range(0, len(order), BATCH_MAX)
-        asked = [self.ask(Add([outcomes[place] for place in order[start : start + BATCH_MAX]])) for start in starts]
+        order = sorted(places, key=lambda place: outcomes[place].event)
+        parts = [order[start : start + BATCH_MAX] for start in range(0, len(order), BATCH_MAX)]
+        asked = [self.ask(Add([outcomes[place] for place in part], born)) for part in parts]
         answers = await asyncio.gather(*asked, return_exceptions=True)
+        left: list[int] = []
         repeated: set[int] = set()
-        for start, answer in zip(starts, answers, strict=True):
-            if isinstance(answer, BaseException):
+        for part, answer in zip(parts, answers, strict=True):
+            if isinstance(answer, Forgot):
+                left += part
+            elif isinstance(answer, BaseException):
                 raise answer
-            repeated.update(order[start + place] for place in answer)
-        return repeated
+            else:
+                repeated.update(part[place] for place in answer)
+        return left, repeated
 
     async def receive(self, batch: list[Add]) -> None:
-        """Merge a batch with one script call, then answer."""
+        """Merge a batch with one script call, then answer. What was sorted before a restore is to be sorted again."""
+        for message in batch:
+            if message.born != self.known.born:
+                message.fail(Forgot(self.definition.name))
+        batch = [message for message in batch if message.born == self.known.born]
+        if not batch:
+            return
         try:
             merged = await self._merge(self._contributions.work(message.outcomes for message in batch))
         except (*TRANSIENT, RedisError, asyncpg.PostgresError, EventsFull) as error:
@@ -323,16 +344,12 @@ class Experiment(Actor[Add]):
 
     async def _merge(self, work: Work) -> Merged:
         assert self._loop is not None
-        name = self.definition.name
         totals = self._loop.time() - self._totals_s >= TOTALS_INTERVAL_S or not self._inbox
-        for _ in range(RESTORES_MAX):
-            try:
-                return await self._counters.merge(name, self.saved, self.known, work, totals=totals)
-            except Forgot:
-                await self.restore()
-                if self.definition.allocation == "thompson":
-                    raise  # the work names versions of weights that may not be the same any more
-        raise Forgot(name)
+        try:
+            return await self._counters.merge(self.definition.name, self.saved, self.known, work, totals=totals)
+        except Forgot:
+            await self.restore()
+            raise
 
     def _take_over(self, merged: Merged) -> None:
         assert self._loop is not None

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 from app.clock import ms_of
 from app.shadow.contributions import Counted
-from app.shadow.counters import RESTORES_MAX, Forgot
 from app.shadow.journal import event_number, unit_number
 from app.shadow.tallies import THOUSAND, Class, latency_bucket
 from app.shadow.wire import Outcome, Outcomes, Taken
@@ -59,8 +58,10 @@ class Sorter:
         self.errors: list[FieldError] = []
 
     async def sort(self, outcomes: Sequence[Outcome]) -> list[Counted]:
-        """Return the outcomes ready to be merged. Raises Problem 422 naming the wrong ones, and what Redis raises."""
-        await self._experiment.prepare()
+        """Return the outcomes ready to be merged by a prepared experiment.
+
+        Raises Problem 422 naming the wrong ones, and what Redis raises.
+        """
         sampled = await self._sampled(outcomes)
         sorted_: list[Counted] = []
         for number, outcome in enumerate(outcomes):
@@ -154,14 +155,6 @@ async def add_outcomes(
 ) -> tuple[list[Counted], set[int]]:
     """Sort outcomes and merge them; return them as sorted, and the places of repetitions.
 
-    They are sorted again when Redis had forgotten the experiment: what was restored may have other weights and units.
     Raises Problem, and what `Experiment.add` raises.
     """
-    for left in reversed(range(RESTORES_MAX)):
-        sorted_ = await Sorter(experiment, place, now_ms).sort(outcomes)
-        try:
-            return sorted_, await experiment.add(sorted_)
-        except Forgot:
-            if not left:
-                raise
-    raise AssertionError("the last try returns or raises")
+    return await experiment.add(lambda: Sorter(experiment, place, now_ms).sort(outcomes))
