@@ -243,7 +243,7 @@ class ExperimentCalls:
         def plan(state: State) -> Planned:
             _check_open(state)
             if status is None:
-                if state.step is None or state.step.approved:
+                if state.step is None or state.step.approved or state.step.completed:
                     return None
                 approved = msgspec.structs.replace(state.step, approved=True)
                 details = {"actor": actor, "step": state.step.number + 1}

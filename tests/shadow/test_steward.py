@@ -97,13 +97,13 @@ async def test_a_canary_advances_by_itself_waits_for_approval_and_records_its_st
     await tell(one, name, reports("b", 20, 1))
     await calls.canary(name, CanaryCall("advance"), "key_test")
 
-    view = (await calls.read(name)).canary
+    view = (await calls.canary(name, CanaryCall("approve"), "key_test")).canary  # there is nothing left to approve
     assert empty == (409, "canary_waits")
     assert waiting is not None
     assert (waiting.percent, waiting.waiting_for) == (50, ["approval"])
     assert everybody == {"b"}
     assert view is not None
-    assert (view.status, view.percent) == ("completed", 100)
+    assert (view.status, view.percent, view.approved) == ("completed", 100, False)
     kinds = await replicas.entries(name)
     assert kinds == ["experiment.create", "experiment.approve", "experiment.step", "experiment.canary_completed"]
 
