@@ -144,7 +144,7 @@ class ExperimentCalls:
             raise archived()
         outcomes, place = listed(body)
         try:
-            told = taken(*await add_outcomes(experiment, outcomes, place, self._clock.now_ms()))
+            told = taken(*await add_outcomes(experiment, outcomes, place))
         except Problem:
             self.taken["refused"] += len(outcomes)
             raise
