@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
+from app.audit.archive_check import check_archive
 from app.audit.entry import genesis_hash
 from app.audit.ground import ground_fault
 from app.audit.key_check import compare_keys
@@ -130,15 +131,19 @@ class Verification:
         rows = await self._connection.fetch("SELECT shard, head_seq, head_hash FROM ledger_shards")
         heads = {row["shard"]: row for row in rows}
         self._entries_total = sum(head["head_seq"] + 1 for head in heads.values())
+        archive = Findings(frozenset())
+        archived = await check_archive(self._connection, shard_count, archive)
         shards = []
         for number in range(shard_count):
             log_name = log_origin(origin, number)
             position = Position(number, genesis_hash(log_name))
-            tree = TreeCheck(self._connection, number, log_name, self._trust, Frontier())
+            tree = TreeCheck(self._connection, number, log_name, self._trust, Frontier(), archived.get(number, ()))
             shards.append(await self._check_shard(position, heads.pop(number, None), totals, tree))
         findings = Findings(frozenset(shard.shard for shard in shards if shard.first_bad is not None))
         if outside is not None:
             findings.note(None, None, outside)
+        if None in archive.first:
+            findings.note(None, None, archive.first[None].reason)
         await self._find_strays(shard_count, heads, findings)
         seen = await compare_accounts(self._connection, totals, findings)
         await compare_alerts(self._connection, totals, findings)
@@ -200,6 +205,13 @@ class Verification:
         """Look for what belongs to no shard of the ledger. `heads` are those that no shard has claimed."""
         for number in heads:
             findings.note(None, None, f"ledger_shards has shard {number}, the ledger has {shard_count} shards")
+        for table in ("audit_tree", "audit_checkpoints"):
+            other = await self._connection.fetchval(
+                f"(SELECT shard FROM {table} WHERE shard < 0 LIMIT 1) UNION ALL "  # noqa: S608 - one of the two above
+                f"(SELECT shard FROM {table} WHERE shard >= $1 LIMIT 1) LIMIT 1", shard_count,
+            )  # fmt: skip
+            if other is not None:
+                findings.note(None, None, f"{table} has shard {other}, the ledger has {shard_count} shards")
         stray = await self._connection.fetchrow(
             "(SELECT shard, seq FROM audit_chain WHERE shard < 0 ORDER BY shard, seq LIMIT 1) UNION ALL "
             "(SELECT shard, seq FROM audit_chain WHERE shard >= $1 ORDER BY shard, seq LIMIT 1) LIMIT 1",

@@ -95,8 +95,9 @@ async def register(request: Request) -> Handled:
     """PUT /v1/services/{service}/instances/{id}."""
     body = await _REGISTRATION.read(request)
     service, id_ = names_of(request)
-    registered = registered_of(body, key_of(request).key_id)
-    record, created = await locator_of(request).register(service, id_, body.generation, registered)
+    locator = locator_of(request)
+    registered = registered_of(body, key_of(request).key_id, locator.check_networks)
+    record, created = await locator.register(service, id_, body.generation, registered)
     return _registered(record, 201 if created else 200)
 
 

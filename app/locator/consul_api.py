@@ -173,8 +173,8 @@ async def agent_service(request: Request) -> Handled:
 async def agent_register(request: Request) -> Handled:
     """PUT /v1/agent/service/register."""
     key_id = key_of(request).key_id
-    asked = consul.read_registration(await read_json(request), key_id)
     locator = locator_of(request)
+    asked = consul.read_registration(await read_json(request), key_id, locator.check_networks)
     others = [one for one in _holders(locator, asked.id) if one.name != asked.service]
     record, created = await locator.register(asked.service, asked.id, None, asked.registered)
     if asked.critical and created:

@@ -137,10 +137,11 @@ class Feed:
         fields = [field for field in facts if known(*split_field(field)) is None]
         if not fields:
             return {}
-        seconds, micros = await self._link.command("TIME")
-        now_s = int(seconds) + int(micros) / 1_000_000
+        now = await self._link.command("HGET", LOCATOR_HEAD, "clock")
+        if now is None:  # nobody has called the script on this data yet
+            return {}
         beats = await self._link.command("HMGET", LOCATOR_BEATS, *fields)
-        return {field: now_s - int(at) / 1000 for field, at in zip(fields, beats, strict=True) if at is not None}
+        return {field: (int(now) - int(at)) / 1000 for field, at in zip(fields, beats, strict=True) if at is not None}
 
     def _submit(self, change: Any) -> None:
         """Have a change made whose failure the next connection repairs."""

@@ -83,7 +83,7 @@ class Locator:
         self.feed: Feed | None = None
         self.upkeep: Upkeep | None = None
         self.checks: Checks | None = None
-        self._check_networks = tuple(check_networks)
+        self.check_networks: Final = tuple(check_networks)
         self._reaping: asyncio.TimerHandle | None = None
         self._redis = metrics.guard(redis_breaker("locator"))
         metrics.add(self.series.collect)
@@ -94,7 +94,7 @@ class Locator:
         registry = Registry(self.directory, links[0], self.replica, clock_s=self.clock_s, on_forgotten=self._read_again)
         self.registry = registry
         self.feed = Feed(registry, links[1], clock_s=self.clock_s, on_handed=self._take_report)
-        self.checks = Checks(registry, self._check_networks, clock_s=self.clock_s)
+        self.checks = Checks(registry, self.check_networks, clock_s=self.clock_s)
         self.upkeep = Upkeep(registry, self.feed, clock_s=self.clock_s, also=self.checks.tick)
         registry.start(on_crash)
         self.feed.start(on_crash)

@@ -228,6 +228,18 @@ async def test_a_report_that_reaches_another_replica_is_handed_on(redis_url: str
         assert (view.in_flight, view.latency_ms) == (0, 8.0)
 
 
+async def test_the_replicas_are_named_in_the_same_order_whoever_called_last(redis_url: str) -> None:
+    async with replicas(redis_url, 2) as (one, other):
+        assert one.registry is not None
+        assert other.registry is not None
+        named = set()
+        for replica in (one, other, one, other, other, one):
+            await replica.tick()
+            named |= {one.registry.replicas, other.registry.replicas}
+
+        assert {names for names in named if len(names) == 2} == {tuple(sorted((one.replica, other.replica)))}
+
+
 async def test_an_isolation_holds_on_every_replica_until_it_is_reset(redis_url: str) -> None:
     async with replicas(redis_url, 2) as (one, other):
         await one.register("web", "a", None, instance())
