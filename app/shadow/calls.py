@@ -144,7 +144,7 @@ class ExperimentCalls:
             raise archived()
         outcomes, place = listed(body)
         try:
-            told = taken(*await add_outcomes(experiment, outcomes, place, self._clock.now_ms()))
+            told = taken(*await add_outcomes(experiment, outcomes, place))
         except Problem:
             self.taken["refused"] += len(outcomes)
             raise
@@ -243,7 +243,7 @@ class ExperimentCalls:
         def plan(state: State) -> Planned:
             _check_open(state)
             if status is None:
-                if state.step is None or state.step.approved:
+                if state.step is None or state.step.approved or state.step.completed:
                     return None
                 approved = msgspec.structs.replace(state.step, approved=True)
                 details = {"actor": actor, "step": state.step.number + 1}

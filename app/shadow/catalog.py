@@ -81,8 +81,7 @@ class Catalog:
         return known
 
     def _adopt(self, experiment: Experiment, state: State, revision: int, at: datetime) -> None:
-        experiment.adopt(state, revision)
-        experiment.changed_at = at
+        experiment.adopt(state, revision, at)
         self._changed(experiment)
 
     def _changed(self, experiment: Experiment) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import orjson
 from redis.asyncio import Redis
 
+from app.clock import now_ms
 from app.db.keys import experiment_key, experiment_tag
 from app.db.lua import load_script
 from app.db.redis import ANSWER_TIMEOUT_S, RedisAway, RedisLink, redis_breaker
@@ -148,6 +149,8 @@ class Counters:
         self._topology = topology
         self._breaker = breaker or redis_breaker("shadow")
         self._servers: dict[ConnectionPool, _Server] = {}
+        self.restored = 0  # times that this process has opened an experiment from what Postgres holds
+        self.restored_at_ms: int | None = None
 
     async def close(self) -> None:
         """Close the connections that nobody uses."""
@@ -209,7 +212,10 @@ class Counters:
             "totals": _flat(totals), "latency": _flat(latency), "weights": _flat(weights),
             "version": max(weights, default=0),
         }  # fmt: skip
-        await self._run(_RESTORE, name, _PARTS, seq, "open", orjson.dumps(opened))
+        opens = (await self._run(_RESTORE, name, _PARTS, seq, "open", orjson.dumps(opened)))[1]
+        if opens and seq:
+            self.restored += 1
+            self.restored_at_ms = now_ms()
 
     async def odd(self, name: str) -> list[str]:
         """Return the quarantined units."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,7 @@ from app.turns import answer_from_task
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from datetime import datetime
 
     from app.actor import Reply
     from app.shadow.contributions import Counted
@@ -37,8 +39,6 @@ ASK_TIMEOUT_S: Final = 5.0
 UNITS_CACHED: Final = 10_000  # of what sampled units got: 3 MB
 TOTALS_INTERVAL_S: Final = 0.05  # how old the totals may be while merges come one after the other
 
-WeightRow = tuple[float, ...]
-
 
 class Experiment(Actor[Add]):
     """State, totals and assignment of one experiment.
@@ -46,6 +46,7 @@ class Experiment(Actor[Add]):
     totals, latency  counters of all replicas, as they were last seen
     probability_best as the steward has computed it last, empty before
     merged_s         when this process last merged outcomes, on the loop's clock
+    adopted_s        when it heard of the last change, on a clock that nobody sets
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Experiment(Actor[Add]):
         self.known = Known()
         self.version = 0
         self.weights_saved = 0
-        self.weights: dict[int, WeightRow] = {0: row.definition.weights}
+        self.weights: dict[int, tuple[float, ...]] = {0: row.definition.weights}
         self.odd: frozenset[str] = frozenset()
         self._counters = counters
         self._store = store
@@ -86,13 +87,15 @@ class Experiment(Actor[Add]):
         self.merged_s = 0.0
         self.probability_best: tuple[float, ...] = ()
         self.believed_s = 0.0
-        self.adopt(row.state, row.revision)
-        self.changed_at = row.changed_at
+        self.adopt(row.state, row.revision, row.changed_at)
+        self.adopted_s -= max(0.0, time.time() - row.changed_at.timestamp())  # it stood there before this process
 
-    def adopt(self, state: State, revision: int) -> None:
+    def adopt(self, state: State, revision: int, changed_at: datetime) -> None:
         """Take over where the experiment stands."""
         self.state = state
         self.revision = revision
+        self.changed_at = changed_at
+        self.adopted_s = time.monotonic()
         self.split = Split(self.definition, state)
         self.settled = settled(self.definition, state)
         self._contributions.forget()
@@ -212,7 +215,9 @@ class Experiment(Actor[Add]):
         weights and units. What had been merged by then stays as it was, and is no repetition.
         Raises what `sort` and `assign` raise, and EventsFull.
         """
-        self._begin()
+        if not self._started:
+            self._started = True
+            self.start(self._on_crash)
         outcomes: list[Counted] = []
         left: Sequence[int] | None = None
         repeated: set[int] = set()
@@ -331,11 +336,6 @@ class Experiment(Actor[Add]):
             self.weights[self.version + 1] = tuple(orjson.loads(text))
             self.version += 1
 
-    def _begin(self) -> None:
-        if not self._started:
-            self._started = True
-            self.start(self._on_crash)
-
     async def end(self) -> None:
         """Finish what was accepted."""
         if self._started:
@@ -387,7 +387,7 @@ class Experiment(Actor[Add]):
         weights = self._row(version)
         return Assignment(self.definition.names[variant], variant, "sampled", weights[variant], version)
 
-    def _row(self, version: int) -> WeightRow:
+    def _row(self, version: int) -> tuple[float, ...]:
         """Return one version of the weights. Raises Forgot when Redis has lost it."""
         row = self.weights.get(version)
         if row is None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Final
 
-from app.clock import ms_of
+from app.shadow.canary import MS_PER_S
 from app.shadow.contributions import Counted
 from app.shadow.journal import event_number, unit_number
 from app.shadow.tallies import THOUSAND, Class, latency_bucket
@@ -46,9 +47,9 @@ def listed(body: Outcomes) -> tuple[list[Outcome], str]:
 class Sorter:
     """Sorts the outcomes of one request; refuses all of them when one is wrong."""
 
-    def __init__(self, experiment: Experiment, place: str, now_ms: int) -> None:
+    def __init__(self, experiment: Experiment, place: str) -> None:
         """`place` is the pointer to an outcome, with {} for its number."""
-        self._quiet_ms = now_ms - ms_of(experiment.changed_at)
+        self._quiet_ms = round((time.monotonic() - experiment.adopted_s) * MS_PER_S)
         self._experiment = experiment
         self._definition = experiment.definition
         self._ended = experiment.settled is not None
@@ -150,11 +151,9 @@ def taken(sorted_: Sequence[Counted], repeated: Collection[int]) -> Taken:
     )
 
 
-async def add_outcomes(
-    experiment: Experiment, outcomes: list[Outcome], place: str, now_ms: int
-) -> tuple[list[Counted], set[int]]:
+async def add_outcomes(experiment: Experiment, outcomes: list[Outcome], place: str) -> tuple[list[Counted], set[int]]:
     """Sort outcomes and merge them; return them as sorted, and the places of repetitions.
 
     Raises Problem, and what `Experiment.add` raises.
     """
-    return await experiment.add(lambda: Sorter(experiment, place, now_ms).sort(outcomes))
+    return await experiment.add(lambda: Sorter(experiment, place).sort(outcomes))

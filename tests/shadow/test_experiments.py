@@ -132,10 +132,18 @@ async def test_a_flushed_redis_costs_nothing_that_was_saved(replicas: Replicas) 
         places = await asyncio.gather(*(replicas.redis("HGET", f"{{x:{name}}}:state", "saved") for name in (fixed, sampled)))
         return all(row[0] > 0 for row in rows) and all(places)
 
+    async def restored() -> list[dict[str, Any]]:
+        return [(await shadow.check())["restored"]["since_start"] for shadow in (one, two)]
+
     await until(saved, "a checkpoint", deadline_s=5.0)
+    before_loss = await restored()
     await replicas.redis("FLUSHDB")
     again = await asyncio.gather(tell(one, fixed, told[:300]), tell(two, fixed, told[300:]))
 
+    told_by_ready = await restored()
+    assert before_loss == [{"experiments": 0, "last_at": None}] * 2
+    assert sum(found["experiments"] for found in told_by_ready) >= 1
+    assert all((found["last_at"] is not None) is (found["experiments"] > 0) for found in told_by_ready)
     both = [Outcome("known", True, unit_id="u3"), Outcome("unknown", True, variant="a")]
     assert (await tell(two, sampled, both)).accepted == 2
     assert [one.duplicates for one in again] == [300, 300]
