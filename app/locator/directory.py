@@ -72,6 +72,7 @@ class Directory:
 
     index      the highest revision that was seen, or made here while Redis was away
     catalogue  the revision at which an instance was last added, removed, or got other tags
+    owned      instances by the key that registered them; owned_services: in how many services those are
     checked    fields of the instances that have an active check
     renewed    heartbeats that other replicas have not been told of: field to generation
     """
@@ -95,8 +96,10 @@ class Directory:
         self.instances = 0
         self.leased = 0
         self.owned: Counter[str] = Counter()
+        self.owned_services: Counter[str] = Counter()
         self.checked: set[str] = set()
         self.renewed: dict[str, str] = {}
+        self._owned_in: Counter[tuple[str, str]] = Counter()
         self._gone: OrderedDict[str, int] = OrderedDict()
         self._on_change = on_change
         self._on_word = on_word
@@ -174,6 +177,9 @@ class Directory:
         self.instances += 1
         self.leased += record.leased
         self.owned[record.owner] += 1
+        place = record.owner, record.instance.service
+        self._owned_in[place] += 1
+        self.owned_services[record.owner] += self._owned_in[place] == 1
         if record.instance.check is not None:
             self.checked.add(f"{record.instance.service}/{record.instance.id}")
 
@@ -181,10 +187,16 @@ class Directory:
         self.instances -= 1
         self.leased -= record.leased
         self.owned[record.owner] -= 1
+        place = record.owner, record.instance.service
+        self._owned_in[place] -= 1
+        if not self._owned_in[place]:
+            del self._owned_in[place]
+            self.owned_services[record.owner] -= 1
         if record.instance.check is not None:
             self.checked.discard(f"{record.instance.service}/{record.instance.id}")
         if not self.owned[record.owner]:
             del self.owned[record.owner]
+            del self.owned_services[record.owner]
 
     def _remove(self, service: Roster, id_: str, revision: int) -> None:
         field = f"{service.name}/{id_}"
@@ -276,11 +288,11 @@ class Directory:
         for name, ids in doubted.items():
             self.restate(self.services[name], ids, now_s)
 
-    def purge(self, now_s: float) -> None:
-        """Forget services that have had no instances for a while."""
+    def purge(self, now_s: float, empty_s: float = EMPTY_S) -> None:
+        """Forget services that have had no instances for so long."""
         empty = [
             name for name, service in self.services.items()
-            if not service.records and now_s - service.empty_since_s >= EMPTY_S
+            if not service.records and now_s - service.empty_since_s >= empty_s
         ]  # fmt: skip
         for name in empty:
             del self.services[name]
