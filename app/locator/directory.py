@@ -13,6 +13,7 @@ from app.locator.record import Fact, Record, split_field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
 ALL: Final = ""  # the name of the watch over all services: no service has it
 HISTORY_MAX: Final = 256  # changes of a service that a watcher may have missed and still gets singly
@@ -301,12 +302,20 @@ class Directory:
     # --- restoring --------------------------------------------------------------------------------------------------
 
     def reconcile(
-        self, facts: Mapping[str, Fact], revision: int, now_s: float, *, same: bool, silent_s: Mapping[str, float]
+        self,
+        facts: Mapping[str, Fact],
+        revision: int,
+        now_s: float,
+        *,
+        same: bool,
+        silent_s: Mapping[str, float],
+        kept: AbstractSet[str] = frozenset(),
     ) -> list[tuple[str, Record]]:
         """Take over all that Redis holds, read after `revision` was; return what it has forgotten.
 
         same      whether it is the data that this process has seen before: then what is missing and older has ended
         silent_s  for how long instances have been silent by Redis' clock; what is not named counts as unverified
+        kept      fields that are forgotten still: an earlier call returned them, and they are not laid again yet
         """
         touched: dict[str, set[str]] = {}
         for field, fact in facts.items():
@@ -330,7 +339,7 @@ class Directory:
             field = f"{service.name}/{id_}"
             if field in facts:
                 continue
-            if same and record.revision <= revision:
+            if same and record.revision <= revision and field not in kept:
                 self._remove(service, id_, revision)
                 touched.setdefault(service.name, set()).add(id_)
             else:

@@ -200,6 +200,31 @@ async def test_a_redis_that_has_forgotten_everything_is_told_again(own_redis: Pr
         assert record.generation == "g1"
 
 
+async def test_more_than_the_mailbox_takes_is_laid_again_to_the_last_instance(
+    own_redis: PrivateRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.locator.registry.SERVICE_CHANGES_MAX", 5)
+    async with replicas(own_redis.url, 2) as (one, other):
+        for number in range(11):
+            await one.register("web", f"i{number}", None, instance())
+        await eventually(lambda: len(other.states("web")) == 11)
+        run_apart(own_redis.flush())
+
+        await one.tick()
+        async with Redis.from_url(own_redis.url) as redis:
+            deadline_s = time.monotonic() + 10
+            while await redis.hlen(LOCATOR_INSTANCES) < 11:
+                assert time.monotonic() < deadline_s
+                await asyncio.sleep(0.01)
+
+        assert one.feed is not None
+        one.feed.read_again()
+        reloads = one.feed.reloads
+        await eventually(lambda: one.feed is not None and one.feed.reloads > reloads)
+        assert set(one.states("web").values()) == set(other.states("web").values()) == {"up"}
+        assert len(one.states("web")) == len(other.states("web")) == 11
+
+
 async def test_a_report_that_reaches_another_replica_is_handed_on(redis_url: str) -> None:
     async with replicas(redis_url, 2) as (one, other):
         await one.register("web", "a", None, instance())
