@@ -1,16 +1,20 @@
 -- registry_merge: change registered instances, each change by itself and in order, and tell the replicas what changed.
 --
 -- Every change that is made gets the next revision. Heartbeats get none: they only move a time, unless they bring a
--- suspect instance back. Whether an instance has been silent for long enough is judged here again, by Redis TIME and by
--- the heartbeats of all replicas: a replica that missed some cannot remove what others have heard.
+-- suspect instance back. Whether an instance has been silent for long enough is judged here again, by the registry's clock
+-- and by the heartbeats of all replicas: a replica that missed some cannot remove what others have heard.
 --
--- KEYS[1] {locator}:head        hash    incarnation of this data, revision of the last change
+-- All times are of that clock, in ms. It begins with the wall clock of Redis and passes as that does from call to call, but
+-- never back, and never more than a step: each replica calls every second, so what is more is a clock that was set, a
+-- failover to a machine with another one, or a time in which nobody could be heard.
+--
+-- KEYS[1] {locator}:head        hash    incarnation of this data, revision of the last change; wall, clock: both clocks at
+--                                       the last call; evicting, evicted: from when a minute counts removals, how many
 -- KEYS[2] {locator}:instances   hash    <service>/<id>: "<revision> <lease> <mode> <check> <generation> <body>"
--- KEYS[3] {locator}:beats       hash    <service>/<id>: Unix ms of the last heartbeat
--- KEYS[4] {locator}:tombstones  zset    <service>/<id>/<generation> that has ended, by the Unix ms until which it is known
--- KEYS[5] {locator}:evicted     string  instances removed for silence in the current minute
--- KEYS[6] {locator}:replicas    zset    replica by the Unix ms of its last call
--- KEYS[7] {locator}:changes     stream  replica, first: the revision before, changes: [[revision, kind, field, lease, mode,
+-- KEYS[3] {locator}:beats       hash    <service>/<id>: ms of the last heartbeat
+-- KEYS[4] {locator}:tombstones  zset    <service>/<id>/<generation> that has ended, by the ms until which it is known
+-- KEYS[5] {locator}:replicas    zset    replica by the ms of its last call
+-- KEYS[6] {locator}:changes     stream  replica, first: the revision before, changes: [[revision, kind, field, lease, mode,
 --                                       check, generation, body]...], beats: [field, generation, ...] (both JSON),
 --                                       handed: what one replica has for another (JSON)
 -- ARGV[1] name of the calling replica
@@ -32,10 +36,15 @@
 --         "unknown 0", "stale 0" (another generation), "ended 0" (a tombstone), "kept 0" (too many at once), or
 --         "fresh <ms>": silent for no longer than that
 -- Cost: O(changes), five commands each
-local clock = redis.call('TIME')
-local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
-local head = redis.call('HMGET', KEYS[1], 'incarnation', 'revision')
+local STEP_MAX_MS = 5000 -- below the 15 s after which a replica that does not call is taken for gone
+local TOMBSTONES_MAX = 100000 -- about 25 MB: a client that never stops starting anew must not fill Redis
+local time = redis.call('TIME')
+local wall = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local head = redis.call('HMGET', KEYS[1], 'incarnation', 'revision', 'wall', 'clock', 'evicting', 'evicted')
+local passed = wall - tonumber(head[3] or wall)
+local now = tonumber(head[4] or wall) + math.max(0, math.min(passed, STEP_MAX_MS))
 local incarnation = head[1] or ARGV[2]
+local evicting, evicted = tonumber(head[5] or '0'), tonumber(head[6] or '0')
 local first = tonumber(head[2] or '0')
 local revision = math.max(first, tonumber(ARGV[3]))
 local changes, beats, handed, answers = {}, {}, {}, {}
@@ -99,15 +108,17 @@ local function change(words)
 end
 
 for i = 5, #ARGV do answers[#answers + 1] = change(cjson.decode(ARGV[i])) end
-redis.call('ZADD', KEYS[6], now, ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[6], '-inf', now - 15000)
+redis.call('ZADD', KEYS[5], now, ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', now - 15000)
 redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now)
+redis.call('ZREMRANGEBYRANK', KEYS[4], 0, -(TOMBSTONES_MAX + 1))
+redis.call('HSET', KEYS[1], 'wall', string.format('%.0f', wall), 'clock', string.format('%.0f', now))
 if not head[1] then redis.call('HSET', KEYS[1], 'incarnation', incarnation) end
 if #changes > 0 then redis.call('HSET', KEYS[1], 'revision', string.format('%.0f', revision)) end
 local told = text(changes)
 if #changes + #beats + #handed > 0 then
-  redis.call('XADD', KEYS[7], 'MAXLEN', '~', 1000, '*', 'replica', ARGV[1], 'first', string.format('%.0f', first),
+  redis.call('XADD', KEYS[6], 'MAXLEN', '~', 1000, '*', 'replica', ARGV[1], 'first', string.format('%.0f', first),
     'changes', told, 'beats', text(beats), 'handed', text(handed))
 end
-local replicas = redis.call('ZRANGE', KEYS[6], 0, -1)
+local replicas = redis.call('ZRANGE', KEYS[5], 0, -1)
 return {incarnation, string.format('%.0f', revision), string.format('%.0f', now), replicas, told, answers}

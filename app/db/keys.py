@@ -23,12 +23,12 @@
 {limits}:<policy>:<id>   string  units in a rate limit's bucket and the Unix microsecond they were counted at; until full
 {rules}:trial:<rule>:<n>  hash   process to its counts of a rule's trial (JSON); 24 h after the last change
 {rules}:samples:<rule>:<n>:<kind>  list  newest samples of a kind of difference, `<id> <JSON>`; 24 h
-{locator}:head           hash    incarnation, revision: which data this is, and how many changes it has seen
+{locator}:head           hash    incarnation, revision: which data this is, and how many changes it has seen; wall, clock:
+                                 two clocks at the last call, of which the second never jumps; evicting, evicted
 {locator}:instances      hash    <service>/<id>: what is registered
-{locator}:beats          hash    <service>/<id>: Unix ms of the last heartbeat
-{locator}:tombstones     zset    <service>/<id>/<generation> that has ended, by the Unix ms until which it is known
-{locator}:evicted        string  instances removed for silence in the current minute
-{locator}:replicas       zset    replica name by the Unix ms of its last call
+{locator}:beats          hash    <service>/<id>: clock's ms of the last heartbeat
+{locator}:tombstones     zset    <service>/<id>/<generation> that has ended, by the clock's ms until which it is known
+{locator}:replicas       zset    replica name by the clock's ms of its last call
 {locator}:changes        stream  changes and heartbeats for the other replicas, about the last 1,000 batches
 """
 
@@ -99,6 +99,6 @@ LOCATOR_CHANGES: Final = f"{LOCATOR_TAG}changes"
 def locator_keys() -> tuple[str, ...]:
     """Return the keys that the registry's script names, in its order."""
     return (
-        LOCATOR_HEAD, LOCATOR_INSTANCES, LOCATOR_BEATS, f"{LOCATOR_TAG}tombstones", f"{LOCATOR_TAG}evicted",
-        f"{LOCATOR_TAG}replicas", LOCATOR_CHANGES,
+        LOCATOR_HEAD, LOCATOR_INSTANCES, LOCATOR_BEATS, f"{LOCATOR_TAG}tombstones", f"{LOCATOR_TAG}replicas",
+        LOCATOR_CHANGES,
     )  # fmt: skip

@@ -16,13 +16,15 @@ from msgspec import Meta, Struct
 from app.clock import now_ms
 from app.locator.instance import WEIGHT_MAX, Check, State
 from app.locator.record import Record, Registered
-from app.locator.target import CheckRefused, http_target, is_host, tcp_target
+from app.locator.target import CheckRefused, check_literal, http_target, is_host, tcp_target
 from app.locator.wire import CHECK_INTERVAL_DEFAULT_S, LABELS_MAX_BYTES, METADATA_MAX, TAGS_MAX, TTL_MAX_S
 from app.web.fields import check_name
 from app.web.problems import Problem, invalid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from app.locator.target import IPNetwork
 
 NODE: Final = "shieldx"
 DATACENTER: Final = "shieldx"
@@ -199,8 +201,11 @@ class Registering(Struct, frozen=True):
     critical: bool
 
 
-def read_registration(body: object, owner: str) -> Registering:
-    """Return the registration in the JSON of PUT /v1/agent/service/register. Raises Problem 422."""
+def read_registration(body: object, owner: str, check_networks: Sequence[IPNetwork]) -> Registering:
+    """Return the registration in the JSON of PUT /v1/agent/service/register. Raises Problem 422.
+
+    check_networks  networks that active checks may reach although they are special
+    """
     fields = _fields(body, "")
     service, id_ = fields.get("name"), fields.get("id") or fields.get("name")
     for name, text in (("/Name", service), ("/ID", id_)):
@@ -213,7 +218,7 @@ def read_registration(body: object, owner: str) -> Registering:
         raise invalid("/Port", "Expected 1 to 65535")
     tags, meta = _labels(fields)
     weight = _weight(fields.get("weights"))
-    check, ttl_s, suspect_s, critical = _checks(fields, host)
+    check, ttl_s, suspect_s, critical = _checks(fields, host, check_networks)
     registered = Registered(host, port, weight, "", tags, meta, ttl_s, suspect_s, check, owner, now_ms(), "consul")
     return Registering(str(service), str(id_), registered, critical)
 
@@ -249,7 +254,7 @@ def _weight(given: object) -> int:
     return weight
 
 
-def _checks(fields: Mapping[str, Any], host: str) -> tuple[Check | None, float, float, bool]:
+def _checks(fields: Mapping[str, Any], host: str, allowed: Sequence[IPNetwork]) -> tuple[Check | None, float, float, bool]:
     """Return the active check, the silence that removes, the silence that makes critical, and how it begins."""
     given = list(fields.get("checks") or []) + ([fields["check"]] if fields.get("check") else [])
     active: Check | None = None
@@ -266,7 +271,7 @@ def _checks(fields: Mapping[str, Any], host: str) -> tuple[Check | None, float, 
         elif check.get("http") or check.get("tcp"):
             if active is not None:
                 raise invalid(pointer, "Expected at most one HTTP or TCP check")
-            active = _active(check, host, pointer)
+            active = _active(check, host, allowed, pointer)
         else:
             raise invalid(pointer, "Expected a check of TTL, HTTP or TCP")
     if ttl_s and not 1 <= ttl_s <= TTL_MAX_S:
@@ -274,7 +279,7 @@ def _checks(fields: Mapping[str, Any], host: str) -> tuple[Check | None, float, 
     return active, ttl_s + remove_s if ttl_s else 0.0, ttl_s, critical and bool(ttl_s)
 
 
-def _active(check: Mapping[str, Any], host: str, pointer: str) -> Check:
+def _active(check: Mapping[str, Any], host: str, allowed: Sequence[IPNetwork], pointer: str) -> Check:
     kind = "http" if check.get("http") else "tcp"
     target = check[kind]
     interval_s = seconds_of(check["interval"], pointer) if check.get("interval") else float(CHECK_INTERVAL_DEFAULT_S)
@@ -285,6 +290,7 @@ def _active(check: Mapping[str, Any], host: str, pointer: str) -> Check:
             http_target(target, host, 1)
         else:
             tcp_target(target, host)
+        check_literal(host, allowed)
     except CheckRefused as error:
         raise invalid(pointer, str(error)) from None
     return Check(kind, target, interval_s)

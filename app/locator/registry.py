@@ -135,7 +135,7 @@ class Registry(Actor[Change]):
             locator_keys(),
             [self.replica, fresh_incarnation(), directory.index, allowed, *words],
         )
-        self.replicas = tuple(name.decode() for name in replicas)
+        self.replicas = tuple(sorted(name.decode() for name in replicas))  # Redis has them by their last call
         made = orjson.loads(changes)
         self.changes += len(made)
         directory.apply(made, self._clock_s())

@@ -52,7 +52,8 @@ def is_host(text: str) -> bool:
         # Forms like 127.1 or 0x7f.0.0.1 are addresses to some resolvers and names to others.
         return _host.match(text) is not None and _numeric.match(text.rpartition(".")[2]) is None
     scoped = isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None
-    return not scoped and not address.is_multicast and not address.is_unspecified
+    inner = _inner(address)
+    return not scoped and not inner.is_multicast and not inner.is_unspecified
 
 
 def check_address(address: IPAddress, allowed: Sequence[IPNetwork]) -> None:
@@ -62,7 +63,19 @@ def check_address(address: IPAddress, allowed: Sequence[IPNetwork]) -> None:
         return
     special = inner.is_loopback or inner.is_link_local or inner.is_multicast or inner.is_unspecified
     if special or any(inner.version == network.version and inner in network for network in _CLOSED):
-        raise CheckRefused("The address is not one that checks are sent to.")
+        raise CheckRefused(
+            "Checks are not sent to loopback, link-local, multicast and metadata addresses, unless SHIELDX_CHECK_NETWORKS"
+            " opens them."
+        )
+
+
+def check_literal(host: str, allowed: Sequence[IPNetwork]) -> None:
+    """Raise CheckRefused for a host that is an address no check may go to. What a name leads to is seen at each check."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return
+    check_address(address, allowed)
 
 
 def _inner(address: IPAddress) -> IPAddress:

@@ -12,12 +12,15 @@ from app.clock import now_ms, time_text
 from app.locator.balancing import STRATEGIES
 from app.locator.instance import TTL_DEFAULT_S, WEIGHT_DEFAULT, WEIGHT_MAX, Check, Facts
 from app.locator.record import HEARTBEAT_SHARE, SUSPECT_SHARE, Record, Registered
-from app.locator.target import CheckRefused, http_target, is_host, tcp_target
+from app.locator.target import CheckRefused, check_literal, http_target, is_host, tcp_target
 from app.web.fields import NAME_PATTERN, Input
 from app.web.problems import FieldError, Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from app.locator.pick import Balancer
+    from app.locator.target import IPNetwork
 
 TAGS_MAX: Final = 64
 METADATA_MAX: Final = 64  # entries
@@ -195,13 +198,17 @@ class Watched(Struct, frozen=True):
     instances: list[InstanceFacts]
 
 
-def registered_of(body: Registration, owner: str) -> Registered:
-    """Return what Redis keeps of a registration. Raises Problem 422 for what the field types cannot say."""
+def registered_of(body: Registration, owner: str, check_networks: Sequence[IPNetwork]) -> Registered:
+    """Return what Redis keeps of a registration. Raises Problem 422 for what the field types cannot say.
+
+    check_networks  networks that active checks may reach although they are special
+    """
     errors = [FieldError(pointer, detail) for pointer, detail in _wrong_parts(body)]
     check = None
     if body.check is not None and not errors:
         try:
             check = check_of(body.check, body.host, body.port)
+            check_literal(body.host, check_networks)
         except CheckRefused as error:
             errors.append(FieldError("/check", str(error)))
     if errors:

@@ -17,7 +17,7 @@ local function hear(words)
   return 'ok 0'
 end
 
--- A heartbeat from the future means that the clock stepped back: the silence counts from now.
+-- A heartbeat from the future was noted by a release that went by the wall clock: the silence counts from now.
 local function silence(field)
   local at = tonumber(redis.call('HGET', KEYS[3], field) or '0')
   if at <= now then return now - at end
@@ -33,8 +33,9 @@ local function judge(kind, field, one, least_ms)
     one.lease = 'suspect'
     return write('suspect', field, one)
   end
-  local removed = redis.call('INCR', KEYS[5])
-  if removed == 1 then redis.call('PEXPIRE', KEYS[5], 60000) end
-  if removed > tonumber(ARGV[4]) then return 'kept 0' end
+  if now - evicting >= 60000 then evicting, evicted = now, 0 end
+  if evicted >= tonumber(ARGV[4]) then return 'kept 0' end
+  evicted = evicted + 1
+  redis.call('HSET', KEYS[1], 'evicting', string.format('%.0f', evicting), 'evicted', evicted)
   return remove('evict', field, one)
 end

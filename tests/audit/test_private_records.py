@@ -84,6 +84,18 @@ async def test_an_erased_subject_is_told_from_one_that_is_there(database: Ledger
     assert report.private == PrivateReport(verified=1, erased=1)
 
 
+async def test_what_was_erased_is_no_fault_while_its_tombstone_waits_for_the_chain(
+    database: LedgerDatabase, store: PrivateStore
+) -> None:
+    await make_chain(database.session, await paid(store))
+    assert await store.erase("t1", request_id="q", basis="gdpr-17") is not None
+
+    report = await database.verify()
+
+    assert report.ok
+    assert report.private == PrivateReport(verified=1, erased=1)
+
+
 @pytest.mark.parametrize(("before_ms", "ok"), [(STARTED_MS + 60_000, True), (STARTED_MS - 30 * 3_600_000, False)])
 async def test_records_whose_time_was_over_are_erased_and_no_younger_ones(
     database: LedgerDatabase, store: PrivateStore, before_ms: int, ok: bool
@@ -102,7 +114,9 @@ async def test_records_whose_time_was_over_are_erased_and_no_younger_ones(
     ["DELETE FROM private_records WHERE tenant_id = 't2'", "UPDATE private_records SET commitment = sha256('x') WHERE tenant_id = 't2'",
      "UPDATE private_records SET record_id = 'other' WHERE tenant_id = 't2'",
      "ALTER TABLE private_records DROP CONSTRAINT private_records_subject_dek_id_fkey; DELETE FROM private_keys WHERE subject = 't2'",
-     "DELETE FROM private_records WHERE tenant_id = 't2'; INSERT INTO private_erasures VALUES (gen_random_uuid(), 'privacy.erasure', '{}', now())"],
+     "DELETE FROM private_records WHERE tenant_id = 't2'; INSERT INTO private_erasures VALUES (gen_random_uuid(), 'privacy.erasure', '{}', now())",
+     "DELETE FROM private_records WHERE tenant_id = 't2'; INSERT INTO private_erasures VALUES (gen_random_uuid(), 'privacy.erasure', '[', now())",
+     "DELETE FROM private_records WHERE tenant_id = 't2'; INSERT INTO private_erasures SELECT gen_random_uuid(), 'privacy.erasure', '{\"keys\":[\"' || encode(dek_id, 'hex') || '\"]}', now(), now() FROM private_keys"],
 )  # fmt: skip
 async def test_a_record_that_goes_without_a_tombstone_in_the_chain_is_missing(
     database: LedgerDatabase, store: PrivateStore, statement: str

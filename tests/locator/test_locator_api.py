@@ -83,7 +83,10 @@ async def test_lists_are_filtered_and_paged(client: Client) -> None:
         ({"port": 0}, "/port"), ({"port": 65_536}, "/port"), ({"port": "80"}, "/port"), ({"port": 80.5}, "/port"),
         ({"host": ""}, "/host"), ({"host": "a b"}, "/host"), ({"host": "[::1]"}, "/host"), ({"host": "fe80::1%eth0"}, "/host"),
         ({"host": "0x7f.1"}, "/host"), ({"host": "127.1"}, "/host"), ({"host": "0.0.0.0"}, "/host"),
-        ({"host": "224.0.0.1"}, "/host"), ({"host": "a" * 254}, "/host"), ({"host": "http://x"}, "/host"),
+        ({"host": "224.0.0.1"}, "/host"), ({"host": "::ffff:0.0.0.0"}, "/host"), ({"host": "::ffff:224.0.0.1"}, "/host"),
+        ({"host": "169.254.169.254", "check": {"http": "/"}}, "/check"),
+        ({"host": "::ffff:7f00:1", "check": {"tcp": "[::ffff:127.0.0.1]:80"}}, "/check"),
+        ({"host": "a" * 254}, "/host"), ({"host": "http://x"}, "/host"),
         ({"weight": -1}, "/weight"), ({"weight": 65_536}, "/weight"), ({"zone": "a b"}, "/zone"),
         ({"tags": ["x"] * 65}, "/tags"), ({"tags": ["a,b"]}, "/tags/0"), ({"tags": ["x" * 129]}, "/tags/0"),
         ({"metadata": {"k": "v" * 1_025}}, "/metadata"), ({"metadata": {"1k": "v"}}, "/metadata"),
@@ -106,6 +109,20 @@ async def test_a_registration_with_a_wrong_field_is_refused_where_it_is_wrong(
     assert reply.refusal == (422, "invalid_request")
     assert reply.body["errors"][0]["pointer"].startswith(pointer)
     assert (await client.get(f"/v1/services/{service}")).refusal == (404, "no_service")
+
+
+async def test_a_check_of_an_address_that_is_closed_is_refused_and_one_of_a_name_is_judged_later(client: Client) -> None:
+    service = fresh("web")
+    to_consul = {"Name": service, "ID": service, "Address": "127.0.0.1", "Port": 1, "Check": {"TCP": "127.0.0.1:1"}}
+
+    refused = await client.call("PUT", "/v1/agent/service/register", to_consul)
+    own = await put(client, service, host="169.254.169.254", check={"http": "/"})
+
+    assert refused.refusal == own.refusal == (422, "invalid_request")
+    assert "SHIELDX_CHECK_NETWORKS" in own.body["errors"][0]["detail"]
+    assert (await client.get(f"/v1/services/{service}")).refusal == (404, "no_service")
+    assert (await put(client, service, host="localhost", check={"http": "/"})).status == 201
+    assert (await put(client, service, "b", host="127.0.0.1")).status == 201
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "2001:db8::7", "db-1.internal", "x", "EXAMPLE.com"])

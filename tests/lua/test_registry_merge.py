@@ -132,6 +132,42 @@ def test_only_so_many_are_removed_for_silence_in_a_minute(script: Script) -> Non
     assert script.answers(["evict", fields[-1], "g1", 60_000], allowed=2, replica="r2") == ["kept 0"]
 
 
+def test_the_minute_of_removals_begins_with_the_first_one_after_a_minute(script: Script) -> None:
+    fields = [f"web/{number}" for number in range(6)]
+    script.call(*(put(field) for field in fields))
+    for field in fields:
+        script.silent_for(field, 170_000)
+    script.call(*(["evict", field, "g1", 60_000] for field in fields), allowed=2)
+    script.connection.hincrby(LOCATOR_HEAD, "evicting", -MINUTE_MS)
+
+    assert script.answers(*(["evict", field, "g1", 60_000] for field in fields[2:]), allowed=1) == ["ok 9", *["kept 0"] * 3]
+
+
+@pytest.mark.parametrize("forward_ms", [10 * MINUTE_MS, -10 * MINUTE_MS])
+def test_a_wall_clock_that_is_set_ends_no_tombstone_and_no_replica_and_makes_nobody_silent(
+    script: Script, forward_ms: int
+) -> None:
+    script.call(put(generation="g0"), put(), replica="r2")
+    script.silent_for("web/a", 12_000)
+
+    script.connection.hincrby(LOCATOR_HEAD, "wall", -forward_ms)
+    answers = script.call(put(generation="g0"), ["suspect", "web/a", "g1", 20_000], ["suspect", "web/a", "g1", 11_000])
+
+    assert sorted(answers[3]) == [b"r1", b"r2"]
+    assert [answer.split()[0] for answer in answers[-1]] == [b"ended", b"fresh", b"ok"]
+
+
+def test_clients_that_never_stop_starting_anew_do_not_fill_redis(script: Script) -> None:
+    text = load_script("registry_merge").text
+    assert "TOMBSTONES_MAX = 100000" in text
+    few = script.connection.register_script(text.replace("TOMBSTONES_MAX = 100000", "TOMBSTONES_MAX = 3"))
+
+    few(keys=list(locator_keys()), args=["r1", "first", 0, 10, *(json.dumps(put(generation=f"g{i}")) for i in range(9))])
+
+    tombstones = script.connection.zrange(locator_keys()[3], 0, -1)
+    assert tombstones == [b"web/a/g5", b"web/a/g6", b"web/a/g7"]
+
+
 def test_a_clock_that_stepped_back_starts_the_silence_anew(script: Script) -> None:
     script.call(put())
     script.silent_for("web/a", -3_600_000)
@@ -155,7 +191,7 @@ def test_a_call_without_changes_says_that_the_replica_lives_and_tells_nothing(sc
 
     assert sorted(script.call(replica="r1", known=50)[3]) == [b"r1", b"r2"]
     assert script.connection.exists(LOCATOR_CHANGES) == 0
-    assert script.connection.hgetall(LOCATOR_HEAD) == {b"incarnation": b"first"}
+    assert script.connection.hmget(LOCATOR_HEAD, "incarnation", "revision") == [b"first", None]
 
 
 def test_words_and_texts_reach_the_replicas_without_a_change(script: Script) -> None:
