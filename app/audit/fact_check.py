@@ -126,7 +126,7 @@ async def compare_facts(
         return
     for fact in await facts_of(connection):
         there: dict[int, int] = dict(await connection.fetch(
-            f"SELECT shard, sum({_WEIGHT.format(fact.line)}) FROM {fact.table} AS t WHERE {fact.where} GROUP BY 1",  # noqa: S608
+            f"SELECT shard, sum({_WEIGHT.format(fact.line)}) FROM {fact.table} AS t WHERE {fact.where} GROUP BY 1",  # noqa: S608 - constants
             key,
         ))  # fmt: skip
         for shard in sorted({*there, *sums} - findings.broken - set(findings.first)):
@@ -149,7 +149,7 @@ async def _difference(connection: asyncpg.Connection[Any], fact: Fact, shard: in
     """Return the first entry of a shard whose row is another or missing, and why; or a row that no entry has made."""
     table = "credit_accounts" if fact.number == ACCOUNTS else "credit_reservations"
     row_of = (
-        f"SELECT {fact.key}::text, {fact.line} FROM {fact.table} AS t "  # noqa: S608
+        f"SELECT {fact.key}::text, {fact.line} FROM {fact.table} AS t "  # noqa: S608 - constants
         f"WHERE shard = $1 AND {fact.where} AND {fact.key}::text = ANY($2)"
     )
     keys: list[str] = []
@@ -164,7 +164,7 @@ async def _difference(connection: asyncpg.Connection[Any], fact: Fact, shard: in
                 return record.seq, f"{table} has another {fact.what} {reference} than this entry gives: {row}, not {wanted}"
         keys += references
     surplus = await connection.fetchval(
-        f"SELECT {fact.key}::text FROM {fact.table} AS t WHERE shard = $1 AND {fact.where} "  # noqa: S608
+        f"SELECT {fact.key}::text FROM {fact.table} AS t WHERE shard = $1 AND {fact.where} "  # noqa: S608 - constants
         f"AND NOT {fact.key}::text = ANY($2) ORDER BY 1 LIMIT 1", shard, keys,
     )  # fmt: skip
     return None, f"{table} has {fact.what} {surplus}, the chain has not"
