@@ -65,7 +65,7 @@ _USED_DIFFERENCE: Final = """
 _ENTRIES: Final = "SELECT seq, entry FROM audit_chain WHERE shard = $1 AND type = ANY($2) ORDER BY seq"
 # A table that is listed and missing is a fault of its own: see app.audit.archive_check.
 _ARCHIVED: Final = """
-    SELECT name FROM archived_partitions
+    SELECT 'ledger_archive.' || quote_ident(name) FROM archived_partitions
     WHERE parent = 'credit_reservations' AND to_regclass('ledger_archive.' || quote_ident(name)) IS NOT NULL ORDER BY name
 """
 _BEYOND: Final = """
@@ -97,7 +97,7 @@ class Fact(NamedTuple):
 
 async def facts_of(connection: asyncpg.Connection[Any]) -> tuple[Fact, ...]:
     """Return what is compared, the archived quarters of reservations included."""
-    tables = ["credit_reservations", *(f'ledger_archive."{row[0]}"' for row in await connection.fetch(_ARCHIVED))]
+    tables = ["credit_reservations", *(row[0] for row in await connection.fetch(_ARCHIVED))]
     rows = " UNION ALL ".join(f"SELECT {_COLUMNS} FROM {table}" for table in tables)  # noqa: S608 - names of partitions
     reservations = f"({rows})"
     return (
