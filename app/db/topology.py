@@ -29,7 +29,7 @@ from redis.exceptions import RedisError
 from app.metrics import RoundTrips
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 CONNECT_TIMEOUT_S: Final = 1.0
 ASK_TIMEOUT_S: Final = 1.0  # for one Sentinel or node to say where keys live; then the next one is asked
@@ -201,6 +201,14 @@ class _Group:
             reasons.append(f"{guide.host}:{guide.port}: does not know")
         raise ConnectionError(f"nobody says where the keys live ({'; '.join(reasons)})")
 
+    async def _leave(self, masters: Iterable[Address]) -> None:
+        """Forget the pools of all others: a master that comes back elsewhere, again and again, leaves none behind.
+
+        What is still in use there ends with its user.
+        """
+        for address in self._pools.keys() - set(masters):
+            await self._pools.pop(address).disconnect(inuse_connections=False)
+
     async def close(self) -> None:
         """Drop every connection of the pools."""
         for pool in self._pools.values():
@@ -221,7 +229,10 @@ class Sentinels(_Group):
         async with self._asking:
             if self._master is None:
                 _, (host, port) = await self._ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name)
-                self._master = Address(_literal(host.decode()), int(port))
+                master = Address(_literal(host.decode()), int(port))
+                await self._leave([master])
+                self._master = master
+                return self._pool_of(master)
             return self._pool_of(self._master)
 
     def outdate(self) -> None:
@@ -261,6 +272,7 @@ class Cluster(_Group):
             # A node that does not know its own name gives none: then it is the one that was asked.
             host = _literal(master[0].decode()) if master[0] not in {None, b"", b"?"} else asked.host
             ranges.append((int(first), int(last), Address(host, int(master[1]))))
+        await self._leave(master for _, _, master in ranges)
         self._ranges = ranges
         self._guides = list(dict.fromkeys([*(master for _, _, master in ranges), *self._seeds]))
 

@@ -14,16 +14,18 @@ import msgspec
 from app import __version__
 from app.access.api import key_of
 from app.locator import consul
-from app.locator.api import locator_of
+from app.locator.api import in_turns, locator_of, tags_of
 from app.locator.consul import DATACENTER, NODE
 from app.locator.directory import ALL
 from app.locator.registry import unknown_instance
+from app.locator.views import is_long, parts_of
 from app.web.body import read_json
+from app.web.paced import send_json
 from app.web.problems import invalid
 from app.web.routes import Answer, Handled, json_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from app.locator.directory import Roster
     from app.locator.opening import Locator
@@ -37,8 +39,21 @@ JITTER_SHARE: Final = 1 / 16
 _encode: Final = msgspec.json.Encoder().encode
 
 
+def _fields(index: int) -> dict[str, str]:
+    return {"X-Consul-Index": str(index), "X-Consul-KnownLeader": "true", "X-Consul-LastContact": "0"}
+
+
 def _answer(body: bytes, index: int) -> Handled:
-    return Answer(body, fields=f"X-Consul-Index: {index}\r\nX-Consul-KnownLeader: true\r\nX-Consul-LastContact: 0\r\n")
+    return Answer(body, fields="".join(f"{name}: {value}\r\n" for name, value in _fields(index).items()))
+
+
+async def _answer_list(
+    request: Request, subject: tuple[Any, ...], index: int, found: list[Record], make: Callable[[Record], Any]
+) -> Handled:
+    views = locator_of(request).views
+    if views.kept(subject, index) is None and is_long(record.instance for record in found):
+        return await send_json(request, views.in_turn(parts_of(found, make)), _fields(index))
+    return _answer(await views.list_of(subject, index, found, make), index)
 
 
 async def _wait(request: Request, name: str, index_now: Callable[[], int]) -> None:
@@ -72,6 +87,7 @@ async def _records(request: Request, name: str) -> tuple[list[Record], int]:
     """Return the instances of a service that `?tag=&passing` let through, and its index."""
     locator = locator_of(request)
     await _wait(request, name, lambda: _index_of(locator, name))
+    await locator.views.turn()
     service = locator.directory.get(name)
     tags = request.query.getall("tag", ())
     passing = "passing" in request.query and request.query["passing"] not in {"0", "false"}
@@ -87,7 +103,7 @@ async def _listed(request: Request, kind: str, make: Callable[[Record], Any]) ->
     found, index = await _records(request, name)
     tags = tuple(sorted(request.query.getall("tag", ())))
     subject = (kind, name, tags, request.query.get("passing"))
-    return _answer(await locator_of(request).views.list_of(subject, index, found, make), index)
+    return await _answer_list(request, subject, index, found, make)
 
 
 async def health_service(request: Request) -> Handled:
@@ -110,22 +126,24 @@ async def health_state(request: Request) -> Handled:
     state = request.match_info["state"]
     locator = locator_of(request)
     await _wait(request, ALL, lambda: locator.directory.index)
+    await locator.views.turn()
     index = locator.directory.index
     found = [
         record for _, _, record in locator.directory.records() if state in {"any", consul.status_of(record)}
     ]  # fmt: skip
-    return _answer(await locator.views.list_of(("state", state), index, found, consul.health_check), index)
+    return await _answer_list(request, ("state", state), index, found, consul.health_check)
 
 
 async def catalog_services(request: Request) -> Handled:
     """GET /v1/catalog/services: names to tags. Its index changes with names, ids and tags alone."""
     directory = locator_of(request).directory
     await _wait(request, ALL, lambda: directory.catalogue)
-    listed = {
-        name: sorted({tag for one in service.snapshot.by_id.values() for tag in one.tags})
-        for name, service in sorted(directory.services.items()) if service.records
-    }  # fmt: skip
-    return _answer(_encode(listed), directory.catalogue)
+    index, listed = directory.catalogue, {}
+    services = [service for _, service in sorted(directory.services.items())]
+    async for service in in_turns(locator_of(request), services):
+        if service.records:
+            listed[service.name] = tags_of(service.snapshot)
+    return _answer(_encode(listed), index)
 
 
 async def catalog_datacenters(_request: Request) -> Handled:
@@ -148,20 +166,30 @@ async def agent_self(_request: Request) -> Handled:
 
 async def agent_services(request: Request) -> Handled:
     """GET /v1/agent/services."""
-    return await _by_id(request, lambda record: (record.instance.id, consul.agent_service(record)))
+    return await _by_id(request, lambda record: record.instance.id, consul.agent_service)
 
 
 async def agent_checks(request: Request) -> Handled:
     """GET /v1/agent/checks."""
-    return await _by_id(request, lambda record: (f"service:{record.instance.id}", consul.health_check(record)))
+    return await _by_id(request, lambda record: f"service:{record.instance.id}", consul.health_check)
 
 
-async def _by_id(request: Request, pair: Callable[[Record], tuple[str, Any]]) -> Handled:
+async def _by_id(request: Request, name: Callable[[Record], str], make: Callable[[Record], Any]) -> Handled:
     """Answer with an object of all instances that came by this API: elsewhere ids repeat from service to service."""
     locator = locator_of(request)
     locator.check_warm()
-    found = [record for _, _, record in locator.directory.records() if record.api == "consul"]
-    return json_answer(_encode(dict(map(pair, found))))
+    await locator.views.turn()
+    found = {name(record): record for _, _, record in locator.directory.records() if record.api == "consul"}
+    members = parts_of(found.items(), lambda pair: msgspec.Raw(_encode(pair[0]) + b":" + _encode(make(pair[1]))))
+    # The parts of an array, whose brackets are the first and the last byte, become those of an object.
+    return await send_json(request, locator.views.in_turn(_in_braces(members)), {})
+
+
+def _in_braces(parts: Iterator[bytes]) -> Iterator[bytes]:
+    first = next(parts)
+    yield b"{" + (first[1:] if first != b"[]" else b"}")
+    for part in parts:
+        yield part if part != b"]" else b"}"
 
 
 async def agent_service(request: Request) -> Handled:

@@ -13,6 +13,7 @@ from app.locator.record import Fact, Record, split_field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
 ALL: Final = ""  # the name of the watch over all services: no service has it
 HISTORY_MAX: Final = 256  # changes of a service that a watcher may have missed and still gets singly
@@ -72,6 +73,7 @@ class Directory:
 
     index      the highest revision that was seen, or made here while Redis was away
     catalogue  the revision at which an instance was last added, removed, or got other tags
+    owned      instances by the key that registered them; owned_services: in how many services those are
     checked    fields of the instances that have an active check
     renewed    heartbeats that other replicas have not been told of: field to generation
     """
@@ -95,8 +97,10 @@ class Directory:
         self.instances = 0
         self.leased = 0
         self.owned: Counter[str] = Counter()
+        self.owned_services: Counter[str] = Counter()
         self.checked: set[str] = set()
         self.renewed: dict[str, str] = {}
+        self._owned_in: Counter[tuple[str, str]] = Counter()
         self._gone: OrderedDict[str, int] = OrderedDict()
         self._on_change = on_change
         self._on_word = on_word
@@ -174,6 +178,9 @@ class Directory:
         self.instances += 1
         self.leased += record.leased
         self.owned[record.owner] += 1
+        place = record.owner, record.instance.service
+        self._owned_in[place] += 1
+        self.owned_services[record.owner] += self._owned_in[place] == 1
         if record.instance.check is not None:
             self.checked.add(f"{record.instance.service}/{record.instance.id}")
 
@@ -181,10 +188,16 @@ class Directory:
         self.instances -= 1
         self.leased -= record.leased
         self.owned[record.owner] -= 1
+        place = record.owner, record.instance.service
+        self._owned_in[place] -= 1
+        if not self._owned_in[place]:
+            del self._owned_in[place]
+            self.owned_services[record.owner] -= 1
         if record.instance.check is not None:
             self.checked.discard(f"{record.instance.service}/{record.instance.id}")
         if not self.owned[record.owner]:
             del self.owned[record.owner]
+            del self.owned_services[record.owner]
 
     def _remove(self, service: Roster, id_: str, revision: int) -> None:
         field = f"{service.name}/{id_}"
@@ -276,11 +289,11 @@ class Directory:
         for name, ids in doubted.items():
             self.restate(self.services[name], ids, now_s)
 
-    def purge(self, now_s: float) -> None:
-        """Forget services that have had no instances for a while."""
+    def purge(self, now_s: float, empty_s: float = EMPTY_S) -> None:
+        """Forget services that have had no instances for so long."""
         empty = [
             name for name, service in self.services.items()
-            if not service.records and now_s - service.empty_since_s >= EMPTY_S
+            if not service.records and now_s - service.empty_since_s >= empty_s
         ]  # fmt: skip
         for name in empty:
             del self.services[name]
@@ -289,12 +302,20 @@ class Directory:
     # --- restoring --------------------------------------------------------------------------------------------------
 
     def reconcile(
-        self, facts: Mapping[str, Fact], revision: int, now_s: float, *, same: bool, silent_s: Mapping[str, float]
+        self,
+        facts: Mapping[str, Fact],
+        revision: int,
+        now_s: float,
+        *,
+        same: bool,
+        silent_s: Mapping[str, float],
+        kept: AbstractSet[str] = frozenset(),
     ) -> list[tuple[str, Record]]:
         """Take over all that Redis holds, read after `revision` was; return what it has forgotten.
 
         same      whether it is the data that this process has seen before: then what is missing and older has ended
         silent_s  for how long instances have been silent by Redis' clock; what is not named counts as unverified
+        kept      fields that are forgotten still: an earlier call returned them, and they are not laid again yet
         """
         touched: dict[str, set[str]] = {}
         for field, fact in facts.items():
@@ -318,7 +339,7 @@ class Directory:
             field = f"{service.name}/{id_}"
             if field in facts:
                 continue
-            if same and record.revision <= revision:
+            if same and record.revision <= revision and field not in kept:
                 self._remove(service, id_, revision)
                 touched.setdefault(service.name, set()).add(id_)
             else:

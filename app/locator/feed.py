@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from app.db.redis import RedisLink
+    from app.locator.record import Record
     from app.locator.registry import Answer, Registry
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ RECONNECT_S: Final = 0.5  # how often a Redis that is away is tried
 BLOCK_MS: Final = 1_000  # of one read of the stream: below the time after which a link takes Redis for dead
 ENTRIES_MAX: Final = 100  # of one read: about 10 ms of work at most
 SCAN_COUNT: Final = 500  # instances of one step of reading all: about 2 ms of decoding
+LAYING_MAX: Final = 1_000  # forgotten instances under way to Redis: the mailbox has room for clients beside them
 
 
 class FeedBroken(Exception):
@@ -59,6 +62,8 @@ class Feed:
         self._task: asyncio.Task[None] | None = None
         self._last_id = "0-0"
         self._seen = 0  # revision up to which the stream has been followed
+        self._forgotten: dict[str, Record] = {}  # by Redis, and not laid again yet
+        self._laying: dict[str, Record] = {}
         self.following = False
         self.loaded = False  # at least once: before that, nothing is known of any service
         self.reloads = 0
@@ -85,6 +90,7 @@ class Feed:
                 await self._load()
                 self.following = True
                 while self._seen >= 0:
+                    self._lay()
                     await self._follow()
             except FeedBroken:
                 log.info("the registry is read again: the stream has moved on without this replica")
@@ -119,14 +125,14 @@ class Feed:
         self._seen = int(revision or 0)
         now_s = self._clock_s()
         silent_s = await self._silence(facts) if self.loaded and same else {}
-        forgotten = self._directory.reconcile(facts, self._seen, now_s, same=same, silent_s=silent_s)
+        laid = self._forgotten.keys() | self._laying.keys()
+        forgotten = self._directory.reconcile(facts, self._seen, now_s, same=same, silent_s=silent_s, kept=laid)
         self._registry.incarnation = known
         self.loaded = True
         self.reloads += 1
         if forgotten:
             log.warning("redis has forgotten registered instances; they are laid again", extra={"count": len(forgotten)})
-        for field, record in forgotten:
-            self._submit(self._registry.restore(field, record, max(0.0, now_s - record.renewed_s)))
+        self._forgotten = {field: record for field, record in forgotten if field not in self._laying}
 
     async def _silence(self, facts: Mapping[str, Fact]) -> dict[str, float]:
         """Return for how long instances that are new here have been silent, by what the other replicas have heard.
@@ -143,12 +149,24 @@ class Feed:
         beats = await self._link.command("HMGET", LOCATOR_BEATS, *fields)
         return {field: (int(now) - int(at)) / 1000 for field, at in zip(fields, beats, strict=True) if at is not None}
 
-    def _submit(self, change: Any) -> None:
-        """Have a change made whose failure the next connection repairs."""
-        try:
-            self._registry.submit(change, _ignore)
-        except (InboxFull, ActorStopped) as error:
-            log.warning("a forgotten instance is not laid again", extra={"reason": type(error).__name__})
+    def _lay(self) -> None:
+        """Lay what Redis has forgotten, some at a time; what fails is tried again after the next read of the stream."""
+        for field in list(islice(self._forgotten, LAYING_MAX - len(self._laying))):
+            record = self._forgotten.pop(field)
+            if self._directory.find(*split_field(field)) is not record:
+                continue  # it was registered anew, or has ended
+            self._laying[field] = record
+
+            def settle(answer: Answer | None, _: Exception | None, field: str = field, record: Record = record) -> None:
+                del self._laying[field]
+                if answer is None:
+                    self._forgotten[field] = record
+
+            try:
+                silent_s = max(0.0, self._clock_s() - record.renewed_s)
+                self._registry.submit(self._registry.restore(field, record, silent_s), settle)
+            except (InboxFull, ActorStopped) as error:
+                settle(None, error)
 
     async def _follow(self) -> None:
         answer = await self._link.command(
@@ -172,7 +190,3 @@ class Feed:
         for replica, text in orjson.loads(entry[b"handed"]):
             if replica == self._registry.replica:
                 self._on_handed(text)
-
-
-def _ignore(_answer: Answer | None, _error: Exception | None) -> None:
-    """A restoration that failed is made again at the next connection."""

@@ -44,6 +44,7 @@ REAP_S: Final = 0.25  # how often leases whose time is over are taken back
 INSTANCES_MAX: Final = 50_000  # of all services: 100 MB
 INSTANCES_OF_KEY_MAX: Final = 20_000  # one key cannot take all of them
 SERVICES_MAX: Final = 5_000
+SERVICES_OF_KEY_MAX: Final = 2_000
 
 
 class HandedReport(msgspec.Struct, frozen=True):
@@ -160,19 +161,24 @@ class Locator:
         return record, known is None
 
     def _check_room(self, service: str, known: Record | None, owner: str) -> None:
-        directory = self.directory
         if known is not None:
             return
-        if (
-            directory.instances >= INSTANCES_MAX
-            or directory.owned[owner] >= INSTANCES_OF_KEY_MAX
-            or (service not in directory.services and len(directory.services) >= SERVICES_MAX)
+        directory = self.directory
+        anew = service not in directory.services
+        if anew and len(directory.services) >= SERVICES_MAX:
+            directory.purge(self.clock_s(), 0.0)  # those without instances are remembered only while there is room
+        for count, count_max, what in (
+            (directory.owned[owner], INSTANCES_OF_KEY_MAX, "instances of this key"),
+            (directory.instances, INSTANCES_MAX, "instances"),
+            (directory.owned_services[owner] if anew else 0, SERVICES_OF_KEY_MAX, "services of this key"),
+            (len(directory.services) if anew else 0, SERVICES_MAX, "services"),
         ):
-            raise Problem(
-                409, "too_many_instances",
-                f"There are as many as there may be: {INSTANCES_OF_KEY_MAX} instances of a key, {INSTANCES_MAX} of all,"
-                f" {SERVICES_MAX} services. Deregister what is gone.",
-            )  # fmt: skip
+            if count >= count_max:
+                raise Problem(
+                    409,
+                    "too_many_instances",
+                    f"There are {count} {what}; {count_max} is the limit. Deregister what is gone.",
+                )
 
     async def change(self, make: Callable[[Registry], Change]) -> Answer:
         """Have a change made and return the answer. Raises Problem 404 and 409; what an outage of Redis raises."""

@@ -10,7 +10,9 @@ import re
 from typing import TYPE_CHECKING, Any, cast
 
 from app.locator.api import filter_of, locator_of
+from app.locator.views import is_long, parts_of
 from app.locator.wire import Name
+from app.web.paced import send_json
 from app.web.routes import Answer, Handled, query
 
 if TYPE_CHECKING:
@@ -49,10 +51,13 @@ async def prometheus_targets(request: Request) -> Handled:
     if kept is not None:
         return Answer(kept)
     names = sorted(directory.services) if wanted is None else [wanted]
+    await locator.views.turn()
+    index = directory.index
     found: list[Record] = []
     for name in names:
         service = directory.get(name)
         if service is not None:
             found += (record for _, record in sorted(service.records.items()) if lets(record))
-    body = await locator.views.list_of(subject, directory.index, found, target_group)
-    return Answer(body)
+    if is_long(record.instance for record in found):
+        return await send_json(request, locator.views.in_turn(parts_of(found, target_group)), {})
+    return Answer(await locator.views.list_of(subject, index, found, target_group))

@@ -9,14 +9,19 @@ import msgspec
 
 from app.access.api import key_of
 from app.locator.api import locator_of
+from app.locator.views import is_long, parts_of
 from app.locator.wire import Index, Wait
-from app.web.event_stream import event_of, last_event_id, send_events, wants_events
+from app.web.event_stream import event_of, event_parts, last_event_id, send_events, wants_events
+from app.web.paced import send_json
 from app.web.routes import Answer, Handled, query
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from app.locator.directory import Roster
-    from app.locator.instance import Instance
+    from app.locator.instance import Instance, Snapshot
     from app.locator.opening import Locator
+    from app.web.event_stream import Event
     from app.web.request import Request
 
 WAIT_DEFAULT_S: Final = 60
@@ -40,6 +45,8 @@ async def watch(request: Request) -> Handled:
             wait_s *= 1 + JITTER_SHARE * random.random()  # noqa: S311 - spread, not secret
             await locator.watches.wait(name, wait_s, request.departure())
             service = locator.service(name)
+    if is_long(service.snapshot.by_id.values()):
+        return await send_json(request, locator.views.in_turn(_parts(service.snapshot)), {})
     return Answer(await _whole(locator, service))
 
 
@@ -49,14 +56,25 @@ async def _whole(locator: Locator, service: Roster) -> bytes:
     found = await locator.views.list_of(
         ("watch", service.name), snapshot.revision, snapshot.by_id.values(), _told
     )  # fmt: skip
-    return _encode({"service": service.name, "index": snapshot.revision})[:-1] + b',"instances":' + found + b"}"
+    return _start(snapshot) + found + b"}"
+
+
+def _parts(snapshot: Snapshot) -> Iterator[bytes]:
+    """Yield the same in parts."""
+    yield _start(snapshot)
+    yield from parts_of(snapshot.by_id.values(), _told)
+    yield b"}"
+
+
+def _start(snapshot: Snapshot) -> bytes:
+    return _encode({"service": snapshot.service, "index": snapshot.revision})[:-1] + b',"instances":'
 
 
 async def _stream(request: Request, locator: Locator, name: str) -> Handled:
     given = last_event_id(request)
     seen = -1 if given is None else given
 
-    async def following() -> bytes:
+    async def following() -> Event:
         nonlocal seen
         service = locator.directory.get(name)
         if service is None or service.snapshot.revision == seen:
@@ -71,7 +89,7 @@ async def _stream(request: Request, locator: Locator, name: str) -> Handled:
     return await send_events(request, locator.watches, name, following, is_current)
 
 
-async def event_since(locator: Locator, service: Roster, revision: int) -> tuple[bytes, int]:
+async def event_since(locator: Locator, service: Roster, revision: int) -> tuple[Event, int]:
     """Return the event that leads from a revision to now, and the revision it leads to.
 
     A `change` names the instances that were put and removed; a `snapshot` names all, when the revision is not one that
@@ -84,6 +102,9 @@ async def event_since(locator: Locator, service: Roster, revision: int) -> tuple
     kept = locator.views.kept(("event", service.name, since), snapshot.revision)
     if kept is not None:
         return kept, snapshot.revision
+    if since < 0 and is_long(snapshot.by_id.values()):
+        parts = event_parts("snapshot", snapshot.revision, _parts(snapshot))
+        return locator.views.in_turn(parts), snapshot.revision
     if changed is None or since < 0:
         event = event_of("snapshot", snapshot.revision, await _whole(locator, service))
     else:

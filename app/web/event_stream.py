@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
-
-from app.web.edge import stamp
+from app.web.paced import begin_parts, drop, write, write_parts
 from app.web.problems import invalid
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+    from aiohttp import web
 
     from app.web.request import Request
     from app.web.watches import Watches
 
+Event = bytes | AsyncIterator[bytes]  # whole, or in parts that are made while the client reads
+
 PING_S: Final = 15.0  # proxies close streams that are silent for a minute
-WRITE_TIMEOUT_S: Final = 10.0  # a client that has not read for so long is dropped; it resumes with Last-Event-ID
-PART_BYTES: Final = 32 * 1024  # of a large event: half of what a transport holds before the writer waits
 
 _event_id = re.compile(r"[0-9]{1,15}\Z")
 
@@ -31,7 +31,14 @@ def wants_events(request: Request) -> bool:
 
 def event_of(kind: str, number: int, body: bytes) -> bytes:
     """Return an event as it is written; `number` is its id, and `body` is one line."""
-    return f"id: {number}\nevent: {kind}\ndata: ".encode() + body + b"\n\n"
+    return b"".join(event_parts(kind, number, (body,)))
+
+
+def event_parts(kind: str, number: int, parts: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield an event whose body is made while it is written."""
+    yield f"id: {number}\nevent: {kind}\ndata: ".encode()
+    yield from parts
+    yield b"\n\n"
 
 
 def last_event_id(request: Request) -> int | None:
@@ -45,44 +52,26 @@ def last_event_id(request: Request) -> int | None:
 
 
 async def send_events(
-    request: Request, watches: Watches, name: str, following: Callable[[], Awaitable[bytes]], is_current: Callable[[], bool]
+    request: Request, watches: Watches, name: str, following: Callable[[], Awaitable[Event]], is_current: Callable[[], bool]
 ) -> web.StreamResponse:
-    """Answer with events until the client leaves or the server stops.
+    """Answer with events until the client leaves or the server stops. A client that does not read is dropped.
 
     name        of the watch that wakes the stream
     following   returns the next event, empty when there is none
     is_current  whether the client has all there is
     """
-    source = request.source
-    if source is None:
-        raise AssertionError("a route that streams has aiohttp's request")
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-    stamp(response, request.request_id)
-    await response.prepare(source)
+    response = await begin_parts(request, {"Content-Type": "text/event-stream"})
     departure = request.departure()
     try:
-        await _send(response, b"retry: 1000\n\n")
+        await write(response, b"retry: 1000\n\n")
         while not (watches.closing or departure.done()):
-            await _send(response, await following() or b": still here\n\n")
+            event = await following() or b": still here\n\n"
+            if isinstance(event, bytes):
+                await write(response, event)
+            else:
+                await write_parts(response, event)
             if is_current():
                 await watches.wait(name, PING_S, departure)
     except TimeoutError:
-        _drop(source)
+        drop(request)
     return response
-
-
-async def _send(response: web.StreamResponse, event: bytes) -> None:
-    """Write an event no faster than it is read: a slow client holds one part of it, and not a copy of the whole.
-
-    Raises TimeoutError when nothing of a part can be written for WRITE_TIMEOUT_S.
-    """
-    for start in range(0, len(event), PART_BYTES):
-        async with asyncio.timeout(WRITE_TIMEOUT_S):
-            await response.write(event[start : start + PART_BYTES])
-
-
-def _drop(source: web.Request) -> None:
-    """Cut the connection of a client that does not read; what was to be written to it is forgotten."""
-    if source.transport is not None:
-        source.transport.abort()
-    raise ConnectionResetError("the client reads nothing")

@@ -57,6 +57,30 @@ async def test_nobody_to_ask_is_an_error_that_passes_and_names_who_was_asked() -
     await topology.close()
 
 
+async def test_servers_that_have_no_keys_any_more_leave_nothing_behind() -> None:
+    ports = iter(range(30_000, 30_100))
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while first := await reader.readline():
+            words = [(await reader.readline(), await reader.readline())[1] for _ in range(int(first[1:]))]
+            master = b"*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n" % next(ports) if words[0] == b"CLUSTER\r\n" else b""
+            writer.write(b"*1\r\n*3\r\n:0\r\n:16383\r\n" + master if master else b"+OK\r\n")
+        writer.close()
+
+    node = await asyncio.start_server(answer, "127.0.0.1", 0)
+    topology = make_topology(f"redis+cluster://127.0.0.1:{node.sockets[0].getsockname()[1]}")
+    seen = set()
+    for _ in range(5):
+        seen.add((await topology.pool("{t}:")).connection_kwargs["port"])
+        topology.outdate()
+
+    assert len(seen) == 5
+    assert isinstance(topology, Cluster)
+    assert [address.port for address in topology._pools] == [max(seen)]
+    await topology.close()
+    node.close()
+
+
 class Watched(NamedTuple):
     """A master, its replica, and the Sentinel that watches both."""
 

@@ -200,6 +200,31 @@ async def test_a_redis_that_has_forgotten_everything_is_told_again(own_redis: Pr
         assert record.generation == "g1"
 
 
+async def test_more_than_the_mailbox_takes_is_laid_again_to_the_last_instance(
+    own_redis: PrivateRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.locator.registry.SERVICE_CHANGES_MAX", 5)
+    async with replicas(own_redis.url, 2) as (one, other):
+        for number in range(11):
+            await one.register("web", f"i{number}", None, instance())
+        await eventually(lambda: len(other.states("web")) == 11)
+        run_apart(own_redis.flush())
+
+        await one.tick()
+        async with Redis.from_url(own_redis.url) as redis:
+            deadline_s = time.monotonic() + 10
+            while await redis.hlen(LOCATOR_INSTANCES) < 11:
+                assert time.monotonic() < deadline_s
+                await asyncio.sleep(0.01)
+
+        assert one.feed is not None
+        one.feed.read_again()
+        reloads = one.feed.reloads
+        await eventually(lambda: one.feed is not None and one.feed.reloads > reloads)
+        assert set(one.states("web").values()) == set(other.states("web").values()) == {"up"}
+        assert len(one.states("web")) == len(other.states("web")) == 11
+
+
 async def test_a_report_that_reaches_another_replica_is_handed_on(redis_url: str) -> None:
     async with replicas(redis_url, 2) as (one, other):
         await one.register("web", "a", None, instance())
@@ -250,20 +275,35 @@ async def test_an_isolation_holds_on_every_replica_until_it_is_reset(redis_url: 
         await eventually(lambda: not one.balancer.view("web", "a", 0.0).isolated)
 
 
-async def test_one_key_and_one_service_cannot_take_the_registry(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_key_cannot_take_the_registry_and_is_told_which_limit_it_met(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("app.locator.opening.INSTANCES_OF_KEY_MAX", 3)
+    monkeypatch.setattr("app.locator.opening.SERVICES_OF_KEY_MAX", 1)
+    monkeypatch.setattr("app.locator.opening.SERVICES_MAX", 2)
     async with replicas(redis_url, 1) as (one,):
-        for number in range(3):
+
+        async def refusal(service: str, owner: str) -> str:
+            with pytest.raises(Problem) as refused:
+                await one.register(service, "i9", None, instance(owner=owner))
+            assert (refused.value.status, refused.value.code) == (409, "too_many_instances")
+            return refused.value.detail.partition(";")[0]
+
+        await one.register("web", "i0", None, instance())
+        assert await refusal("db", "k1") == "There are 1 services of this key"
+        for number in range(1, 3):
             await one.register("web", f"i{number}", None, instance())
-
-        with pytest.raises(Problem) as refused:
-            await one.register("web", "i9", None, instance())
-
-        assert refused.value.code == "too_many_instances"
+        assert await refusal("web", "k1") == "There are 3 instances of this key"
         await one.register("web", "i9", None, instance(owner="k2"))
+        await one.register("db", "i1", None, instance(owner="k3"))
+        assert await refusal("mail", "k4") == "There are 2 services"
+
+        await one.change(lambda registry: registry.drop("db", "i1", ""))
+        await one.register("mail", "i1", None, instance(owner="k4"))
         await one.register("web", "i0", None, instance(port=81))
         await one.change(lambda registry: registry.drop("web", "i0", ""))
         await one.register("web", "i8", None, instance())
+        assert dict(one.directory.owned_services) == {"k1": 1, "k2": 1, "k4": 1}
 
 
 async def test_a_stream_that_moved_on_without_a_replica_is_made_good_by_reading_all(redis_url: str) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import orjson
 
-from app.locator.views import KEPT_MAX, KEPT_MAX_BYTES, Views
+from app.locator.views import KEPT_MAX, KEPT_MAX_BYTES, SLICE, WHOLE_MAX_BYTES, Views, is_long, parts_of
+from tests.locator.fleet import fleet, instance
 
 
 async def test_a_list_is_made_once_for_each_revision() -> None:
@@ -35,3 +39,51 @@ async def test_what_is_kept_is_bounded_in_number_and_in_bytes() -> None:
     assert views.kept(KEPT_MAX + 4, 1) is None
     views.keep("large", 2, b"x")
     assert (views.kept("large", 1), views.kept("large", 2)) == (None, b"x")
+
+
+async def test_all_who_ask_at_once_get_the_same_and_who_leaves_takes_it_from_nobody() -> None:
+    views, made = Views(), []
+
+    def make(value: int) -> int:
+        made.append(value)
+        return value
+
+    first, *others = [asyncio.create_task(views.list_of("web", 7, range(250), make)) for _ in range(5)]
+    await asyncio.sleep(0)
+    first.cancel()
+    bodies = await asyncio.gather(*others)
+
+    assert len(made) == 250
+    assert all(body is bodies[0] for body in bodies)
+    with contextlib.suppress(asyncio.CancelledError):
+        await first
+    assert first.cancelled()
+
+
+async def test_long_lists_are_made_one_part_for_each_turn_of_the_loop_however_many_ask() -> None:
+    views, turns, made_in = Views(), 0, []
+
+    def make(value: int) -> int:
+        made_in.append(turns)
+        return value
+
+    readers = [asyncio.create_task(views.whole(parts_of(range(3 * SLICE), make))) for _ in range(4)]
+    while not all(reader.done() for reader in readers):
+        turns += 1
+        await asyncio.sleep(0)
+
+    assert len(made_in) == 4 * 3 * SLICE
+    assert max(made_in.count(turn) for turn in set(made_in)) == SLICE
+    assert orjson.loads(readers[0].result()) == list(range(3 * SLICE))
+
+
+def test_parts_make_an_array_of_any_length() -> None:
+    for size in (0, 1, SLICE, SLICE + 1):
+        assert orjson.loads(b"".join(parts_of(range(size), lambda value: value))) == list(range(size))
+
+
+def test_a_list_is_long_by_what_its_instances_tell() -> None:
+    large = instance(1, metadata={f"k{number}": "v" * 1_000 for number in range(4)})
+
+    assert not is_long(fleet(1_000).by_id.values())
+    assert is_long([large] * (WHOLE_MAX_BYTES // 4_000))
