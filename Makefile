@@ -12,7 +12,7 @@ PIP := pip==26.3 --hash=sha256:f3b60b20ffaadd4415ed7957212a38ac63fa4c5fa375bd0f4
 # What is imported is compiled then; to compile all of it at once takes 18 s of processor time.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile
 
-.PHONY: run test programs lint bench bench-shadow bench-locator dashboards dashboard-pictures soak clean manifests lock
+.PHONY: run test programs lint bench bench-proofs bench-shadow bench-locator dashboards dashboard-pictures soak clean manifests lock
 
 run: $(VENV)/.run
 	exec $(BIN)/shieldx serve $(ARGS)
@@ -32,6 +32,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ARGS)
+
+bench-proofs: $(VENV)/.dev
+	$(BIN)/python -m bench.proofs $(ARGS)
 
 bench-shadow: $(VENV)/.dev
 	$(BIN)/python -m bench.shadow $(ARGS)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from app.audit.entry import RowSeal
+    from app.privacy.envelope import MasterKeys
 
 EXIT_REFUSED: Final = 2  # the command line or the settings are wrong, or a check could not be made
 _SECRET: Final = frozenset({
@@ -63,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
                         help="file with a trusted checkpoint that the chain must pass through; may be repeated")  # fmt: skip
     verify.add_argument("--from-checkpoint", action="append", default=[], type=Path,
                         help="file with a trusted checkpoint: check only what came after it; may be repeated")  # fmt: skip
+    verify.add_argument("--master-key-file", metavar="FILE", type=Path,
+                        help="file with the master keys of private data: opens every private record")  # fmt: skip
     verify.add_argument("--size", action="append", default=[],
                         help="[SHARD:]SIZE: how many entries the chain is known to have had; may be repeated")  # fmt: skip
     keys = add_parsers(commands)
@@ -120,17 +123,33 @@ def _serve(arguments: argparse.Namespace) -> int:
         return runner.run(serve(settings))
 
 
+def _named_masters(path: Path) -> MasterKeys:
+    """Return the master keys in a file. Raises MasterKeyRefused, OSError."""
+    from app.privacy.envelope import MasterKeyRefused, read_master_keys  # noqa: PLC0415
+
+    masters = read_master_keys({"SHIELDX_MASTER_KEY_FILE": str(path)})
+    if masters is None:
+        raise MasterKeyRefused(f"{path} has no master key")
+    return masters
+
+
 def _audit(arguments: argparse.Namespace) -> int:
     from app.audit.command import run_verify  # noqa: PLC0415
     from app.audit.offline import run_receipt  # noqa: PLC0415
     from app.audit.trust import TrustRefused, read_trust  # noqa: PLC0415
+    from app.privacy.envelope import MasterKeyRefused  # noqa: PLC0415
 
     if arguments.receipt is not None:
         return run_receipt(arguments.receipt, arguments.key, arguments.witness, arguments.entry, as_json=arguments.json)
     try:
         trust = read_trust(arguments.key, arguments.from_checkpoint, arguments.size, arguments.checkpoint)
-    except TrustRefused as error:
+        masters = None if arguments.master_key_file is None else _named_masters(arguments.master_key_file)
+    except (TrustRefused, MasterKeyRefused, OSError) as error:
         print(f"could not check: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+
+    if masters is not None and trust.checkpoints:
+        print("could not check: a whole verification opens private records: leave --from-checkpoint out", file=sys.stderr)
         return EXIT_REFUSED
 
     data_dir = _data_dir(arguments)
@@ -142,7 +161,7 @@ def _audit(arguments: argparse.Namespace) -> int:
         endpoints = read_endpoints(data_dir)
         url, redis_url = endpoints.admin_database_url, endpoints.redis_url
     seal = _seal(settings)
-    return run_verify(url, {} if seal is None else {seal.key_id: seal}, arguments.json, trust, redis_url)
+    return run_verify(url, {} if seal is None else {seal.key_id: seal}, arguments.json, trust, redis_url, masters)
 
 
 def _keys(arguments: argparse.Namespace) -> int:

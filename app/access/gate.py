@@ -53,9 +53,11 @@ class Gate:
 
         return enter
 
-    def sees(self, key: Key, tenant_id: str, method: str, path: str) -> bool:
-        """Whether a tenant exists for a key; if not, the attempt is noted, and the caller answers as for no tenant."""
+    def sees(self, key: Key, tenant_id: str, method: str, path: str, address: Callable[[], str | None]) -> bool:
+        """Whether a tenant exists for a key; if not, the attempt is noted with the network of the client's address, and the
+        caller answers as for no tenant.
+        """
         if may_see(key, tenant_id):
             return True
-        self._denials.note("foreign_tenant", method, path, key_id=key.key_id)
+        self._denials.note("foreign_tenant", method, path, key_id=key.key_id, address=address())
         return False

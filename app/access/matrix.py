@@ -107,19 +107,20 @@ _RULES: Final[dict[Row, Right]] = {
     ("GET", "/v1/rules/{name}/report"): Right(_READ, "shadow", whole_ledger=True),
 }
 
+# Experiments belong to no tenant either: who changes one, or what it serves, does so for all.
 _SHADOW: Final[dict[Row, Right]] = {
-    ("POST", "/v1/experiments"): Right(_RUN, "shadow"),
+    ("POST", "/v1/experiments"): Right(_RUN, "shadow", whole_ledger=True),
     ("GET", "/v1/experiments"): Right(_READ, "shadow"),
     ("GET", "/v1/experiments/{name}"): Right(_READ, "shadow"),
-    ("PATCH", "/v1/experiments/{name}"): Right(_RUN, "shadow"),
-    ("DELETE", "/v1/experiments/{name}"): Right(_RUN, "shadow"),
+    ("PATCH", "/v1/experiments/{name}"): Right(_RUN, "shadow", whole_ledger=True),
+    ("DELETE", "/v1/experiments/{name}"): Right(_RUN, "shadow", whole_ledger=True),
     ("POST", "/v1/experiments/{name}/assign"): Right(_WRITE, "shadow"),
     ("POST", "/v1/experiments/{name}/outcomes"): Right(_WRITE, "shadow"),
     ("GET", "/v1/experiments/{name}/analysis"): Right(_READ, "shadow"),
     ("GET", "/v1/experiments/{name}/plot.svg"): Right(_READ, "shadow"),
-    ("POST", "/v1/experiments/{name}/deploy"): Right(_RUN, "shadow"),
-    ("POST", "/v1/experiments/{name}/rollback"): Right(_RUN, "shadow"),
-    ("POST", "/v1/experiments/{name}/canary"): Right(_RUN, "shadow"),
+    ("POST", "/v1/experiments/{name}/deploy"): Right(_RUN, "shadow", whole_ledger=True),
+    ("POST", "/v1/experiments/{name}/rollback"): Right(_RUN, "shadow", whole_ledger=True),
+    ("POST", "/v1/experiments/{name}/canary"): Right(_RUN, "shadow", whole_ledger=True),
 }
 
 _FLAGS: Final[dict[Row, Right]] = {

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from app.audit.entry import RowSeal
+    from app.privacy.envelope import MasterKeys
 
 NO_TRUST: Final = Trust()
 _AWAY: Final = (OSError, TimeoutError, ValueError, redis.exceptions.RedisError, MemoryUnreadable)
@@ -34,15 +35,16 @@ def run_verify(
     as_json: bool,  # noqa: FBT001 - --json
     trust: Trust = NO_TRUST,
     redis_url: str = "",
+    masters: MasterKeys | None = None,
 ) -> int:
     """Verify, print the result on stdout, and return the exit code: 0 intact, 1 tampered, 2 could not check.
 
     From trusted checkpoints on if there are any in `trust`, otherwise everything; in both cases the chains must have had
-    the trees that the ledger's Redis remembers, if its URL is given.
+    the trees that the ledger's Redis remembers, if its URL is given. `masters` open private records.
     """
     bar = Progress(0, "verify")
     try:
-        report = uvloop.run(_verify(database_url, redis_url, seals, trust, bar.update))
+        report = uvloop.run(_verify(database_url, redis_url, seals, trust, bar.update, masters))
     except (CannotCheckError, OSError, BrokenProcessPool, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         bar.close()
         sys.stderr.write(f"could not check: {_advice(error)}\n")
@@ -53,16 +55,18 @@ def run_verify(
 
 
 async def _verify(
-    database_url: str, redis_url: str, seals: Mapping[str, RowSeal], trust: Trust, progress: Callable[[int, int], None]
-) -> Report:
+    database_url: str, redis_url: str, seals: Mapping[str, RowSeal], trust: Trust, progress: Callable[[int, int], None],
+    masters: MasterKeys | None,
+) -> Report:  # fmt: skip
     if redis_url:
         try:
             trust = await _recall(database_url, redis_url, trust)
         except _AWAY as error:
             reason = f"{type(error).__name__}: {error}"
             sys.stderr.write(f"the chains are not held against what Redis remembers of them ({reason})\n")
-    work = verify_since if trust.checkpoints else verify_ledger
-    return await work(database_url, seals=seals, progress=progress, trust=trust)
+    if trust.checkpoints:
+        return await verify_since(database_url, seals=seals, progress=progress, trust=trust)
+    return await verify_ledger(database_url, seals=seals, progress=progress, trust=trust, masters=masters)
 
 
 async def _recall(database_url: str, redis_url: str, trust: Trust) -> Trust:

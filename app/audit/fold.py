@@ -15,6 +15,7 @@ import msgspec
 
 from app.audit.controls import ControlsFold
 from app.audit.entry import Record
+from app.audit.facts import Facts, Given
 from app.audit.key_check import KEY_ENTRIES
 from app.privacy.tombstones import TOMBSTONES
 
@@ -28,7 +29,8 @@ class Rule(NamedTuple):
     """How one kind of event moves its amount: signs for three numbers, and the accounts it goes between.
 
     An account is a full name or, when `..._own`, the prefix of the tenant's id. `opens` and `closes` say what the
-    reservation is for that it opens or closes; `extra` says that there is more to check than the signs.
+    reservation is for that it opens or closes; `extra` says that there is more to check than the signs; `used` that it
+    counts as usage.
     """
 
     number: int
@@ -40,6 +42,7 @@ class Rule(NamedTuple):
     debit_own: bool
     credit_own: bool
     extra: bool
+    used: bool
     opens: Purpose | None
     closes: Purpose | None
 
@@ -52,10 +55,11 @@ def _rule(
     opens: Purpose | None = None,
     closes: Purpose | None = None,
     extra: bool = False,
+    used: bool = False,
 ) -> Rule:
     debit, credit = sides
     own = debit.endswith(":"), credit.endswith(":")
-    return Rule(number, *signs, debit, credit, *own, extra or bool(opens or closes), opens, closes)
+    return Rule(number, *signs, debit, credit, *own, extra or bool(opens or closes), used, opens, closes)
 
 
 TENANT: Final = "tenant:"
@@ -70,11 +74,11 @@ TRANSFER_IN: Final = _rule(16, (1, 0, 0), (CLEARING, TENANT), extra=True)
 RULES: Final[dict[str, Rule]] = {
     "account": _rule(0, (0, 0, 0), (TENANT, TENANT), extra=True),
     "update": _rule(1, (0, 0, 0), (TENANT, TENANT)),
-    "topup": _rule(2, (1, 0, 0), (FUNDING, TENANT)),
-    "consume": _rule(3, (-1, 0, 0), (TENANT, REVENUE)),
-    "refund": _rule(4, (1, 0, 0), (REVENUE, TENANT), extra=True),
+    "topup": _rule(2, (1, 0, 0), (FUNDING, TENANT), used=True),
+    "consume": _rule(3, (-1, 0, 0), (TENANT, REVENUE), used=True),
+    "refund": _rule(4, (1, 0, 0), (REVENUE, TENANT), extra=True, used=True),
     "reserve": _rule(5, (0, 1, 0), (TENANT, HELD), opens="spend"),
-    "commit": _rule(6, (-1, -1, 0), (HELD, REVENUE), closes="spend"),
+    "commit": _rule(6, (-1, -1, 0), (HELD, REVENUE), closes="spend", used=True),
     "abort": _rule(7, (0, -1, 0), (HELD, TENANT), closes="spend"),
     "expire": _rule(8, (0, -1, 0), (HELD, TENANT), closes="spend"),
     "transfer": TRANSFER_OUT,
@@ -151,11 +155,11 @@ class Transfer(msgspec.Struct, array_like=True):
 class RangeFold:
     """The state of the tenants of a range, moved on by one entry after the other."""
 
-    def __init__(self, low: int, refunded_ids: frozenset[str]) -> None:
-        """`low` is the first seq of the range; `refunded_ids` the transactions that credit_refunds lists.
+    def __init__(self, shard: int, low: int, given: Given) -> None:
+        """`low` is the first seq of the range.
 
-        What was consumed by those goes to `consumed`; what can only be judged with the ranges before, to `deferred`; what
-        speaks of private records, to `private`; changes of API keys to `keys`.
+        What was consumed by refunded transactions goes to `consumed`; what can only be judged with the ranges before, to
+        `deferred`; what speaks of private records, to `private`; changes of API keys to `keys`.
         """
         self.spans: dict[str, Span] = {}
         self.holds: dict[str, Hold] = {}
@@ -167,7 +171,9 @@ class RangeFold:
         self.transfer: Transfer | None = None
         self.moved = [0] * len(ALL_RULES)
         self._low = low
-        self._refunded_ids = refunded_ids
+        self._refunded_ids = given.refunded_ids
+        self.facts = Facts(given.key) if given.key else None
+        self._used_up_to = given.marks.get(shard, -1) if given.key else -1
 
     def apply(self, record: Record) -> str | None:  # noqa: C901, PLR0912 - inlined: this runs once for every entry
         """Move the tenant on by one record; the reason when it does not follow from the record before it."""
@@ -183,7 +189,7 @@ class RangeFold:
             return self.transfer.cut
         if rule is TRANSFER_OUT and record.debit == CLEARING:
             rule = TRANSFER_IN
-        number, sign, reserved_sign, incoming_sign, debit, credit, debit_own, credit_own, extra, _, _ = rule
+        number, sign, reserved_sign, incoming_sign, debit, credit, debit_own, credit_own, extra, used, _, _ = rule
         if record.debit != (debit + tenant if debit_own else debit) or record.credit != (
             credit + tenant if credit_own else credit
         ):
@@ -212,6 +218,8 @@ class RangeFold:
             span.incoming += incoming_sign * amount
             span.incoming_low = min(span.incoming_low, span.incoming)
         self.moved[number] += amount
+        if used and record.seq <= self._used_up_to and self.facts is not None:
+            self.facts.used(record)
         if record.details is None:
             return None
         if kind == "topup":
@@ -225,18 +233,24 @@ class RangeFold:
         if rule.opens is not None:
             hold = Hold(record.tenant_id, record.amount, rule.opens, record.shard, record.seq)
             opened = self.holds.setdefault(record.transaction_id, hold) is hold
+            if self.facts is not None:
+                self.facts.opened(record)
             return (None if opened else f"reservation {record.transaction_id} is opened twice"), 0
         if record.type == "refund":
             self.deferred.append(record)
             return None, 0
         if record.type == "transfer":
             return self._leg(record), 0
+        if self.facts is not None:
+            self.facts.account(record)
         return _opening_fault(record), 0
 
     def _close(self, record: Record, purpose: Purpose) -> tuple[str | None, int]:
         released = detail(record, "released") if record.type == "commit" else 0
         if released < 0:
             return "the commit does not say how much it releases", 0
+        if self.facts is not None:
+            self.facts.closed(record)
         hold = self.holds.pop(record.reference or "", None)
         if hold is None:
             self.deferred.append(record)

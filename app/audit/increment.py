@@ -15,6 +15,7 @@ import asyncpg
 import msgspec
 
 from app.audit.entry import ENTRY_PREFIX, Record, genesis_hash
+from app.audit.facts import Given
 from app.audit.fold import BALANCE_MAX, Hold, Transfer, detail
 from app.audit.ground import ground_fault
 from app.audit.log import log_origin
@@ -87,10 +88,10 @@ async def verify_since(
             origin, shard_count = await ledger_of(connection)
             outside = unknown_log_fault(trust, origin, shard_count) or await ground_fault(connection)
             numbers = {log_origin(origin, number): number for number in range(shard_count)}
-            refunded = frozenset(row["transaction_id"] for row in await connection.fetch(REFUNDS_SQL))
+            given = Given(frozenset(row["transaction_id"] for row in await connection.fetch(REFUNDS_SQL)))
             since = await alerts_since(connection)
             increments = [
-                Increment(connection, numbers[name], checkpoint, trust, Totals(seals, refunded, since))
+                Increment(connection, numbers[name], checkpoint, trust, Totals(seals, given, since))
                 for name, checkpoint in sorted(trust.checkpoints.items())
                 if name in numbers
             ]
@@ -158,9 +159,7 @@ class Increment:
     async def _walk(self, position: Position, end: int, tree: TreeCheck, progress: Callable[[int, int], None]) -> Bad | None:
         size = position.next_seq
         for low in range(size, end, RANGE_ENTRIES):
-            proof = await prove(
-                self._connection, Range(self._shard, low, min(low + RANGE_ENTRIES, end)), self._totals.refunded_ids
-            )
+            proof = await prove(self._connection, Range(self._shard, low, min(low + RANGE_ENTRIES, end)), self._totals.given)
             await self._recall(proof)
             bad = self._totals.join(position, proof) or await tree.feed(digests_of(proof))
             progress(position.next_seq - size, end - size)

@@ -1,7 +1,7 @@
 """The reading side of the logs: checkpoints, proofs, tiles, bundles and receipts, from Postgres.
 
-Only what is under a signed checkpoint is shown. A proof reads a few runs of at most 256 hashes each, whatever the size
-of the log; see `app.audit.tiles.runs_for`.
+Only what is under a signed checkpoint is shown. A proof needs a few tiles of at most 256 hashes each, whatever the size
+of the log; those that were read lately are kept, see `app.audit.tile_cache`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from app.audit.entry import HASH_BYTES
 from app.audit.merkle import (
     SIZE_MAX,
+    TILE_WIDTH,
     Node,
     Span,
     consistency_spans,
+    full_subtrees,
     inclusion_spans,
     root_of_inclusion,
     span_hash,
 )
 from app.audit.note import Verifier
 from app.audit.receipt import Receipt
-from app.audit.tiles import Run, Tile, bundle, node_in, runs_for
+from app.audit.tile_cache import HashTile, TileCache, TileKey, TileStale, check_tiles, nodes_of, widened
+from app.audit.tiles import Run, Tile, bundle, node_in, runs_for, runs_of
 from app.db.retry import retry
 from app.db.sql import query
 
@@ -43,7 +46,7 @@ class NotPublished(LookupError):
 
 
 class TreeDamaged(Exception):
-    """Hashes that have to be stored are missing; the text says which."""
+    """Hashes that have to be stored are missing, or do not lead to what was signed; the text says which."""
 
 
 class Published(NamedTuple):
@@ -89,6 +92,8 @@ class Log:
         self._pool = pool
         self._read_timeout_s = read_timeout_s
         self._ledger_origin = ledger_origin
+        self._tiles = TileCache()
+        self._history = ""
         self.keys: Final = dict(keys or {})
 
     def origin(self, shard: int) -> str:
@@ -109,15 +114,15 @@ class Log:
     async def inclusion(self, shard: int, seq: int, size: int) -> InclusionProof:
         """Prove that entry `seq` is in the tree of `size`. Raises NotPublished, ProofInvalid for seq >= size."""
         spans = [*inclusion_spans(seq, size), Span(seq, seq + 1)]
-        await self.checkpoint(shard, size)
-        *hashes, leaf = await self.hashes(shard, spans)
-        return InclusionProof(seq, size, leaf, hashes, root_of_inclusion(seq, size, leaf, hashes))
+        (*hashes, leaf), root = await self._proved(shard, size, spans)
+        if root_of_inclusion(seq, size, leaf, hashes) != root:
+            raise TreeDamaged(f"what is stored of the tree of shard {shard} does not lead from entry {seq} to its root")
+        return InclusionProof(seq, size, leaf, hashes, root)
 
     async def consistency(self, shard: int, size1: int, size2: int) -> ConsistencyProof:
         """Prove that the tree of `size2` extends that of `size1`, at least 1. Raises NotPublished, ProofInvalid."""
-        spans = [*consistency_spans(size1, size2), Span(0, size1), Span(0, size2)]
-        await self.checkpoint(shard, size2)
-        *hashes, root1, root2 = await self.hashes(shard, spans)
+        spans = [*consistency_spans(size1, size2), Span(0, size1)]
+        (*hashes, root1), root2 = await self._proved(shard, size2, spans)
         return ConsistencyProof(size1, size2, hashes, root1, root2)
 
     async def tile(self, shard: int, tile: Tile) -> bytes:
@@ -138,11 +143,55 @@ class Log:
         Raises NotPublished while no checkpoint covers the entry, which is the case for a second at most.
         """
         published = await self.checkpoint(shard, seq + 1, cosigned=True)
-        hashes = await self.hashes(shard, inclusion_spans(seq, published.size))
+        hashes, _ = await self._proved(shard, published.size, inclusion_spans(seq, published.size))
         entries = await self.rows(_ENTRIES, shard, seq, seq + 1)
         if not entries:
             raise TreeDamaged(f"entry {seq} of shard {shard} is missing")
         return Receipt(seq, tuple(hashes), published.note, entries[0][0])
+
+    async def _proved(self, shard: int, size: int, spans: Sequence[Span]) -> tuple[list[bytes], bytes]:
+        """Return the hash of each span, and the root of the tree of `size`, from tiles that are kept or read.
+
+        Raises NotPublished, and TreeDamaged when hashes are missing or do not fit together or to the signed root.
+        """
+        try:
+            return await self._from_tiles(shard, size, spans)
+        except TileStale:
+            self._tiles.clear()
+        try:
+            return await self._from_tiles(shard, size, spans)
+        except TileStale as error:
+            raise TreeDamaged(str(error)) from None
+
+    async def _from_tiles(self, shard: int, size: int, spans: Sequence[Span]) -> tuple[list[bytes], bytes]:
+        """Do what `_proved` does, once. Raises TileStale as well when what is kept and what is stored do not fit."""
+        whole = Span(0, size)
+        nodes = [node for span in (*spans, whole) for node in full_subtrees(span)]
+        needed = runs_of(nodes)
+        kept = self._tiles.found(shard, needed)
+        missing = [widened(run, size) for run in needed if TileKey(shard, run.level, run.low // TILE_WIDTH) not in kept]
+        levels, lows, highs = zip(*missing, strict=True) if missing else ((), (), ())
+        ((history, published, root, runs),) = await self.rows(query("proof_runs"), shard, size, levels, lows, highs)
+        if not published:
+            raise NotPublished(f"shard {shard} has no checkpoint of {size} entries or more")
+        if history != self._history:
+            # What is kept is of another database, if anything is.
+            self._history = history
+            self._tiles.clear()
+            if kept:
+                raise TileStale(f"shard {shard} was restored")
+        _check_runs(shard, missing, runs)
+        read = {
+            TileKey(shard, run.level, run.low // TILE_WIDTH): HashTile(data) for run, data in zip(missing, runs, strict=True)
+        }
+        tiles = kept | read
+        check_tiles(tiles)
+        lookup = nodes_of(tiles, shard, nodes).__getitem__
+        computed = span_hash(whole, lookup)
+        if root is not None and root != computed:
+            raise TileStale(f"the tree of shard {shard} does not have the root of its checkpoint of {size} entries")
+        self._tiles.keep(read)
+        return [span_hash(span, lookup) for span in spans], computed
 
     async def hashes(self, shard: int, spans: Sequence[Span]) -> list[bytes]:
         """Return the hash of each span, from stored hashes. Raises TreeDamaged when some are missing."""
@@ -158,14 +207,9 @@ class Log:
         if not runs:
             return {}
         levels, lows, highs = zip(*runs, strict=True)
-        rows = await self.rows(_RUNS, shard, levels, lows, highs)
-        for run, row in zip(runs, rows, strict=True):
-            if len(row[0]) != (run.high - run.low) * HASH_BYTES:
-                there = len(row[0]) // HASH_BYTES
-                raise TreeDamaged(
-                    f"shard {shard} has {there} hashes of level {run.level} from {run.low} to before {run.high}"
-                )
-        return {run: row[0] for run, row in zip(runs, rows, strict=True)}
+        found = [row[0] for row in await self.rows(_RUNS, shard, levels, lows, highs)]
+        _check_runs(shard, runs, found)
+        return dict(zip(runs, found, strict=True))
 
     async def rows(self, sql: str, *values: Any) -> list[asyncpg.Record]:
         """Return all rows of one statement, within the time limit; transient errors are tried again meanwhile."""
@@ -177,6 +221,14 @@ class Log:
         """Run one statement, once, within WRITE_TIMEOUT_S. When it raises it may have been carried out all the same."""
         async with asyncio.timeout(WRITE_TIMEOUT_S):
             await self._pool.rows(WRITE_TIMEOUT_S, sql, values)
+
+
+def _check_runs(shard: int, runs: Sequence[Run], found: Sequence[bytes]) -> None:
+    """Raise TreeDamaged when hashes of runs that were read are missing."""
+    for run, data in zip(runs, found, strict=True):
+        if len(data) != (run.high - run.low) * HASH_BYTES:
+            there = len(data) // HASH_BYTES
+            raise TreeDamaged(f"shard {shard} has {there} hashes of level {run.level} from {run.low} to before {run.high}")
 
 
 def log_origin(ledger_origin: str, shard: int) -> str:

@@ -6,10 +6,12 @@ class and time up to which records were. A record that is gone without a tombsto
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
 
 from app.audit.report import PrivateReport
 from app.privacy.payment import CLASS
+from app.privacy.store import RETENTION
 from app.privacy.tombstones import TOMBSTONES, Claim, Evidence
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
     from app.audit.entry import Record
     from app.audit.state import Findings
+
+KEPT_MIN: Final = timedelta(hours=23)  # SHIELDX_PAYMENT_KEEP_DAYS is 1 or more; an hour for clocks that differ
 
 
 async def judge_private(
@@ -32,7 +36,13 @@ async def judge_private(
     claims = [record for record in records if record.type == "topup" and "payment" in (record.details or {})]
     if not claims:
         return report
-    tombstones = [(one.type, one.details or {}) for one in (*records, *older) if one.type in TOMBSTONES]
+    tombstones = []
+    for one in (*records, *older):
+        if one.type == RETENTION and not _past(one):
+            reason = "the tombstone says that records were past their time which cannot have been"
+            findings.note(one.shard, one.seq, reason)
+        elif one.type in TOMBSTONES:
+            tombstones.append((one.type, one.details or {}))
     evidence = await Evidence.read(connection, tombstones)
     for record in claims:
         claim = _claim(record)
@@ -41,7 +51,19 @@ async def judge_private(
         if state == "missing":
             reason = "the private record of this entry is missing or another, and no tombstone says that it was erased"
             findings.note(record.shard, record.seq, reason)
+        if state == "erased" and report.erased == evidence.told(CLASS) + 1:
+            reason = f"more private records are gone than the {evidence.told(CLASS)} of which tombstones tell; this is one"
+            findings.note(record.shard, record.seq, reason)
     return report
+
+
+def _past(tombstone: Record) -> bool:
+    """Return whether what a tombstone of retention says was past its time had been kept for the least time that there is."""
+    try:
+        before = datetime.fromisoformat(str((tombstone.details or {}).get("before")))
+        return before + KEPT_MIN <= datetime.fromisoformat(tombstone.at)
+    except (ValueError, TypeError, OverflowError):
+        return False
 
 
 def _claim(record: Record) -> Claim | None:

@@ -13,6 +13,7 @@ import asyncpg
 import msgspec
 import uvloop
 
+from app.audit.facts import Given
 from app.audit.rows import ROWS_SQL, Proof, RangeCheck
 
 if TYPE_CHECKING:
@@ -35,12 +36,9 @@ class Range(NamedTuple):
     high: int
 
 
-async def prove(connection: asyncpg.Connection[Any], of: Range, refunded_ids: frozenset[str]) -> Proof:
-    """Prove a range over a connection that stands in a transaction.
-
-    refunded_ids  the transactions that credit_refunds lists
-    """
-    check = RangeCheck(of.shard, of.low, refunded_ids)
+async def prove(connection: asyncpg.Connection[Any], of: Range, given: Given) -> Proof:
+    """Prove a range over a connection that stands in a transaction; `given` is what the fold has to know before."""
+    check = RangeCheck(of.shard, of.low, given)
 
     async def take(chunk: bytes) -> None:
         check.feed(chunk)
@@ -54,14 +52,14 @@ async def prove(connection: asyncpg.Connection[Any], of: Range, refunded_ids: fr
 class Crew:
     """Processes that prove ranges side by side, each over connections of its own, all in one exported snapshot."""
 
-    def __init__(self, processes: int, database_url: str, snapshot: str, refunded_ids: frozenset[str]) -> None:
+    def __init__(self, processes: int, database_url: str, snapshot: str, given: Given) -> None:
         """`snapshot` is the name that pg_export_snapshot() gave, and lives as long as its transaction."""
         # A fresh interpreter inherits no event loop and no socket.
         self._pool = ProcessPoolExecutor(
             processes,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_remember_task,
-            initargs=(database_url, snapshot, refunded_ids),
+            initargs=(database_url, snapshot, given),
         )
         self._ahead_max = processes + 1
 
@@ -87,25 +85,25 @@ class Crew:
 
 _pack: Final = msgspec.msgpack.Encoder().encode
 _unpack: Final = msgspec.msgpack.Decoder(Proof).decode
-_task: list[tuple[str, str, frozenset[str]]] = []
+_task: list[tuple[str, str, Given]] = []
 
 
-def _remember_task(database_url: str, snapshot: str, refunded_ids: frozenset[str]) -> None:
+def _remember_task(database_url: str, snapshot: str, given: Given) -> None:
     """Keep in a crew's process what all of its ranges have in common: it may be large."""
-    _task[:] = [(database_url, snapshot, refunded_ids)]
+    _task[:] = [(database_url, snapshot, given)]
 
 
 def _prove_apart(of: Range) -> bytes:
-    database_url, snapshot, refunded_ids = _task[0]
-    return _pack(uvloop.run(_prove_in_snapshot(database_url, snapshot, of, refunded_ids)))
+    database_url, snapshot, given = _task[0]
+    return _pack(uvloop.run(_prove_in_snapshot(database_url, snapshot, of, given)))
 
 
-async def _prove_in_snapshot(database_url: str, snapshot: str, of: Range, refunded_ids: frozenset[str]) -> Proof:
+async def _prove_in_snapshot(database_url: str, snapshot: str, of: Range, given: Given) -> Proof:
     connection = await asyncpg.connect(database_url, timeout=CONNECT_TIMEOUT_S)
     try:
         quoted = await connection.fetchval("SELECT quote_literal($1::text)", snapshot)
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             await connection.execute(f"SET TRANSACTION SNAPSHOT {quoted}")
-            return await prove(connection, of, refunded_ids)
+            return await prove(connection, of, given)
     finally:
         await connection.close()

@@ -43,7 +43,7 @@ class PrivateReport(msgspec.Struct):
     """How many entries speak of a private record, by what became of it.
 
     verified  it is there, under the commitment and the key that the entry names
-    erased    it is not, and a tombstone in the chain says so
+    erased    it is not, and a tombstone says so, which is in the chain or will be in a moment
     missing   neither: somebody has tampered
     """
 

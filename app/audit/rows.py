@@ -14,6 +14,7 @@ import msgspec
 
 from app.audit.controls import Stated, Told
 from app.audit.entry import ENTRY_PREFIX, HASH_BYTES, LEAF_PREFIX, SCHEMA, Record
+from app.audit.facts import Given
 from app.audit.fold import Hold, RangeFold, Span, Transfer
 from app.audit.report import Bad
 from app.clock import POSTGRES_EPOCH_US, time_text
@@ -76,6 +77,7 @@ class Proof(msgspec.Struct):
     moved: list[int]
     stated: dict[str, Stated]
     told: dict[str, Told]
+    facts: list[int] | None
 
 
 class Row(NamedTuple):
@@ -97,13 +99,13 @@ class Row(NamedTuple):
 class RangeCheck:
     """Proves the rows of one range as they arrive, up to the first bad one."""
 
-    def __init__(self, shard: int, low: int, refunded_ids: frozenset[str]) -> None:
+    def __init__(self, shard: int, low: int, given: Given) -> None:
         """`low` is the seq that the first row must have. Its predecessor's hash is taken from the row itself."""
         self.bad: Bad | None = None
         self._shard = shard
         self._low = low
         self._next_seq = low
-        self._fold = RangeFold(low, refunded_ids)
+        self._fold = RangeFold(shard, low, given)
         self._prev_hash = self._last_hash = b""
         self._last_hex = ""
         self._first: tuple[int, int] | None = None
@@ -163,7 +165,7 @@ class RangeCheck:
             first_generation=first_generation, last_generation=self._generation, seals=b"".join(self._seals),
             key_ids=self._key_ids, spans=fold.spans, holds=fold.holds, consumed=fold.consumed,
             deferred=fold.deferred, private=fold.private, keys=fold.keys, transfer=fold.transfer, moved=fold.moved,
-            stated=fold.controls.stated, told=fold.controls.told,
+            stated=fold.controls.stated, told=fold.controls.told, facts=None if fold.facts is None else fold.facts.sums(),
         )  # fmt: skip
 
     def _fail(self, reason: str) -> None:

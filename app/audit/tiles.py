@@ -100,12 +100,19 @@ def _run(node: Node) -> Run:
 
 def runs_for(spans: Iterable[Span]) -> list[Run]:
     """Return what has to be read to hash these spans: at most one run for each tile, O(log n) tiles for a proof."""
+    return runs_of(node for span in spans for node in full_subtrees(span))
+
+
+def runs_of(nodes: Iterable[Node]) -> list[Run]:
+    """Return what has to be read to hash these nodes: at most one run for each tile."""
     needed: dict[tuple[int, int], Run] = {}
-    for span in spans:
-        for node in full_subtrees(span):
-            run = _run(node)
-            tile = run.level, run.low // TILE_WIDTH
-            known = needed.get(tile, run)
+    for node in nodes:
+        run = _run(node)
+        tile = run.level, run.low // TILE_WIDTH
+        known = needed.get(tile)
+        if known is None:
+            needed[tile] = run
+        elif run.low < known.low or run.high > known.high:
             needed[tile] = Run(run.level, min(known.low, run.low), max(known.high, run.high))
     return list(needed.values())
 

@@ -8,6 +8,7 @@ import msgspec
 
 from app.audit.controls import ControlsFold
 from app.audit.entry import HASH_BYTES
+from app.audit.facts import added
 from app.audit.fold import ALL_RULES, RULES, closing_fault
 from app.audit.report import Bad
 from app.audit.rows import TIME_MIN_US, link_fault, order_fault
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from app.audit.entry import Record, RowSeal
+    from app.audit.facts import Given
     from app.audit.fold import Hold, Span, Transfer
     from app.audit.rows import Proof
 
@@ -60,15 +62,16 @@ class Position:
 class Totals:
     """The state of all tenants of all shards. A tenant belongs to the shard that opened its account."""
 
-    def __init__(self, seals: Mapping[str, RowSeal], refunded_ids: frozenset[str], alerts_since: str = "") -> None:
-        """`seals` are the known keys by key id; `refunded_ids` the transactions that credit_refunds lists.
+    def __init__(self, seals: Mapping[str, RowSeal], given: Given, alerts_since: str = "") -> None:
+        """`seals` are the known keys by key id; `given` is what every range is folded with.
 
         alerts_since  the time from which on alerts are kept, as entries write it
         """
         self.accounts: dict[str, Account] = {}
         self.holds: dict[str, Hold] = {}
         self.refunds: dict[str, Refund] = {}
-        self.refunded_ids = refunded_ids
+        self.given = given
+        self.facts: dict[int, list[int]] = {}
         self.private: list[Record] = []
         self.keys: list[Record] = []
         self.controls = ControlsFold()
@@ -87,6 +90,9 @@ class Totals:
             self.private += proof.private
             self.keys += proof.keys
             self.controls.join(proof.stated, proof.told, self.alerts_since)
+            if proof.facts is not None:
+                known = self.facts.get(proof.shard)
+                self.facts[proof.shard] = proof.facts if known is None else added(known, proof.facts)
             position.last_hash, position.at_us = proof.last_hash, proof.last_at_us
             position.generation = proof.last_generation
             self._moved = [before + moved for before, moved in zip(self._moved, proof.moved, strict=True)]
@@ -169,7 +175,7 @@ class Totals:
         return closing_fault(record, hold, purpose)
 
     def _refund(self, record: Record) -> str | None:
-        if record.reference not in self.refunded_ids:
+        if record.reference not in self.given.refunded_ids:
             return f"credit_refunds has no row for transaction {record.reference}, which this entry refunds"
         refund = self.refunds.get(record.reference or "")
         if refund is None or refund.tenant_id != record.tenant_id or refund.seq > record.seq:

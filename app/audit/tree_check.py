@@ -32,6 +32,18 @@ _UNSIGNED: Final = """
         AND at > (SELECT at FROM audit_chain WHERE shard = $1 AND seq = $2) + make_interval(secs => $4))
 """
 _LAST_SIGNERS: Final = "~"  # sorts behind any list of key ids, which are hex digits
+# A level below 0 or above 7 is none that a tile has; of the others, what is beyond the tree that was signed.
+_BEYOND: Final = """
+    (SELECT level, number FROM audit_tree WHERE shard = $1 AND (level < 0 OR level > 7) LIMIT 1) UNION ALL
+    SELECT l.level, t.number FROM unnest($2::smallint[], $3::bigint[]) AS l (level, low) CROSS JOIN LATERAL (
+      SELECT number FROM audit_tree WHERE shard = $1 AND level = l.level AND number >= l.low ORDER BY number LIMIT 1) AS t
+    LIMIT 1
+"""
+_LEVELS: Final = range(1, 8)
+_LEAVES: Final = """
+    SELECT count(*), coalesce(string_agg(hash, ''::bytea ORDER BY number), ''::bytea) FROM audit_tree
+    WHERE shard = $1 AND level = 0 AND number >= $2 AND number < $3
+"""
 _NODES: Final = "SELECT number, hash FROM audit_tree WHERE shard = $1 AND level = $2 AND number >= $3 AND number <= $4"
 
 
@@ -44,15 +56,20 @@ class TreeCheck:
     """Grows the tree of a chain as its entries are proved, and holds it against what was signed on the way."""
 
     def __init__(
-        self, connection: asyncpg.Connection[Any], shard: int, origin: str, trust: Trust, frontier: Frontier
-    ) -> None:
-        """`connection` stands in a snapshot; `frontier` is where the proved entries begin."""
+        self, connection: asyncpg.Connection[Any], shard: int, origin: str, trust: Trust, frontier: Frontier,
+        archived: Sequence[tuple[int, int]] = (),
+    ) -> None:  # fmt: skip
+        """`connection` stands in a snapshot; `frontier` is where the proved entries begin.
+
+        archived  which entries, seq low to before high, are archived: the tree holds the hashes of those and of no others
+        """
         self._connection = connection
         self._shard = shard
         self._origin = origin
         self._keys = trust.keys_of(origin)
         self._passed = [one for one in trust.passed_by(origin) if one.size >= frontier.size]
         self._frontier = frontier
+        self._archived = archived
         self._start = self._good_size = frontier.size
         self._page: list[Any] = []
         self._after: tuple[int, str] = (frontier.size - 1, _LAST_SIGNERS)
@@ -72,7 +89,7 @@ class TreeCheck:
             found = await self._connection.fetchval(newest, self._shard)
             self._last_size = -1 if found is None else found
         fresh: list[StoredHash] = []
-        at = 0
+        at, low = 0, self._frontier.size
         while True:
             row = await self._next()
             stops = [] if row is None else [row["size"]]
@@ -85,11 +102,12 @@ class TreeCheck:
             bad = self._compare_passed() or (self._compare(row) if row is not None else None)
             if bad is not None:
                 return bad
-        return await self._compare_nodes(fresh)
+        return await self._compare_leaves(low, digests) or await self._compare_nodes(fresh)
 
     async def finish(self) -> Bad | None:
         """Return what is wrong at the end of the chain: it is shorter than what was signed, or the signature is bad."""
         bad = await self.feed([])
+        bad = bad or await self._beyond_fault()
         if bad is not None:
             return bad
         row, size = await self._next(), self._frontier.size
@@ -166,6 +184,33 @@ class TreeCheck:
             return Bad(None, f"the note of the checkpoint of {size} entries states something else")
         self._good_size = self.signed_size = size
         return None
+
+    async def _compare_leaves(self, low: int, digests: Sequence[bytes]) -> Bad | None:
+        """Hold the stored hashes of single entries, from seq `low` on, against those of the archived entries."""
+        high = low + len(digests)
+        if low == high:
+            return None
+        spans = [(max(low, since), min(high, until)) for since, until in self._archived if since < high and until > low]
+        mine = [(number, digests[number - low]) for since, until in spans for number in range(since, until)]
+        row = await self._connection.fetchrow(_LEAVES, self._shard, low, high)
+        if row is not None and tuple(row) == (len(mine), b"".join(digest for _, digest in mine)):
+            return None
+        there = dict(await self._connection.fetch(_NODES, self._shard, 0, low, high - 1))
+        for number, digest in mine:
+            if there.pop(number, None) != digest:
+                return Bad(number, f"hash {number} of level 0 of the stored tree is missing or not that of its entry")
+        return Bad(min(there), f"hash {min(there)} of level 0 of the stored tree is of an entry that is not archived")
+
+    async def _beyond_fault(self) -> Bad | None:
+        """Say that the stored tree has hashes of entries that no checkpoint covers: a signer would meet them there."""
+        signed = max(self._last_size or 0, 0)
+        levels, lows = [0, *_LEVELS], [self._frontier.size, *(signed >> (TILE_HEIGHT * level) for level in _LEVELS)]
+        row = await self._connection.fetchrow(_BEYOND, self._shard, levels, lows)
+        if row is None:
+            return None
+        return Bad(
+            None, f"hash {row['number']} of level {row['level']} of the stored tree is of no entries that were signed"
+        )
 
     async def _compare_nodes(self, fresh: Sequence[StoredHash]) -> Bad | None:
         """Hold stored hashes against those that were computed, as far as they are under a checkpoint."""

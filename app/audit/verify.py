@@ -8,17 +8,22 @@ not with the length of the chains.
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
-from app.audit.entry import genesis_hash
+from app.audit.archive_check import check_archive
+from app.audit.entry import HASH_BYTES, genesis_hash
+from app.audit.fact_check import compare_facts, read_marks
+from app.audit.facts import Given
 from app.audit.ground import ground_fault
 from app.audit.key_check import compare_keys
 from app.audit.log import log_origin
 from app.audit.merkle import Frontier
 from app.audit.private import judge_private
+from app.audit.private_check import open_private
 from app.audit.ranges import Crew, Range, prove
 from app.audit.report import Bad, Finding, Report, ShardReport
 from app.audit.state import (
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
 
     from app.audit.entry import RowSeal
     from app.audit.rows import Proof
+    from app.privacy.envelope import MasterKeys
 
 CONNECT_TIMEOUT_S: Final = 10.0  # a server that does not answer by then will not answer
 RANGE_ENTRIES: Final = 50_000  # about half a second of work, and 40 MB to read on after a bad row
@@ -59,6 +65,7 @@ async def verify_ledger(
     processes: int | None = None,
     range_entries: int = RANGE_ENTRIES,
     trust: Trust = NO_TRUST,
+    masters: MasterKeys | None = None,
 ) -> Report:
     """Check the ledger in the database at `database_url` and return what was found.
 
@@ -66,11 +73,12 @@ async def verify_ledger(
     progress   called with entries done and entries in all
     trust      keys that must have signed the newest checkpoints, and sizes that the chains must have
     processes  how many prove ranges; by default one for each processor, and only this one for a short chain
+    masters    the master keys of private data, to open every private record; without them only commitments are compared
     faults     CannotCheckError; OSError, TimeoutError, asyncpg errors when the database cannot be read
     """
     connection = await asyncpg.connect(database_url, timeout=CONNECT_TIMEOUT_S)
     try:
-        verification = Verification(connection, seals, progress, range_entries, trust)
+        verification = Verification(connection, seals, progress, range_entries, trust, masters)
         if processes is None:
             total = await connection.fetchval("SELECT coalesce(sum(head_seq + 1), 0)::bigint FROM ledger_shards")
             processes = 1 if total <= INLINE_RANGES * range_entries else len(os.sched_getaffinity(0))
@@ -89,6 +97,7 @@ class Verification:
         progress: Callable[[int, int], None],
         range_entries: int,
         trust: Trust = NO_TRUST,
+        masters: MasterKeys | None = None,
     ) -> None:
         """`connection` is idle, and stays in use until `run` is over."""
         self._connection = connection
@@ -96,6 +105,7 @@ class Verification:
         self._progress = progress
         self._range_entries = range_entries
         self._trust = trust
+        self._masters = masters
         self._crew: Crew | None = None
         self._entries_before = 0
         self._entries_total = 0
@@ -110,42 +120,52 @@ class Verification:
         async with self._connection.transaction(isolation="repeatable_read", readonly=True):
             await self._connection.execute("SET LOCAL search_path = public; SET LOCAL statement_timeout = 0")
             refunds = await self._connection.fetch(REFUNDS_SQL)
-            refunded_ids = frozenset(row["transaction_id"] for row in refunds)
+            given = Given(
+                frozenset(row["transaction_id"] for row in refunds), secrets.token_bytes(HASH_BYTES),
+                await read_marks(self._connection),
+            )  # fmt: skip
             if processes > 1:
                 snapshot = await self._connection.fetchval("SELECT pg_export_snapshot()")
-                self._crew = Crew(processes, database_url, snapshot, refunded_ids)
+                self._crew = Crew(processes, database_url, snapshot, given)
             try:
-                report = await self._check_ledger(refunds, refunded_ids)
+                report = await self._check_ledger(refunds, given)
             finally:
                 if self._crew is not None:
                     self._crew.close()
         report.seconds = round(time.monotonic() - started_s, 3)
         return report
 
-    async def _check_ledger(self, refunds: Sequence[asyncpg.Record], refunded_ids: frozenset[str]) -> Report:
+    async def _check_ledger(self, refunds: Sequence[asyncpg.Record], given: Given) -> Report:
         checked_at = time_text(now_ms())
         origin, shard_count = await ledger_of(self._connection)
         outside = unknown_log_fault(self._trust, origin, shard_count) or await ground_fault(self._connection)
-        totals = Totals(self._seals, refunded_ids, await alerts_since(self._connection))
+        totals = Totals(self._seals, given, await alerts_since(self._connection))
         rows = await self._connection.fetch("SELECT shard, head_seq, head_hash FROM ledger_shards")
         heads = {row["shard"]: row for row in rows}
         self._entries_total = sum(head["head_seq"] + 1 for head in heads.values())
+        archive = Findings(frozenset())
+        archived = await check_archive(self._connection, shard_count, archive)
         shards = []
         for number in range(shard_count):
             log_name = log_origin(origin, number)
             position = Position(number, genesis_hash(log_name))
-            tree = TreeCheck(self._connection, number, log_name, self._trust, Frontier())
+            tree = TreeCheck(self._connection, number, log_name, self._trust, Frontier(), archived.get(number, ()))
             shards.append(await self._check_shard(position, heads.pop(number, None), totals, tree))
         findings = Findings(frozenset(shard.shard for shard in shards if shard.first_bad is not None))
         if outside is not None:
             findings.note(None, None, outside)
+        if None in archive.first:
+            findings.note(None, None, archive.first[None].reason)
         await self._find_strays(shard_count, heads, findings)
         seen = await compare_accounts(self._connection, totals, findings)
         await compare_alerts(self._connection, totals, findings)
         await compare_holds(self._connection, totals, findings)
         compare_refunds(refunds, totals, findings)
+        await compare_facts(self._connection, given.key, totals.facts, findings)
         await compare_keys(self._connection, totals.keys, findings)
         private = await judge_private(self._connection, totals.private, findings)
+        if self._masters is not None:
+            await open_private(self._connection, self._masters, totals.private, findings)
         trial_balance = None if findings.broken else sum(totals.system_balances().values()) + seen.balance
         if trial_balance:
             findings.note(None, None, f"the trial balance is {trial_balance}, not 0")
@@ -170,7 +190,7 @@ class Verification:
         last_seq = await self._connection.fetchval("SELECT max(seq) FROM audit_chain WHERE shard = $1", position.shard)
         bad = None
         if last_seq is not None:
-            async for proof in self._proofs(position.shard, last_seq, totals.refunded_ids):
+            async for proof in self._proofs(position.shard, last_seq, totals.given):
                 bad = totals.join(position, proof) or await tree.feed(digests_of(proof))
                 self._progress(self._entries_before + position.next_seq, self._entries_total)
                 if bad is not None:
@@ -183,7 +203,7 @@ class Verification:
         self._signatures_unchecked += position.signatures_unchecked
         return ShardReport(position.shard, entries, -1 if head is None else head["head_seq"], bad, tree.signed_size)
 
-    async def _proofs(self, shard: int, last_seq: int, refunded_ids: frozenset[str]) -> AsyncIterator[Proof]:
+    async def _proofs(self, shard: int, last_seq: int, given: Given) -> AsyncIterator[Proof]:
         """Yield the proofs of all ranges of a shard, in order."""
         ranges = (
             Range(shard, low, min(low + self._range_entries, last_seq + 1))
@@ -194,12 +214,19 @@ class Verification:
                 yield proof
             return
         for one in ranges:
-            yield await prove(self._connection, one, refunded_ids)
+            yield await prove(self._connection, one, given)
 
     async def _find_strays(self, shard_count: int, heads: Mapping[int, asyncpg.Record], findings: Findings) -> None:
         """Look for what belongs to no shard of the ledger. `heads` are those that no shard has claimed."""
         for number in heads:
             findings.note(None, None, f"ledger_shards has shard {number}, the ledger has {shard_count} shards")
+        for table in ("audit_tree", "audit_checkpoints"):
+            other = await self._connection.fetchval(
+                f"(SELECT shard FROM {table} WHERE shard < 0 LIMIT 1) UNION ALL "  # noqa: S608 - one of the two above
+                f"(SELECT shard FROM {table} WHERE shard >= $1 LIMIT 1) LIMIT 1", shard_count,
+            )  # fmt: skip
+            if other is not None:
+                findings.note(None, None, f"{table} has shard {other}, the ledger has {shard_count} shards")
         stray = await self._connection.fetchrow(
             "(SELECT shard, seq FROM audit_chain WHERE shard < 0 ORDER BY shard, seq LIMIT 1) UNION ALL "
             "(SELECT shard, seq FROM audit_chain WHERE shard >= $1 ORDER BY shard, seq LIMIT 1) LIMIT 1",

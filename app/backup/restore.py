@@ -15,6 +15,7 @@ from app.backup.archive import load_archive, with_database
 from app.backup.create import CONNECT_TIMEOUT_S
 from app.backup.databases import Databases, open_databases
 from app.backup.directory import BackupRefused
+from app.backup.erasures import erase_again, read_erasures
 from app.backup.facts import count_server_sessions, differences, read_facts
 from app.backup.prune import VERSION_DIVISOR, verify_backup
 from app.backup.rebuild import forget, outrun, read_marks, rebuild
@@ -63,9 +64,12 @@ async def restore(
         shards = max([len(backup.heads), *(row["shard"] + 1 for row in known)])
         marks = [] if topology is None else await read_marks(topology, shards)
         _refuse_loss(backup, known, marks, accept_loss=accept_loss)
+        erased = await read_erasures(url) if await databases.exists(databases.name) else []
         new = await load_proven(databases, backup, directory, journal, seal)
         journal.step("outrun", database=new)
         await _outrun(with_database(url, new), marks, known)
+        if erased:
+            journal.done("erased again", erasures=len(erased), records=await erase_again(with_database(url, new), erased))
         journal.step("swap", database=databases.name, new=new)
         kept = await databases.swap(new)
         if kept and await _is_empty(with_database(url, kept)):

@@ -49,7 +49,9 @@ def is_free(request: Request, tenant: str | None) -> bool:
 def sees(request: Request, tenant: str) -> bool:
     """Whether a tenant exists for the key of this request; if not, the attempt is noted."""
     key = key_of(request)
-    return key.tenants is None or request.app[ACCESS].gate.sees(key, tenant, request.method, request.template)
+    if key.tenants is None:
+        return True
+    return request.app[ACCESS].gate.sees(key, tenant, request.method, request.template, request.address)
 
 
 async def sees_operation(request: Request, book: Book, fields: dict[str, Any]) -> Problem | None:

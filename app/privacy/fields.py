@@ -26,12 +26,16 @@ _NUMBERS: Final = (
     "creditcard", "creditcardnumber", "debitcard", "debitcardnumber", "paymentcard", "paymentcardnumber",
 )  # fmt: skip
 _SECRETS: Final = (
-    "cvv", "cvv2", "cvvcode", "cvc", "cvc2", "cvccode", "cvn", "cid", "csc", "cav", "cav2", "securitycode",
-    "cardsecuritycode", "cardcvv", "cardcvc", "pin", "pinblock", "pincode", "track", "track1", "track2", "track3",
-    "trackdata", "track1data", "track2data", "track3data", "trackone", "tracktwo", "track2equivalent",
+    "cid", "securitycode", "cardsecuritycode", "cardcode", "pin", "pinblock", "pincode", "track", "track1", "track2",
+    "track3", "trackdata", "track1data", "track2data", "track3data", "trackone", "tracktwo", "track2equivalent",
     "track2equivalentdata", "magstripe", "magneticstripe", "magstripedata",
 )  # fmt: skip
 _SECRET_STEMS: Final = ("cardverification", "emv")
+# The card brands' names of the verification code (CVV, CVC, CVN, CVD, CSC, CAV, with 2 or 3), the common slips of the pen,
+# those of the chip and of apps (iCVV, dCVV, CVX2), alone, as `card_cvv`, or as `cvcNumber`.
+_verification = re.compile(
+    r"(?:card|cc|creditcard)?(?:[id]?cvv|cvc|cvn|cvd|csc|cav|ccv|cvx|cv(?=2)|cvvc)[23]?(?:code|number|num|no|value|val)?"
+)
 _NAMES: Final = ("cardholdername", "cardholder", "nameoncard", "cardname", "cardownername", "accountholdername")
 _EXPIRIES: Final = (
     "expiry", "expirydate", "expdate", "expirationdate", "cardexpiry", "cardexpiration", "expmonth", "expyear",
@@ -75,7 +79,8 @@ def kind_of(name: str) -> Kind | None:
     if len(name) > _NAME_CHARACTERS_MAX:
         return None
     plain = "".join(filter(str.isalnum, name.casefold()))
-    return _KINDS.get(plain) or ("secret" if plain.startswith(_SECRET_STEMS) else None)
+    secret = plain.startswith(_SECRET_STEMS) or _verification.fullmatch(plain)
+    return _KINDS.get(plain) or ("secret" if secret else None)
 
 
 def graphemes(text: str, count: int) -> list[str]:

@@ -8,9 +8,11 @@ already is not touched, so a run that was cut off is simply run again. Encrypted
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import secrets
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import asyncpg
@@ -28,6 +30,7 @@ from app.privacy.envelope import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from app.privacy.envelope import MasterKeys
@@ -86,6 +89,24 @@ def add_master_key(path: Path) -> MasterKeys:
     return make_master_key_file(path)
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Be the only rotation of a key file: of two that read it together, one would write over the key of the other, under
+    which data keys may be wrapped already. The lock is on the directory, because the file itself is replaced.
+
+    Raises MasterKeyRefused while another one runs; OSError.
+    """
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MasterKeyRefused(f"another rotation of {path} is running: run this again when it has ended") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
 async def rotate(database_url: str, key_file: Path | None, wait_s: float = RELOAD_WAIT_S) -> tuple[MasterKeys, Rotation]:
     """Wrap every data key by the current master key, and return both that and what was done.
 
@@ -93,23 +114,40 @@ async def rotate(database_url: str, key_file: Path | None, wait_s: float = RELOA
               SHIELDX_MASTER_KEYS or SHIELDX_MASTER_KEY_FILE, and whoever set them has put the new one first.
     Raises MasterKeyRefused, OSError, asyncpg's errors.
     """
-    masters = read_master_keys(os.environ) if key_file is None else make_master_key_file(key_file)
+    if key_file is not None:
+        with alone(key_file):
+            return await _rotate_file(database_url, key_file, wait_s)
+    masters = read_master_keys(os.environ)
     if masters is None:
         raise MasterKeyRefused("set SHIELDX_MASTER_KEYS or SHIELDX_MASTER_KEY_FILE: the new key first, then the old one")
     connection = await open_session(database_url)
     try:
-        unfinished = await connection.fetchval("SELECT count(*) FROM private_keys WHERE kek_id <> $1", masters.current_id)
-        if key_file is not None and not unfinished:
-            masters = add_master_key(key_file)
-        done = await rewrap(connection, masters)
-        if key_file is not None:
-            # Until they have read the file again, servers wrap the keys of new subjects by the key before.
-            await asyncio.sleep(wait_s)
-            late = await rewrap(connection, masters)
-            done = late._replace(rewrapped=done.rewrapped + late.rewrapped)
+        return masters, await rewrap(connection, masters)
     finally:
         await connection.close()
-    return masters, done
+
+
+async def _rotate_file(database_url: str, key_file: Path, wait_s: float) -> tuple[MasterKeys, Rotation]:
+    masters = make_master_key_file(key_file)
+    connection = await open_session(database_url)
+    try:
+        done = await rewrap(connection, masters)
+        # Something was wrapped: a rotation before was cut off, and this one has ended it. What nobody can open does not
+        # stand in the way of a new key; but a file that opens nothing at all is the wrong one, and stays as it is.
+        if not done.rewrapped and (not done.left or await _wraps_some(connection, masters)):
+            masters = add_master_key(key_file)
+            done = await rewrap(connection, masters)
+        # Until they have read the file again, servers wrap the keys of new subjects by the key before.
+        await asyncio.sleep(wait_s)
+        late = await rewrap(connection, masters)
+        return masters, late._replace(rewrapped=done.rewrapped + late.rewrapped)
+    finally:
+        await connection.close()
+
+
+async def _wraps_some(connection: asyncpg.Connection[Any], masters: MasterKeys) -> bool:
+    found = await connection.fetchval("SELECT EXISTS (SELECT FROM private_keys WHERE kek_id = $1)", masters.current_id)
+    return bool(found)
 
 
 def run_rotation(database_url: str, key_file: Path | None) -> int:

@@ -24,6 +24,9 @@ ENTRY_LAG: Final = timedelta(hours=26)
 State = Literal["verified", "erased", "missing"]
 
 BATCH: Final = 100  # tombstones of one round; an erasure is a rare thing
+# Destroyed with what names it in one transaction, but the chain has the tombstone only a moment later: until then it counts
+# here, as pending entries of keys do.
+WAITING_SQL: Final = "SELECT kind, tombstone FROM private_erasures WHERE entered_at IS NULL"
 # A record whose key is gone can be read by nobody, so it is not there.
 EVIDENCE_SQL: Final = "SELECT record_id, commitment, dek_id FROM private_records JOIN private_keys USING (subject, dek_id)"
 
@@ -59,36 +62,62 @@ def _later(text: str) -> str:
         return ""
 
 
+def _details(tombstone: str) -> Mapping[str, Any]:
+    """Return what a tombstone says; nothing if somebody has spoilt it."""
+    try:
+        found = orjson.loads(tombstone)
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 class Evidence:
     """What there is of private records, and what the chain says was destroyed of them. Pure but for `read`."""
 
     def __init__(
         self, records: Mapping[str, tuple[bytes, bytes]], tombstones: Iterable[tuple[str, Mapping[str, Any]]]
     ) -> None:
-        """`records` are commitment and key id by record id; `tombstones` type and details of each entry of such a type."""
+        """`records` are commitment and key id by record id; `tombstones` type and details of each that there is."""
         self._records = records
         self._keys: set[str] = set()
         self._before: dict[str, str] = {}
+        self._told: dict[str, int] = {}
         for kind, details in tombstones:
+            self._count(kind, details)
             if kind == ERASURE:
                 self._keys.update(map(str, details.get("keys", ())))
             elif kind == RETENTION:
                 name, before = str(details.get("class")), _later(str(details.get("before")))
                 self._before[name] = max(self._before.get(name, ""), before)
 
+    def _count(self, kind: str, details: Mapping[str, Any]) -> None:
+        records = details.get("records")
+        counts = {str(details.get("class")): records} if kind == RETENTION else records
+        for name, count in counts.items() if isinstance(counts, dict) else ():
+            if isinstance(count, int):
+                self._told[str(name)] = self._told.get(str(name), 0) + count
+
+    def told(self, kind: str) -> int:
+        """Return how many records of a class were destroyed, as the tombstones tell."""
+        return self._told.get(kind, 0)
+
     @classmethod
     async def read(
         cls, connection: asyncpg.Connection[Any], tombstones: Iterable[tuple[str, Mapping[str, Any]]]
     ) -> Evidence:
-        """Read the records over a connection, in whatever transaction it stands. About 150 bytes of memory a record."""
+        """Read the records over a connection, in whatever transaction it stands. About 150 bytes of memory a record.
+
+        tombstones  those of the chain; those that wait for it are read as well
+        """
         rows = await connection.fetch(EVIDENCE_SQL)
-        return cls({row[0]: (row[1], row[2]) for row in rows}, tombstones)
+        waiting = [(row["kind"], _details(row["tombstone"])) for row in await connection.fetch(WAITING_SQL)]
+        return cls({row[0]: (row[1], row[2]) for row in rows}, [*tombstones, *waiting])
 
     def state(self, claim: Claim) -> State:
         """Return what became of the record of an entry.
 
         verified  the record is there, with the commitment and the key that the entry names
-        erased    it is not there, and a tombstone of its key, or of its class and a later time, is in the chain
+        erased    it is not there, and there is a tombstone of its key, or of its class and a later time
         missing   neither, or another record stands in its place: somebody has tampered
         """
         found = self._records.get(claim.record_id)

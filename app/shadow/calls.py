@@ -11,7 +11,7 @@ import msgspec
 from app.shadow.analysis import Analysis, analysis_of
 from app.shadow.decision import belief, inputs_of, look_at
 from app.shadow.definition import COVERAGES_MAX, Deployment
-from app.shadow.deployment import failed_checks
+from app.shadow.deployment import deployment_inputs, failed_checks
 from app.shadow.outcomes import add_outcomes, listed, taken
 from app.shadow.plot import posterior_svg
 from app.shadow.store import Entry
@@ -144,7 +144,7 @@ class ExperimentCalls:
             raise archived()
         outcomes, place = listed(body)
         try:
-            told = taken(*await add_outcomes(experiment, outcomes, place, self._clock.now_ms()))
+            told = taken(*await add_outcomes(experiment, outcomes, place))
         except Problem:
             self.taken["refused"] += len(outcomes)
             raise
@@ -190,19 +190,16 @@ class ExperimentCalls:
         if experiment.state.deployment is not None and experiment.state.deployment.variant == body.variant:
             return self._view(experiment)
         await experiment.refresh()
-        totals = experiment.totals
-        look = look_at(experiment.definition, totals, experiment.cells)
+        totals, cells = experiment.totals, experiment.cells
+        look = look_at(experiment.definition, totals, cells)
         posterior = await asyncio.to_thread(belief, experiment.definition, look)
-        inputs = inputs_of(experiment.definition, look) | {
-            "probability_best": dict(zip(experiment.definition.names, posterior.probability_best, strict=True)),
-            "lift": dict(zip(experiment.definition.names, posterior.lift, strict=True)),
-        }  # fmt: skip
+        inputs = deployment_inputs(experiment.definition, totals, cells, look, posterior)
         refused: tuple[Failed, ...] = ()
 
         def plan(state: State) -> Planned:
             nonlocal refused
             _check_open(state)
-            failed = failed_checks(experiment.definition, state, totals, experiment.cells, look, posterior, index)
+            failed = failed_checks(experiment.definition, state, totals, cells, look, posterior, index)
             names = tuple(one.check for one in failed)
             details = {"actor": actor, "variant": body.variant, "failed": [list(one) for one in failed], "inputs": inputs}
             refused = () if body.override else failed
@@ -246,7 +243,7 @@ class ExperimentCalls:
         def plan(state: State) -> Planned:
             _check_open(state)
             if status is None:
-                if state.step is None or state.step.approved:
+                if state.step is None or state.step.approved or state.step.completed:
                     return None
                 approved = msgspec.structs.replace(state.step, approved=True)
                 details = {"actor": actor, "step": state.step.number + 1}

@@ -81,8 +81,7 @@ class Catalog:
         return known
 
     def _adopt(self, experiment: Experiment, state: State, revision: int, at: datetime) -> None:
-        experiment.adopt(state, revision)
-        experiment.changed_at = at
+        experiment.adopt(state, revision, at)
         self._changed(experiment)
 
     def _changed(self, experiment: Experiment) -> None:
@@ -134,7 +133,10 @@ class Catalog:
 
     async def create(self, definition: Definition, state: State, maker: str) -> Experiment:
         """Make an experiment. Raises Problem 409 `experiment_exists` or `too_many_experiments`."""
-        details = {"experiment": definition.name, "actor": maker, "definition": msgspec.to_builtins(definition)}
+        details = {
+            "experiment": definition.name, "actor": maker, "definition": msgspec.to_builtins(definition),
+            "coverage": state.coverages[-1],
+        }  # fmt: skip
         row = await self.store.create(definition, state, maker, details)
         if row is not None:
             return self.take(row)

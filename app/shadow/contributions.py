@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from app.actor import Ask
 from app.shadow.counters import Work
 from app.shadow.tallies import Class, added, evidence_of
 
@@ -26,6 +27,22 @@ class Counted(NamedTuple):
     value: int = 0
     unit: str = ""
     odd: bool = False
+
+
+class Add(Ask[list[int]]):
+    """Merge outcomes, at most BATCH_MAX; the answer is which of them were repetitions, by place.
+
+    born  when the counters were laid with whose weights and units they were sorted
+    """
+
+    __slots__ = ("born", "outcomes", "weight")
+
+    def __init__(self, outcomes: Sequence[Counted], born: str) -> None:
+        """Weigh as much as there are outcomes."""
+        super().__init__()
+        self.born = born
+        self.outcomes = outcomes
+        self.weight = len(outcomes)
 
 
 class Contributions:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import orjson
 from redis.asyncio import Redis
 
+from app.clock import now_ms
 from app.db.keys import experiment_key, experiment_tag
 from app.db.lua import load_script
 from app.db.redis import ANSWER_TIMEOUT_S, RedisAway, RedisLink, redis_breaker
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 # To each server: one script runs while the next is on its way; Redis runs one at a time, and money needs it too.
 LINKS: Final = 2
 ENROL_LINKS: Final = 4  # beside those, so that a unit that asks what it gets never waits for the merges of 250 outcomes
-RESTORES_MAX: Final = 3  # of one batch or call; each finds Redis empty again only if it was emptied again
+RESTORES_MAX: Final = 3  # times that a call is merged; each finds Redis empty again only if it was emptied again
 RESTORE_SLICE: Final = 500  # items of one call: a few ms of Redis
 SWEEP_SLICE: Final = 100  # experiments of one pipeline: about 2 ms of the event loop for the answers
 
@@ -148,6 +149,8 @@ class Counters:
         self._topology = topology
         self._breaker = breaker or redis_breaker("shadow")
         self._servers: dict[ConnectionPool, _Server] = {}
+        self.restored = 0  # times that this process has opened an experiment from what Postgres holds
+        self.restored_at_ms: int | None = None
 
     async def close(self) -> None:
         """Close the connections that nobody uses."""
@@ -209,7 +212,10 @@ class Counters:
             "totals": _flat(totals), "latency": _flat(latency), "weights": _flat(weights),
             "version": max(weights, default=0),
         }  # fmt: skip
-        await self._run(_RESTORE, name, _PARTS, seq, "open", orjson.dumps(opened))
+        opens = (await self._run(_RESTORE, name, _PARTS, seq, "open", orjson.dumps(opened)))[1]
+        if opens and seq:
+            self.restored += 1
+            self.restored_at_ms = now_ms()
 
     async def odd(self, name: str) -> list[str]:
         """Return the quarantined units."""

@@ -77,6 +77,29 @@ def inputs_of(definition: Definition, look: Look) -> dict[str, Any]:
     }
 
 
+def winner_inputs(definition: Definition, look: Look, posterior: Posterior) -> dict[str, Any]:
+    """Return what the conditions of a winner are judged by: `gates_of` computes from the same."""
+    return inputs_of(definition, look) | {
+        "probability_best": dict(zip(definition.names, posterior.probability_best, strict=True)),
+        "lift": {definition.names[index]: lift_of(definition, look, index) for index in definition.challengers},
+        "confidence": definition.confidence, "min_lift": definition.min_lift, "min_samples": definition.min_samples,
+    }  # fmt: skip
+
+
+def _no_difference_inputs(definition: Definition, look: Look) -> dict[str, Any]:
+    """Return the test that says so: its hypothesis is the least lift, and its threshold is not divided by challengers."""
+    names = [definition.names[index] for index in definition.challengers]
+    ratio = 1 + definition.min_lift
+    values = [harm_e_value(sums, ratio) for sums in look.statistics]
+    return {
+        "min_lift": definition.min_lift,
+        "no_difference": {
+            "null_ratio": ratio, "threshold": 1 / definition.max_false_positive,
+            "harm_e_values": dict(zip(names, values, strict=True)),
+        },
+    }  # fmt: skip
+
+
 def crossings_of(definition: Definition, state: State, look: Look, at_ms: int) -> tuple[Crossing, ...]:
     """Return the crossings that are new in this look."""
     found = []
@@ -146,16 +169,12 @@ def verdict_of(definition: Definition, state: State, look: Look, posterior: Post
         if ready:
             winner = max(ready, key=lambda index: posterior.probability_best[index])
             reasons = tuple(gate.detail for gate in gates_of(definition, state, look, posterior, winner))
-            inputs = inputs_of(definition, look) | {
-                "probability_best": dict(zip(definition.names, posterior.probability_best, strict=True)),
-                "lift": {definition.names[index]: lift_of(definition, look, index) for index in definition.challengers},
-                "confidence": definition.confidence, "min_lift": definition.min_lift, "min_samples": definition.min_samples,
-            }  # fmt: skip
+            inputs = winner_inputs(definition, look, posterior)
             return Verdict("winner", definition.names[winner], reasons, at_ms, inputs)
     if all(state.crossing_of(definition.names[index], harm=True) is not None for index in definition.challengers):
         return Verdict("stopped", None, ("every challenger is worse than the control",), at_ms, inputs_of(definition, look))
     if definition.min_lift > 0 and no_difference(look.statistics, definition.min_lift, definition.max_false_positive):
         reason = f"every challenger is shown to lift the rate by less than {definition.min_lift:g}"
-        inputs = inputs_of(definition, look) | {"min_lift": definition.min_lift}
+        inputs = inputs_of(definition, look) | _no_difference_inputs(definition, look)
         return Verdict("no_difference", None, (reason,), at_ms, inputs)
     return None

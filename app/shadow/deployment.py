@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from app.shadow.decision import gates_of
-from app.shadow.guardrail import trip_of
+from app.shadow.decision import gates_of, winner_inputs
+from app.shadow.guardrail import guardrail_inputs, trip_of
 from app.shadow.srm import ALARM_P_VALUE, srm_p_value
 from app.shadow.tallies import expected_of
 
@@ -60,3 +60,16 @@ def failed_checks(
     if state.status == "paused":
         failed.append(Failed("running", "the experiment is paused"))
     return tuple(failed)
+
+
+def deployment_inputs(
+    definition: Definition, totals: Mapping[str, int], cells: Cells, look: Look, posterior: Posterior
+) -> dict[str, Any]:
+    """Return the counts that `failed_checks` judges: enough to do it again with what the chain said before."""
+    units, expected = expected_of(definition, totals, cells)
+    return winner_inputs(definition, look, posterior) | {
+        "units": dict(zip(definition.names, units, strict=True)),
+        "units_expected": dict(zip(definition.names, expected, strict=True)),
+        "srm_p_value": srm_p_value(units, expected), "srm_alarm_p_value": ALARM_P_VALUE,
+        "guardrails": guardrail_inputs(definition, totals, cells),
+    }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
@@ -11,10 +12,10 @@ import asyncpg
 import orjson
 from redis.exceptions import RedisError
 
-from app.actor import Actor, Ask
+from app.actor import Actor
 from app.db.retry import TRANSIENT
 from app.shadow.assignment import Assignment, Split, settled
-from app.shadow.contributions import Contributions
+from app.shadow.contributions import Add, Contributions
 from app.shadow.counters import RESTORES_MAX, EventsFull, Forgot, Known
 from app.shadow.enrolment import Enrol, Enrolment
 from app.shadow.journal import ungot, unit_number
@@ -23,7 +24,8 @@ from app.shadow.thompson import draw
 from app.turns import answer_from_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
+    from datetime import datetime
 
     from app.actor import Reply
     from app.shadow.contributions import Counted
@@ -37,20 +39,6 @@ ASK_TIMEOUT_S: Final = 5.0
 UNITS_CACHED: Final = 10_000  # of what sampled units got: 3 MB
 TOTALS_INTERVAL_S: Final = 0.05  # how old the totals may be while merges come one after the other
 
-WeightRow = tuple[float, ...]
-
-
-class Add(Ask[list[int]]):
-    """Merge outcomes, at most BATCH_MAX; the answer is which of them were repetitions, by place."""
-
-    __slots__ = ("outcomes", "weight")
-
-    def __init__(self, outcomes: Sequence[Counted]) -> None:
-        """Weigh as much as there are outcomes."""
-        super().__init__()
-        self.outcomes = outcomes
-        self.weight = len(outcomes)
-
 
 class Experiment(Actor[Add]):
     """State, totals and assignment of one experiment.
@@ -58,6 +46,7 @@ class Experiment(Actor[Add]):
     totals, latency  counters of all replicas, as they were last seen
     probability_best as the steward has computed it last, empty before
     merged_s         when this process last merged outcomes, on the loop's clock
+    adopted_s        when it heard of the last change, on a clock that nobody sets
     """
 
     def __init__(
@@ -82,7 +71,7 @@ class Experiment(Actor[Add]):
         self.known = Known()
         self.version = 0
         self.weights_saved = 0
-        self.weights: dict[int, WeightRow] = {0: row.definition.weights}
+        self.weights: dict[int, tuple[float, ...]] = {0: row.definition.weights}
         self.odd: frozenset[str] = frozenset()
         self._counters = counters
         self._store = store
@@ -98,13 +87,15 @@ class Experiment(Actor[Add]):
         self.merged_s = 0.0
         self.probability_best: tuple[float, ...] = ()
         self.believed_s = 0.0
-        self.adopt(row.state, row.revision)
-        self.changed_at = row.changed_at
+        self.adopt(row.state, row.revision, row.changed_at)
+        self.adopted_s -= max(0.0, time.time() - row.changed_at.timestamp())  # it stood there before this process
 
-    def adopt(self, state: State, revision: int) -> None:
+    def adopt(self, state: State, revision: int, changed_at: datetime) -> None:
         """Take over where the experiment stands."""
         self.state = state
         self.revision = revision
+        self.changed_at = changed_at
+        self.adopted_s = time.monotonic()
         self.split = Split(self.definition, state)
         self.settled = settled(self.definition, state)
         self._contributions.forget()
@@ -217,24 +208,59 @@ class Experiment(Actor[Add]):
             self._remember(unit, one)
         return found | new
 
-    async def add(self, outcomes: Sequence[Counted]) -> set[int]:
-        """Merge outcomes; return the places of repetitions. Raises what `assign` raises, and EventsFull."""
-        self._begin()
+    async def add(self, sort: Callable[[], Awaitable[list[Counted]]]) -> tuple[list[Counted], set[int]]:
+        """Merge the outcomes that `sort` returns; return them, and the places of repetitions.
+
+        What met a Redis that had forgotten the experiment is sorted and merged again, since what was restored may have other
+        weights and units. What had been merged by then stays as it was, and is no repetition.
+        Raises what `sort` and `assign` raise, and EventsFull.
+        """
+        if not self._started:
+            self._started = True
+            self.start(self._on_crash)
+        outcomes: list[Counted] = []
+        left: Sequence[int] | None = None
+        repeated: set[int] = set()
+        for _ in range(RESTORES_MAX):
+            await self.prepare()
+            born = self.known.born
+            found = await sort()
+            outcomes, left = (found, range(len(found))) if left is None else (outcomes, left)
+            for place in left:
+                outcomes[place] = found[place]
+            left, again = await self._add(outcomes, left, born)
+            repeated |= again
+            if not left:
+                return outcomes, repeated
+        raise Forgot(self.definition.name)
+
+    async def _add(self, outcomes: Sequence[Counted], places: Sequence[int], born: str) -> tuple[list[int], set[int]]:
+        """Merge the outcomes at these places; return the places of those that Redis took none of, and of repetitions."""
         # A request may be ordered by variant. Somebody may look between its parts: in the order of the events, which are
         # hashes, each part is a sample of the whole.
-        order = sorted(range(len(outcomes)), key=lambda place: outcomes[place].event)
-        starts = range(0, len(order), BATCH_MAX)
-        asked = [self.ask(Add([outcomes[place] for place in order[start : start + BATCH_MAX]])) for start in starts]
+        order = sorted(places, key=lambda place: outcomes[place].event)
+        parts = [order[start : start + BATCH_MAX] for start in range(0, len(order), BATCH_MAX)]
+        asked = [self.ask(Add([outcomes[place] for place in part], born)) for part in parts]
         answers = await asyncio.gather(*asked, return_exceptions=True)
+        left: list[int] = []
         repeated: set[int] = set()
-        for start, answer in zip(starts, answers, strict=True):
-            if isinstance(answer, BaseException):
+        for part, answer in zip(parts, answers, strict=True):
+            if isinstance(answer, Forgot):
+                left += part
+            elif isinstance(answer, BaseException):
                 raise answer
-            repeated.update(order[start + place] for place in answer)
-        return repeated
+            else:
+                repeated.update(part[place] for place in answer)
+        return left, repeated
 
     async def receive(self, batch: list[Add]) -> None:
-        """Merge a batch with one script call, then answer."""
+        """Merge a batch with one script call, then answer. What was sorted before a restore is to be sorted again."""
+        for message in batch:
+            if message.born != self.known.born:
+                message.fail(Forgot(self.definition.name))
+        batch = [message for message in batch if message.born == self.known.born]
+        if not batch:
+            return
         try:
             merged = await self._merge(self._contributions.work(message.outcomes for message in batch))
         except (*TRANSIENT, RedisError, asyncpg.PostgresError, EventsFull) as error:
@@ -310,11 +336,6 @@ class Experiment(Actor[Add]):
             self.weights[self.version + 1] = tuple(orjson.loads(text))
             self.version += 1
 
-    def _begin(self) -> None:
-        if not self._started:
-            self._started = True
-            self.start(self._on_crash)
-
     async def end(self) -> None:
         """Finish what was accepted."""
         if self._started:
@@ -323,16 +344,12 @@ class Experiment(Actor[Add]):
 
     async def _merge(self, work: Work) -> Merged:
         assert self._loop is not None
-        name = self.definition.name
         totals = self._loop.time() - self._totals_s >= TOTALS_INTERVAL_S or not self._inbox
-        for _ in range(RESTORES_MAX):
-            try:
-                return await self._counters.merge(name, self.saved, self.known, work, totals=totals)
-            except Forgot:
-                await self.restore()
-                if self.definition.allocation == "thompson":
-                    raise  # the work names versions of weights that may not be the same any more
-        raise Forgot(name)
+        try:
+            return await self._counters.merge(self.definition.name, self.saved, self.known, work, totals=totals)
+        except Forgot:
+            await self.restore()
+            raise
 
     def _take_over(self, merged: Merged) -> None:
         assert self._loop is not None
@@ -370,7 +387,7 @@ class Experiment(Actor[Add]):
         weights = self._row(version)
         return Assignment(self.definition.names[variant], variant, "sampled", weights[variant], version)
 
-    def _row(self, version: int) -> WeightRow:
+    def _row(self, version: int) -> tuple[float, ...]:
         """Return one version of the weights. Raises Forgot when Redis has lost it."""
         row = self.weights.get(version)
         if row is None:

@@ -36,7 +36,7 @@ class Watch(NamedTuple):
 
 
 class Trip(NamedTuple):
-    """A guardrail that was crossed: by which variant, in which test ("control" or "limit"), from what."""
+    """A test of a guardrail, crossed or not: of which variant, against what ("control" or "limit"), from what."""
 
     variant: str
     guardrail: str
@@ -60,11 +60,14 @@ def watches_of(guardrails: Guardrails) -> tuple[Watch, ...]:
     return tuple(found)
 
 
-def trip_of(definition: Definition, totals: Mapping[str, int], cells: Cells) -> Trip | None:
-    """Return the first guardrail that is crossed, None while all hold."""
+def readings_of(definition: Definition, totals: Mapping[str, int], cells: Cells) -> Iterator[Trip]:
+    """Yield every test that has begun, by guardrail and challenger, each with all that it is computed from.
+
+    A variant begins with `min_samples` outcomes and its first failure; the comparison waits for the control's as well.
+    """
     guardrails = definition.guardrails
     if guardrails is None:
-        return None
+        return
     count = len(definition.variants)
     watches = watches_of(guardrails)
     tests = 2 * len(watches) * len(definition.challengers)
@@ -77,16 +80,30 @@ def trip_of(definition: Definition, totals: Mapping[str, int], cells: Cells) -> 
             sums = statistic(definition, totals, cells, watch.kind, index) if enough else None
             counted = totals.get(f"F{watch.kind}{index}", 0), totals.get(f"T{watch.kind}{index}", 0)
             for test, e in _evidence(watch, *counted, sums):
-                if crossed(e, definition.max_false_positive, tests):
-                    inputs = {
-                        "e_value": e, "tests": tests, "max_false_positive": definition.max_false_positive,
-                        "limit": watch.limit, "tolerated_ratio": TOLERATED_RATIO, "statistic": sums,
-                        "failures": dict(zip(definition.names, failures, strict=True)),
-                        "trials": dict(zip(definition.names, trials, strict=True)),
-                        "limit_failures": counted[0], "limit_trials": counted[1], "code": __version__,
-                    }  # fmt: skip
-                    return Trip(definition.names[index], watch.name, test, inputs)
+                inputs = {
+                    "e_value": e, "tests": tests, "max_false_positive": definition.max_false_positive,
+                    "limit": watch.limit, "tolerated_ratio": TOLERATED_RATIO, "statistic": sums,
+                    "failures": dict(zip(definition.names, failures, strict=True)),
+                    "trials": dict(zip(definition.names, trials, strict=True)),
+                    "limit_failures": counted[0], "limit_trials": counted[1], "code": __version__,
+                }  # fmt: skip
+                yield Trip(definition.names[index], watch.name, test, inputs)
+
+
+def trip_of(definition: Definition, totals: Mapping[str, int], cells: Cells) -> Trip | None:
+    """Return the first guardrail that is crossed, None while all hold."""
+    for reading in readings_of(definition, totals, cells):
+        if crossed(reading.inputs["e_value"], definition.max_false_positive, reading.inputs["tests"]):
+            return reading
     return None
+
+
+def guardrail_inputs(definition: Definition, totals: Mapping[str, int], cells: Cells) -> list[dict[str, Any]]:
+    """Return what shows that the guardrails hold, or that one does not: the inputs of every test that has begun."""
+    return [
+        {"variant": one.variant, "guardrail": one.guardrail, "test": one.test, **one.inputs}
+        for one in readings_of(definition, totals, cells)
+    ]
 
 
 def _evidence(watch: Watch, failures: int, trials: int, sums: tuple[int, ...] | None) -> Iterator[tuple[str, float]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import asyncpg
 from redis.exceptions import RedisError
 
+from app.clock import time_text
 from app.db.keys import RULES_TAG
 from app.db.pool_series import PoolSeries
 from app.db.pool_upkeep import PoolUpkeep
@@ -90,6 +91,7 @@ class Shadow:
         self._parts: _Parts | None = None
         self.calls: ExperimentCalls | None = None
         self.restored: dict[str, Any] = {}
+        self._restored_by_start = 0
         self.waiting_for = "the ledger"
         self.rules: Final = Rules(metrics)
         self._metrics = metrics
@@ -139,11 +141,18 @@ class Shadow:
         parts.pool.terminate()
 
     async def check(self) -> dict[str, Any]:
-        """Return the state for GET /ready, with what the start found. Raises what Redis raises when it is away."""
+        """Return the state for GET /ready, with what the start found, and what was restored since.
+
+        Raises what Redis raises when it is away.
+        """
         if self.calls is None or self._parts is None:
             return {"state": "waiting", "reason": self.waiting_for}
-        await self._parts.counters.ping()
-        return {"experiments": len(self._parts.catalog), "restored": self.restored}
+        counters = self._parts.counters
+        await counters.ping()
+        later = counters.restored - self._restored_by_start
+        at_ms = counters.restored_at_ms if later else None
+        since = {"experiments": later, "last_at": None if at_ms is None else time_text(at_ms)}
+        return {"experiments": len(self._parts.catalog), "restored": self.restored | {"since_start": since}}
 
     def _counts(self) -> Counts:
         if self.calls is None or self._parts is None:
@@ -180,6 +189,7 @@ class Shadow:
                 lambda: self.watches.changed(FLAGS),
             )  # fmt: skip
             self.restored = await _load(pool, catalog, counters)
+            self._restored_by_start = counters.restored
         except BaseException:
             await counters.close()
             pool.terminate()

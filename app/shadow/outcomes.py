@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Final
 
-from app.clock import ms_of
+from app.shadow.canary import MS_PER_S
 from app.shadow.contributions import Counted
-from app.shadow.counters import RESTORES_MAX, Forgot
 from app.shadow.journal import event_number, unit_number
 from app.shadow.tallies import THOUSAND, Class, latency_bucket
 from app.shadow.wire import Outcome, Outcomes, Taken
@@ -47,9 +47,9 @@ def listed(body: Outcomes) -> tuple[list[Outcome], str]:
 class Sorter:
     """Sorts the outcomes of one request; refuses all of them when one is wrong."""
 
-    def __init__(self, experiment: Experiment, place: str, now_ms: int) -> None:
+    def __init__(self, experiment: Experiment, place: str) -> None:
         """`place` is the pointer to an outcome, with {} for its number."""
-        self._quiet_ms = now_ms - ms_of(experiment.changed_at)
+        self._quiet_ms = round((time.monotonic() - experiment.adopted_s) * MS_PER_S)
         self._experiment = experiment
         self._definition = experiment.definition
         self._ended = experiment.settled is not None
@@ -59,8 +59,10 @@ class Sorter:
         self.errors: list[FieldError] = []
 
     async def sort(self, outcomes: Sequence[Outcome]) -> list[Counted]:
-        """Return the outcomes ready to be merged. Raises Problem 422 naming the wrong ones, and what Redis raises."""
-        await self._experiment.prepare()
+        """Return the outcomes ready to be merged by a prepared experiment.
+
+        Raises Problem 422 naming the wrong ones, and what Redis raises.
+        """
         sampled = await self._sampled(outcomes)
         sorted_: list[Counted] = []
         for number, outcome in enumerate(outcomes):
@@ -149,19 +151,9 @@ def taken(sorted_: Sequence[Counted], repeated: Collection[int]) -> Taken:
     )
 
 
-async def add_outcomes(
-    experiment: Experiment, outcomes: list[Outcome], place: str, now_ms: int
-) -> tuple[list[Counted], set[int]]:
+async def add_outcomes(experiment: Experiment, outcomes: list[Outcome], place: str) -> tuple[list[Counted], set[int]]:
     """Sort outcomes and merge them; return them as sorted, and the places of repetitions.
 
-    They are sorted again when Redis had forgotten the experiment: what was restored may have other weights and units.
     Raises Problem, and what `Experiment.add` raises.
     """
-    for left in reversed(range(RESTORES_MAX)):
-        sorted_ = await Sorter(experiment, place, now_ms).sort(outcomes)
-        try:
-            return sorted_, await experiment.add(sorted_)
-        except Forgot:
-            if not left:
-                raise
-    raise AssertionError("the last try returns or raises")
+    return await experiment.add(lambda: Sorter(experiment, place).sort(outcomes))

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 WIDTH: Final = 760  # pixels, as all lengths here
 HEIGHT_MAX: Final = 800  # with 20 variants
 _LEFT, _RIGHT, _TOP, _PLOT = 20, 20, 40, 260
-_LEGEND_TOP: Final = _TOP + _PLOT + 62
+_BARS_TOP: Final = _TOP + _PLOT + 28
+_BAR: Final = 3  # pixels from one interval to the next: every variant has a line of its own
 _ROW: Final = 18  # pixels of a line of the legend
 _CURVE_POINTS: Final = 121
 _NAME_MAX: Final = 40  # characters of a name that the legend shows
@@ -44,7 +45,8 @@ def posterior_svg(names: Sequence[str], successes: Sequence[int], samples: Seque
     places = [_places(interval, (low, high)) for interval in intervals]
     curves = [_density(one, other, rates) for one, other, rates in zip(a.tolist(), b.tolist(), places, strict=True)]
     tallest = max(float(curve.max()) for curve in curves)
-    height = _LEGEND_TOP + _ROW * len(names) + 10
+    legend_top = _BARS_TOP + _BAR * len(names) + 18
+    height = legend_top + _ROW * len(names)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" fill="#222"',
         ' font-family="system-ui, sans-serif" font-size="12">',
@@ -60,7 +62,7 @@ def posterior_svg(names: Sequence[str], successes: Sequence[int], samples: Seque
             f"{_printable(name)}: {successes[index]:,} of {samples[index]:,}, {rate_text(found.interval_low[index])} to "
             f"{rate_text(found.interval_high[index])}, P(best) {found.probability_best[index]:.1%}"
         )
-        parts += _legend(index, text)
+        parts += _legend(index, legend_top + _ROW * index, text)
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -129,16 +131,15 @@ def _curve(index: int, rates: Floats, curve: Floats, interval: tuple[float, floa
         for rate, value in zip(rates.tolist(), curve.tolist(), strict=True)
     )
     start, end = (_x(rate, shown) for rate in interval)
-    bar = ground + 28 + 3 * (index % 8)
+    bar = _BARS_TOP + _BAR * index
     return [
         f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>',
         f'<line x1="{start:.1f}" y1="{bar}" x2="{end:.1f}" y2="{bar}" stroke="{colour}" stroke-width="2"/>',
     ]
 
 
-def _legend(index: int, text: str) -> list[str]:
+def _legend(index: int, line: int, text: str) -> list[str]:
     colour, dash = _COLOURS[index % len(_COLOURS)], _DASHES[index // len(_COLOURS) % len(_DASHES)]
-    line = _LEGEND_TOP + _ROW * index
     return [
         f'<path d="M{_LEFT},{line - 4}h28" stroke="{colour}" stroke-width="3" stroke-dasharray="{dash}"/>',
         f'<text x="{_LEFT + 36}" y="{line}">{text}</text>',

@@ -21,7 +21,8 @@ DEPTH_MAX: Final = 8
 # Parts of names under which people, their money and their secrets stand.
 _private: Final = re.compile(
     r"name|mail|phone|mobile|street|address|city|zip|postal|birth|dob|age\b|gender|ssn|social|passport|licen[cs]e|tax|iban|bic"
-    r"|account|card|pan\b|cvv|cvc|cvn|cid\b|expiry|expiration|track|pin\b|passw|secret|token|key|auth|cookie|session|signature"
+    r"|account|card|pan\b|cv[cdnvx2]|ccv|csc\b|cav|security.?code|cid\b|expir|track|pin\b|passw|secret|token|key|auth"
+    r"|cookie|session|signature"
     r"|cert|credential|\bip\b|ip_|_ip|latitude|longitude|location|user|customer|person|holder|note|comment|message|text",
     re.IGNORECASE,
 )

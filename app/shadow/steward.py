@@ -23,7 +23,7 @@ from app.shadow.assignment import settled
 from app.shadow.canary import waiting_for
 from app.shadow.decision import belief, crossings_of, inputs_of, look_at, verdict_of
 from app.shadow.definition import CanaryStep, Rollback
-from app.shadow.guardrail import trip_of
+from app.shadow.guardrail import guardrail_inputs, trip_of
 from app.shadow.store import Entry
 from app.shadow.tallies import counts_of
 from app.shadow.thompson import weights_of
@@ -180,6 +180,11 @@ class Steward:
             nonlocal waiting
             propensities = experiment.split.stages[0 if state.step is None else state.step.number]
             waiting = waiting_for(definition, state, experiment.totals, propensities, at_ms, forced=forced)
+            trip = None if waiting else trip_of(definition, experiment.totals, experiment.cells)
+            if trip is not None:
+                # Whoever asks for a step may be ahead of the look that rolls back.
+                waiting = (trip.reason,)
+                self.notice(experiment)
             if waiting or state.step is None:
                 return None
             samples = counts_of(experiment.totals, "n", len(definition.variants))
@@ -189,6 +194,7 @@ class Steward:
                 else CanaryStep(state.step.number + 1, at_ms, samples)
             )  # fmt: skip
             look = look_at(definition, experiment.totals, experiment.cells)
+            guardrails = guardrail_inputs(definition, experiment.totals, experiment.cells)
             details = {
                 "actor": by, "percent": canary.steps[state.step.number],
                 "next_percent": None if last else canary.steps[state.step.number + 1],
@@ -196,7 +202,7 @@ class Steward:
                 "samples_before": dict(zip(definition.names, state.step.samples, strict=True)),
                 "min_samples": canary.min_samples, "min_seconds": canary.min_seconds, "guardrails": "hold",
                 "failures": {letter: counts_of(experiment.totals, letter, len(samples)) for letter in "eol"},
-                "inputs": inputs_of(definition, look),
+                "inputs": inputs_of(definition, look) | {"guardrails": guardrails},
             }  # fmt: skip
             kind = "experiment.canary_completed" if last else "experiment.step"
             return msgspec.structs.replace(state, step=following), [Entry(kind, details)]

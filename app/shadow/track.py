@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta, Struct
 
-from app.clock import now_ms
 from app.shadow.outcomes import add_outcomes
 from app.shadow.wire import VALUE_MAX, EventId, Outcome, UnitId
 from app.web.fields import Input, Name
@@ -42,10 +41,9 @@ class Tracked(Struct):
 class Tracking:
     """Hands tracked events to the experiments that wait for them. No state of its own."""
 
-    def __init__(self, catalog: Callable[[], Catalog], wall_ms: Callable[[], int] = now_ms) -> None:
+    def __init__(self, catalog: Callable[[], Catalog]) -> None:
         """`catalog` returns the experiments; it raises ConnectionError before they are loaded."""
         self._catalog = catalog
-        self._wall_ms = wall_ms
 
     async def track(self, body: TrackedEvent) -> Tracked:
         """Count an event in every experiment that waits for it and in which the unit takes part, once for its key.
@@ -60,7 +58,7 @@ class Tracking:
         for experiment in self._waiting(body.event):
             if not await _takes_part(experiment, body.targetingKey):
                 continue
-            _, repeated = await add_outcomes(experiment, [outcome], "", self._wall_ms())
+            _, repeated = await add_outcomes(experiment, [outcome], "")
             found.experiments.append(experiment.definition.name)
             found.accepted += 1 - len(repeated)
             found.duplicates += len(repeated)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import Meta, Struct
 
 from app.shadow.assignment import propensities_of, stages_of
+from app.shadow.bucketing import BUCKETS
 from app.shadow.definition import (
     STEPS_MAX,
     VARIANTS_MAX,
@@ -30,12 +31,14 @@ from app.web.problems import FieldError, Problem, invalid
 OUTCOMES_MAX: Final = 10_000  # of one request, as the API contract says
 OUTCOMES_BODY_MAX_BYTES: Final = 4 * 1024 * 1024  # OUTCOMES_MAX with ids of 200 characters
 WEIGHT_MAX: Final = 1_000_000  # relative to each other; a share below 0.01 % is refused besides
+LEAST_SHARE: Final = (1 - 1e-9) / BUCKETS  # of a weight among all: one bucket, but for the rounding of the division
 SAMPLES_MAX: Final = 1_000_000_000
 LIFT_MAX: Final = 5.0  # 500 %; the evidence tells ratios up to 7.39 apart
 VALUE_MAX: Final = 1_000_000_000  # of one outcome; 500 in thousandths are summed exactly in a script
 SECONDS_MAX: Final = 90 * 86_400  # a step of a canary that takes a quarter is none
 SEED_MAX: Final = 2**53  # what every language holds exactly
 
+_SMALL_SHARE: Final = "Expected weights that give every variant at least 0.01 % of all units"
 _Text = r"^[^\x00-\x1f\x7f]*\Z"
 UnitId = Annotated[
     str, Meta(min_length=1, max_length=256, pattern=_Text, description="Whom it is about: a user, a session.")
@@ -320,11 +323,14 @@ def first_state(definition: Definition, coverage: float, at_ms: int) -> State:
 
 def check_shares(definition: Definition, state: State, pointer: str) -> None:
     """Raise Problem 422 if some variant would get less than 0.01 % of all units: it could never be told apart."""
+    # The first bucket belongs to whoever begins at 0, however little that is asked for.
+    if min(definition.weights) < LEAST_SHARE:
+        raise invalid(pointer, _SMALL_SHARE)
     for stage, ranges in enumerate(stages_of(definition, state)):
         shares = propensities_of(ranges)
         last = definition.canary is not None and definition.canary.steps[stage] == 100
         if any(share <= 0 for index, share in enumerate(shares) if not (last and index == definition.control)):
-            raise invalid(pointer, "Expected weights that give every variant at least 0.01 % of all units")
+            raise invalid(pointer, _SMALL_SHARE)
 
 
 def _canary_errors(body: NewExperiment) -> list[FieldError]:

@@ -141,7 +141,8 @@ class WebhookCalls:
             endpoint_id, body.tenant_id, body.url, body.types, body.description, actor, self._keys.current_id
         )
         if made is None:
-            raise Problem(409, "too_many_webhooks", "There are as many endpoints as there can be; delete one first.")
+            detail = "There are as many endpoints as there can be, of this tenant or in all; delete one first."
+            raise Problem(409, "too_many_webhooks", detail)
         secret = self._keys.secret(made.signing_key_id, endpoint_id, made.secret_version)
         return MadeEndpoint(**_fields(made), secret=secret_text(secret))
 

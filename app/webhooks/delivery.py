@@ -17,6 +17,7 @@ import asyncpg
 from app.clock import now_ms
 from app.db.retry import TRANSIENT
 from app.turns import pause
+from app.webhooks.outbox import Portion
 from app.webhooks.post import ANSWER_TIMEOUT_S, Outcome
 from app.webhooks.schedule import next_delay_s
 from app.webhooks.signature import SecretUnknown, signed_fields
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 CONCURRENCY_MAX: Final = 16  # attempts at once in this process
 OF_ENDPOINT_MAX: Final = 2  # attempts at once for one endpoint, so that a slow one leaves room for others
+OF_OWNER_MAX: Final = 4  # for all endpoints of one tenant, so that one whose endpoints hang leaves room for other tenants
 POLL_INTERVAL_S: Final = 1.0  # how often the outbox is looked at when nothing wakes the deliverer
 LEASE_S: Final = ANSWER_TIMEOUT_S * 3  # an attempt, and the statement that closes it, with room
 STOP_GRACE_S: Final = 5.0  # at the end of the process; most endpoints answer within one
@@ -51,7 +53,7 @@ class Deliverer:
         self._keys = keys
         self._woken = asyncio.Event()
         self._stopping = False
-        self._attempts: dict[asyncio.Task[None], str] = {}
+        self._attempts: dict[asyncio.Task[None], Claim] = {}
         self._task: asyncio.Task[None] | None = None
         self._on_crash: Callable[[BaseException], None] | None = None
         self.delivered = 0  # messages that arrived, since the start
@@ -81,16 +83,27 @@ class Deliverer:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def round(self) -> int:
-        """Claim what there is room for and begin to send it; return how many attempts were begun."""
+        """Make deliveries of new messages, claim what there is room for and begin to send it; return how many messages and
+        attempts that were.
+        """
+        spread = await self._outbox.spread()
+        return spread.messages + await self._send_due()
+
+    async def _send_due(self) -> int:
         room = CONCURRENCY_MAX - len(self._attempts)
         if room <= 0:
             return 0
-        of_endpoint = Counter(self._attempts.values())
-        busy = list(of_endpoint)  # one that answers quickly is claimed again in the next round
-        claims = await self._outbox.claim(room, OF_ENDPOINT_MAX, busy, LEASE_S)
+        under_way = Counter(claim.owner for claim in self._attempts.values())
+        portion = Portion(
+            OF_ENDPOINT_MAX,
+            OF_OWNER_MAX,
+            [claim.endpoint_id for claim in self._attempts.values()],  # one that answers quickly gets its turn next time
+            [owner for owner, count in under_way.items() if count >= OF_OWNER_MAX],
+        )
+        claims = await self._outbox.claim(room, portion, LEASE_S)
         for claim in claims:
             task = asyncio.create_task(self._attempt(claim), name=f"webhook {claim.delivery_id}")
-            self._attempts[task] = claim.endpoint_id
+            self._attempts[task] = claim
             task.add_done_callback(self._ended)
         return len(claims)
 

@@ -21,13 +21,18 @@ if TYPE_CHECKING:
     from app.webhooks.post import Outcome
 
 ENDPOINTS_MAX: Final = 10_000  # a claim looks at each of them
+ENDPOINTS_OF_TENANT_MAX: Final = 100  # and of those for all tenants: each gets a row of every message
+SPREAD_MAX: Final = 5_000  # deliveries of one statement: about 0.2 s
 BODY_MAX_BYTES: Final = 20_000  # the specification: keep payloads below 20 kB
 KEEP_DAYS: Final = 30  # how long closed deliveries can be looked at
 DELIVERY_END: Final = 1 << 62  # above every delivery id
 
 BACKLOG_MAX: Final = 100_000  # deliveries that are counted; how many more there are changes nothing
 
-_COUNT_PENDING: Final = "SELECT count(*) FROM (SELECT FROM webhook_deliveries WHERE state = 'pending' LIMIT $1) AS due"
+_COUNT_PENDING: Final = """
+SELECT count(*) FROM (
+  SELECT FROM webhook_messages UNION ALL SELECT FROM webhook_deliveries WHERE state = 'pending' LIMIT $1) AS due
+"""
 _FORGET: Final = "DELETE FROM webhook_deliveries WHERE state <> 'pending' AND closed_at < now() - make_interval(days => $1)"
 
 
@@ -49,7 +54,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claim(NamedTuple):
-    """A delivery that this process is to attempt now; `attempts` counts this attempt too."""
+    """A delivery that this process is to attempt now; `attempts` counts this attempt too.
+
+    owner  the tenant of the endpoint; the endpoint itself if it is for all tenants
+    """
 
     delivery_id: int
     endpoint_id: str
@@ -60,6 +68,23 @@ class Claim(NamedTuple):
     signing_key_id: str
     secret_version: int
     old_secret_signs: bool
+    owner: str
+
+
+class Portion(NamedTuple):
+    """What one endpoint and one owner may have of a claim, and which of them get nothing this time."""
+
+    of_endpoint: int
+    of_owner: int
+    busy_endpoints: Sequence[str] = ()
+    busy_owners: Sequence[str] = ()
+
+
+class Spread(NamedTuple):
+    """How many messages became how many deliveries."""
+
+    messages: int
+    deliveries: int
 
 
 class Message(NamedTuple):
@@ -86,12 +111,12 @@ class Message(NamedTuple):
         return body.decode()
 
 
-async def put_out(fetch: Callable[..., Awaitable[list[asyncpg.Record]]], message: Message) -> int:
-    """Put a message out to every endpoint that wants it; return how many that are. Twice is once.
+async def put_out(fetch: Callable[..., Awaitable[list[asyncpg.Record]]], message: Message) -> None:
+    """Put a message out, to whom `Outbox.spread` will find to want it. Twice is once.
 
     fetch  `connection.fetch` of the transaction that the message tells of, or `Statements.rows`
     """
-    return len(await fetch(query("put_out_message"), message.message_id, message.tenant_id, message.type, message.body))
+    await fetch(query("put_out_message"), message.message_id, message.tenant_id, message.type, message.body)
 
 
 class Outbox:
@@ -101,9 +126,17 @@ class Outbox:
         """`statements` reach Postgres as the server's role."""
         self._statements = statements
 
-    async def claim(self, count: int, of_endpoint: int, busy: Sequence[str], lease_s: float) -> list[Claim]:
-        """Take due deliveries for `lease_s`: at most `count`, few of each endpoint, none of the busy ones."""
-        rows = await self._statements.rows(query("claim_deliveries"), count, of_endpoint, list(busy), lease_s)
+    async def spread(self) -> Spread:
+        """Make deliveries of messages that were put out, oldest first, at most SPREAD_MAX; nothing of none is lost."""
+        rows = await self._statements.rows(query("spread_messages"), SPREAD_MAX)
+        return Spread(*rows[0])
+
+    async def claim(self, count: int, portion: Portion, lease_s: float) -> list[Claim]:
+        """Take at most `count` due deliveries for `lease_s`, and of each endpoint and owner no more than their portion."""
+        rows = await self._statements.rows(
+            query("claim_deliveries"), count, portion.of_endpoint, list(portion.busy_endpoints), lease_s, portion.of_owner,
+            list(portion.busy_owners),
+        )  # fmt: skip
         return [Claim(*row) for row in rows]
 
     async def close(self, claim: Claim, state: str, outcome: Outcome) -> None:
@@ -126,7 +159,7 @@ class Outbox:
         return bool(rows)
 
     async def count_pending(self) -> int:
-        """Return how many deliveries are still to be made, BACKLOG_MAX for more."""
+        """Return how many messages and deliveries wait, BACKLOG_MAX for more."""
         rows = await self._statements.rows(_COUNT_PENDING, BACKLOG_MAX)
         return int(rows[0][0])
 
@@ -138,14 +171,14 @@ class Outbox:
         self, endpoint_id: str, tenant_id: str | None, url: str, types: Sequence[str] | None, description: str | None,
         maker: str, signing_key_id: str,
     ) -> Endpoint | None:  # fmt: skip
-        """Make an endpoint; None when there are ENDPOINTS_MAX."""
+        """Make an endpoint; None when there are ENDPOINTS_MAX, or ENDPOINTS_OF_TENANT_MAX for the same tenant or for all."""
         listed = None if types is None else sorted(set(types))
         # A path may hold a secret of the customer's own, and the chain forgets nothing: only the origin enters it.
         origin = urlsplit(url)._replace(path="", query="").geturl()
         details = {"actor": maker, "endpoint_id": endpoint_id, "tenant_id": tenant_id, "origin": origin, "types": listed}
         rows = await self._statements.rows(
             query("create_endpoint"), endpoint_id, tenant_id, url, listed, description, maker, signing_key_id,
-            ENDPOINTS_MAX, orjson.dumps(details).decode(),
+            ENDPOINTS_MAX, orjson.dumps(details).decode(), ENDPOINTS_OF_TENANT_MAX,
         )  # fmt: skip
         return _endpoint(rows[0]) if rows else None
 

@@ -101,11 +101,11 @@ async def test_keys_that_cannot_be_confirmed_are_no_attempt(house: House) -> Non
 async def test_a_foreign_tenant_is_noted(house: House) -> None:
     key = Key("key_a", "writer", tenants=frozenset({"acme"}))
 
-    seen = [house.gate.sees(key, tenant, *CONSUME) for tenant in ("acme", "other")]
+    seen = [house.gate.sees(key, tenant, *CONSUME, lambda: "198.51.100.7") for tenant in ("acme", "other")]
     await house.denials.flush()
 
     assert seen == [True, False]
-    assert [(reason, key_id) for reason, key_id, _ in house.entries.denied] == [("foreign_tenant", "key_a")]
+    assert house.entries.denied == [("foreign_tenant", "key_a", "198.51.100.0/24")]
 
 
 def test_a_route_that_stands_nowhere_has_no_entrance(house: House) -> None:

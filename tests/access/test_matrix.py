@@ -91,8 +91,19 @@ def test_a_key_of_some_tenants_does_not_see_the_whole_ledger() -> None:
     assert closed == {
         "/v1/ledger/trial-balance", "/v1/audit/shards", "/v1/audit/entries", "/v1/audit/verify",
         "/tiles/{shard}/{tile:.+}", "/metrics", "/v1/rules", "/v1/rules/{name}", "/v1/rules/{name}/promote",
-        "/v1/rules/{name}/report",
+        "/v1/rules/{name}/report", "/v1/experiments", "/v1/experiments/{name}", "/v1/experiments/{name}/deploy",
+        "/v1/experiments/{name}/rollback", "/v1/experiments/{name}/canary",
     }  # fmt: skip
+
+
+def test_a_key_of_some_tenants_takes_part_in_experiments_and_changes_none() -> None:
+    limited = Key("k", "admin", tenants=frozenset({"a"}))
+    rows = [row for row, right in RIGHTS.items() if "/v1/experiments" in row[1] and forbidden(limited, right) is None]
+
+    assert sorted({path for method, path in rows if method != "GET"}) == [
+        "/v1/experiments/{name}/assign", "/v1/experiments/{name}/outcomes",
+    ]  # fmt: skip
+    assert len(rows) == 6
 
 
 def test_a_key_of_some_tenants_does_not_see_the_registry_which_is_one_for_all() -> None:

@@ -6,6 +6,7 @@ every table that follows from them. Both count by themselves: nothing of the ver
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 from collections import defaultdict
@@ -314,15 +315,20 @@ async def _write_reservations(connection: asyncpg.Connection[Any], events: Seque
             end = closed.get(event.transaction_id)
             status = "held" if end is None else ends[end.type]
             committed = end.amount if end is not None and status == "committed" else 0
+            details = json.loads(event.details or "{}")
+            expires_at_ms = details.get("expires_at_ms")
             rows.append((
                 event.transaction_id, event.shard, event.tenant_id, event.amount, committed, status,
                 purposes[event.type], time_of(event.at_ms), None if end is None else time_of(end.at_ms),
+                None if end is None else end.seq, None if expires_at_ms is None else time_of(expires_at_ms),
+                event.description, event.metadata, event.reference, details.get("controls", {}).get("count"),
             ))  # fmt: skip
     await connection.copy_records_to_table(
         "credit_reservations",
         records=rows,
         columns=[
             "reservation_id", "shard", "tenant_id", "amount", "committed", "status", "purpose", "created_at", "closed_at",
+            "closed_seq", "expires_at", "description", "metadata", "transfer_id", "counted",
         ],
     )  # fmt: skip
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import time
 from collections.abc import Iterable
+from urllib.parse import urlsplit, urlunsplit
 
+import asyncpg
 import pytest
 
 from app.audit.entry import entry_hash
-from app.audit.log import NotPublished, TreeDamaged
+from app.audit.log import Log, NotPublished, TreeDamaged
 from app.audit.merkle import Frontier, ProofInvalid, verify_consistency, verify_inclusion
 from app.audit.note import COSIGNATURE, Signer
 from app.audit.receipt import parse_receipt, verify_receipt
 from app.audit.tiles import Tile, split_bundle, split_hashes, tiles_of_tree
-from tests.audit.chain import mixed_events
-from tests.audit.log_house import EPOCH, KEY, LogHouse
+from tests.audit.chain import ORIGIN, mixed_events
+from tests.audit.log_house import BUSY_TIMEOUT_S, EPOCH, KEY, LogHouse
 from tests.audit.naive_tree import path_of, proof_of, root_of
 
 MANY = 700
@@ -159,6 +162,7 @@ LAST_TILE, LAST_WIDTH = divmod(ENTRIES, 256)
 
 
 PROOF_MS_MAX = 5
+KEPT_ROWS_MAX = 10  # of the checkpoints
 ROWS_MAX = 1_200  # two tiles for each of three levels, of which the last is not full, and a checkpoint
 READ = "SELECT sum(idx_tup_read) FROM pg_stat_all_indexes WHERE relname ~ '^audit_'"
 
@@ -199,13 +203,117 @@ async def test_a_proof_in_ten_million_entries_reads_few_rows_in_milliseconds(hou
     await session.execute("ANALYZE audit_entries, audit_tree")
     took_ms = []
     for _ in range(30):
+        log = Log(house.pool, ORIGIN, read_timeout_s=BUSY_TIMEOUT_S)
         started_s = time.perf_counter()
-        proof = await house.log.inclusion(0, seq, ENTRIES)
+        proof = await log.inclusion(0, seq, ENTRIES)
         took_ms.append((time.perf_counter() - started_s) * 1000)
 
     assert (proof.root, len(proof.hashes)) == (above.root(), 24)
     verify_inclusion(seq, ENTRIES, proof.leaf_hash, proof.hashes, above.root())
     assert min(took_ms) < PROOF_MS_MAX
+    read = await rows_read(house)
+    assert 256 < read / 30 < ROWS_MAX
+    for _ in range(30):
+        assert await log.inclusion(0, seq, ENTRIES) == proof
+    assert await rows_read(house) - read < 30 * KEPT_ROWS_MAX
+
+
+async def rows_read(house: LogHouse) -> int:
     await house.log.rows("SELECT pg_stat_force_next_flush()")
-    read = int(await session.fetchval(READ)) / 30
-    assert 256 < read < ROWS_MAX
+    return int(await house.database.session.fetchval(READ))
+
+
+async def forge(house: LogHouse, statement: str, *values: object) -> None:
+    assert await house.database.session.execute(statement, *values) != "UPDATE 0"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE audit_entries SET hash = sha256(hash) WHERE seq = 300",
+        "UPDATE audit_tree SET hash = sha256(hash) WHERE number = 1",
+        "UPDATE audit_tree SET hash = sha256(hash) WHERE number = 0",
+        "UPDATE audit_entries SET hash = sha256(hash) WHERE seq = 640",
+    ],
+)
+async def test_no_proof_is_made_of_hashes_that_do_not_lead_to_the_signed_root(house: LogHouse, statement: str) -> None:
+    await signed(house, 650)
+    await forge(house, statement)
+
+    with pytest.raises(TreeDamaged, match=r"hash to hash|does not have the root"):
+        await house.log.inclusion(0, 300, 650)
+    with pytest.raises(TreeDamaged, match=r"hash to hash|does not have the root"):
+        await house.log.consistency(0, 300, 650)
+
+
+async def test_a_leaf_that_was_changed_is_found_in_a_tree_without_a_checkpoint_of_its_own(house: LogHouse) -> None:
+    await signed(house, 650)
+    await house.log.inclusion(0, 5, 600)
+    await forge(house, "UPDATE audit_entries SET hash = sha256(hash) WHERE seq = 300")
+
+    with pytest.raises(TreeDamaged, match="256 hashes of level 0 from 256 do not hash to hash 1 of level 1"):
+        await house.log.inclusion(0, 300, 600)
+
+
+async def write_other_history(house: LogHouse) -> list[bytes]:
+    """Put another tree of 650 entries into the place of the one that is there; returns its leaves."""
+    leaves = [digest_of("leaf", seq) for seq in range(650)]
+    session = house.database.session
+    await session.execute("SELECT ensure_partitions(now(), now(), 1)")
+    await session.execute("DELETE FROM audit_entries")
+    await fill(house, range(650))
+    tree = Frontier()
+    for stored in tree.extend(leaves):
+        await session.execute("UPDATE audit_tree SET hash = $3 WHERE level = $1 AND number = $2", *stored)
+    await session.execute("UPDATE audit_checkpoints SET root = $1", tree.root())
+    return leaves
+
+
+async def test_a_signed_root_decides_between_what_is_stored_and_what_is_remembered(house: LogHouse) -> None:
+    await signed(house, 650)
+    await house.log.inclusion(0, 300, 650)
+    other = await write_other_history(house)
+
+    proof = await house.log.inclusion(0, 300, 650)
+
+    assert proof.root == root_of(other)
+    verify_inclusion(300, 650, other[300], proof.hashes, proof.root)
+
+
+async def test_nothing_is_remembered_of_the_database_that_stood_there_before_a_restore(house: LogHouse) -> None:
+    await signed(house, 650)
+    await house.log.inclusion(0, 300, 600)
+    other = await write_other_history(house)
+    await put_copy_in_place(house)
+
+    proof = await house.log.inclusion(0, 300, 600)
+
+    assert proof.root == root_of(other[:600])
+    verify_inclusion(300, 600, other[300], proof.hashes, proof.root)
+
+
+async def put_copy_in_place(house: LogHouse) -> None:
+    """Do what a restore does at its end: a new database gets the name of the one in use."""
+    url = urlsplit(house.database.url)
+    name = url.path.removeprefix("/")
+    admin = await asyncpg.connect(urlunsplit(url._replace(path="/postgres")))
+    await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+    await admin.execute(f'ALTER DATABASE "{name}" RENAME TO "{name}_before"')
+    await admin.execute(f'CREATE DATABASE "{name}" TEMPLATE "{name}_before"')
+    await admin.execute(f'DROP DATABASE "{name}_before"')
+    await admin.close()
+
+
+async def test_proofs_of_a_log_that_grows_are_those_of_the_recursion(house: LogHouse) -> None:
+    await signed(house, 1)
+    picked = random.Random(1)
+    signer = house.signer()
+    for grown in (200, 255, 256, 257, 400, 512, 513, 650):
+        house.shard.durable = grown - 1
+        await signer.round()
+        for _ in range(5):
+            size = picked.randint(1, grown)
+            seq = picked.randrange(size)
+
+            assert (await house.log.inclusion(0, seq, size)).hashes == path_of(seq, house.leaves[:size])
+            assert (await house.log.consistency(0, seq + 1, size)).hashes == proof_of(seq + 1, house.leaves[:size])

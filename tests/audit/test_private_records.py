@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from app.audit.entry import Event
 from app.audit.report import PrivateReport, report_text
+from app.audit.verify import verify_ledger
 from app.clock import time_text
 from app.credits.payment import details_of
 from app.db.postgres import open_pool
@@ -19,9 +20,11 @@ from app.privacy.payment import Payment
 from app.privacy.store import PrivateStore
 from tests.audit.chain import STARTED_MS, Book, make_chain
 from tests.audit.conftest import LedgerDatabase
+from tests.audit.tamper import change
 
 PAYMENT = Payment("4111111111111111", "John Doe", "12/27")
 LOST = "the private record of this entry is missing or another, and no tombstone says that it was erased"
+TWO_DAYS_MS = 2 * 86_400_000  # after which a record may be past its time
 FIRST, SECOND = 1, 3  # seqs of the two top-ups
 
 
@@ -53,7 +56,7 @@ def with_tombstone(events: list[Event], kind: str, details: dict[str, Any]) -> l
     last = events[-1]
     text = orjson.dumps(details, option=orjson.OPT_SORT_KEYS).decode()
     return [*events, Event(
-        0, 1, last.seq + 1, last.at_ms + 1, kind, "", "system:none", "system:none", 0, 0, 0, 0,
+        0, 1, last.seq + 1, last.at_ms + TWO_DAYS_MS, kind, "", "system:none", "system:none", 0, 0, 0, 0,
         "01a201e0-3c7c-7000-adad-e9f95266ab00", "k", "f", None, None, None, text,
     )]  # fmt: skip
 
@@ -81,6 +84,18 @@ async def test_an_erased_subject_is_told_from_one_that_is_there(database: Ledger
     assert report.private == PrivateReport(verified=1, erased=1)
 
 
+async def test_what_was_erased_is_no_fault_while_its_tombstone_waits_for_the_chain(
+    database: LedgerDatabase, store: PrivateStore
+) -> None:
+    await make_chain(database.session, await paid(store))
+    assert await store.erase("t1", request_id="q", basis="gdpr-17") is not None
+
+    report = await database.verify()
+
+    assert report.ok
+    assert report.private == PrivateReport(verified=1, erased=1)
+
+
 @pytest.mark.parametrize(("before_ms", "ok"), [(STARTED_MS + 60_000, True), (STARTED_MS - 30 * 3_600_000, False)])
 async def test_records_whose_time_was_over_are_erased_and_no_younger_ones(
     database: LedgerDatabase, store: PrivateStore, before_ms: int, ok: bool
@@ -99,7 +114,9 @@ async def test_records_whose_time_was_over_are_erased_and_no_younger_ones(
     ["DELETE FROM private_records WHERE tenant_id = 't2'", "UPDATE private_records SET commitment = sha256('x') WHERE tenant_id = 't2'",
      "UPDATE private_records SET record_id = 'other' WHERE tenant_id = 't2'",
      "ALTER TABLE private_records DROP CONSTRAINT private_records_subject_dek_id_fkey; DELETE FROM private_keys WHERE subject = 't2'",
-     "DELETE FROM private_records WHERE tenant_id = 't2'; INSERT INTO private_erasures VALUES (gen_random_uuid(), 'privacy.erasure', '{}', now())"],
+     "DELETE FROM private_records WHERE tenant_id = 't2'; INSERT INTO private_erasures VALUES (gen_random_uuid(), 'privacy.erasure', '{}', now())",
+     "DELETE FROM private_records WHERE tenant_id = 't2'; INSERT INTO private_erasures VALUES (gen_random_uuid(), 'privacy.erasure', '[', now())",
+     "DELETE FROM private_records WHERE tenant_id = 't2'; INSERT INTO private_erasures SELECT gen_random_uuid(), 'privacy.erasure', '{\"keys\":[\"' || encode(dek_id, 'hex') || '\"]}', now(), now() FROM private_keys"],
 )  # fmt: skip
 async def test_a_record_that_goes_without_a_tombstone_in_the_chain_is_missing(
     database: LedgerDatabase, store: PrivateStore, statement: str
@@ -130,3 +147,78 @@ async def test_the_server_cannot_hide_a_loss_with_a_tombstone_of_another_kind(
     await database.session.execute("DELETE FROM private_records")
 
     assert (await database.verify()).private == PrivateReport(missing=2)
+
+
+async def test_a_tombstone_of_records_whose_time_cannot_have_been_over_is_no_evidence(
+    database: LedgerDatabase, store: PrivateStore
+) -> None:
+    details = {"before": time_text(STARTED_MS + TWO_DAYS_MS), "class": "payment", "records": 2}
+    events = with_tombstone(await paid(store), "privacy.retention", details)
+    await make_chain(database.session, events)
+    alone = await database.first_bad()
+    await database.session.execute("DELETE FROM private_records")
+
+    both = await database.first_bad()
+
+    assert alone == (events[-1].seq, "the tombstone says that records were past their time which cannot have been")
+    assert both == (FIRST, LOST)
+
+
+async def test_more_records_than_tombstones_tell_of_cannot_go(database: LedgerDatabase, store: PrivateStore) -> None:
+    details = {"before": time_text(STARTED_MS + 60_000), "class": "payment", "records": 1}
+    await make_chain(database.session, with_tombstone(await paid(store), "privacy.retention", details))
+    await database.session.execute("DELETE FROM private_records")
+
+    seq, reason = await database.first_bad()
+
+    assert (seq, reason) == (SECOND, "more private records are gone than the 1 of which tombstones tell; this is one")
+
+
+CLOSED = "cannot be opened: a value was changed, or is that of another record"
+FLIPPED = "set_byte({0}, length({0}) - 1, get_byte({0}, length({0}) - 1) # 1)"
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        (f"UPDATE private_keys SET wrapped = {FLIPPED.format('wrapped')} WHERE subject = 't2'", "cannot be unwrapped"),
+        ("UPDATE private_keys SET kek_id = '\\x0000000000000000' WHERE subject = 't2'",
+         "is wrapped by a master key that was not given"),
+        (f"UPDATE private_records SET salt = {FLIPPED.format('salt')} WHERE subject = 't2'", CLOSED),
+        (f"UPDATE private_records SET sealed = {FLIPPED.format('sealed')} WHERE subject = 't2'", CLOSED),
+        ("UPDATE private_records SET tenant_id = 't1' WHERE subject = 't2'", CLOSED),
+        ("UPDATE private_records SET class = 'other' WHERE subject = 't2'", "does not hold what its commitment says"),
+        ("UPDATE private_records SET shown = '{\"card_number\":\"****-****-****-9999\"}' WHERE subject = 't2'",
+         "shows another masked form than that of what it holds"),
+    ],
+)  # fmt: skip
+async def test_the_master_key_finds_private_data_that_was_garbled(
+    database: LedgerDatabase, store: PrivateStore, statement: str, reason: str
+) -> None:
+    await make_chain(database.session, await paid(store))
+    masters = MasterKeys([bytes(range(32))])
+    sound = await verify_ledger(database.url, seals={}, progress=lambda *_: None, masters=masters)
+    await change(database.session, statement)
+
+    report = await verify_ledger(database.url, seals={}, progress=lambda *_: None, masters=masters)
+
+    assert sound.ok
+    bad = report.shards[0].first_bad
+    assert bad is not None
+    assert bad.seq == SECOND
+    assert bad.reason.endswith(reason)
+    assert "4111111111111111" not in report_text(report)
+
+
+async def test_a_private_record_of_no_entry_is_opened_too(database: LedgerDatabase, store: PrivateStore) -> None:
+    await make_chain(database.session, await paid(store))
+    await change(
+        database.session,
+        "INSERT INTO private_records SELECT 'copied', class, tenant_id, subject, dek_id, commitment, shown, salt, sealed, "
+        "created_at FROM private_records WHERE subject = 't1'",
+    )
+
+    report = await verify_ledger(database.url, seals={}, progress=lambda *_: None, masters=MasterKeys([bytes(range(32))]))
+
+    assert report.first_bad is not None
+    assert (report.first_bad.shard, report.first_bad.reason) == (None, f"private record copied {CLOSED}")

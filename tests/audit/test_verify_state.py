@@ -87,3 +87,98 @@ async def test_a_refund_row_for_nothing_is_found(ledger: LedgerDatabase) -> None
     assert report.first_bad is not None
     assert report.first_bad.seq is None
     assert report.first_bad.reason.endswith(", which consumed nothing")
+
+
+HELD, SPENT_HOLD = 7, 2  # seq of the open reservation of `ten_operations`, and of the one that is committed
+HOUR = "in the hour from 2025-11-13T02:00Z, the chain gives"
+
+
+def _row(seq: int) -> str:
+    """Return the condition that names the reservation which an entry has opened."""
+    return f"reservation_id = (SELECT transaction_id FROM audit_entries WHERE seq = {seq})"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "of", "seq", "reason"),
+    [
+        ("committed = 31", SPENT_HOLD, 3, "credit_reservations has another end of reservation"),
+        ("status = 'expired'", SPENT_HOLD, 3, "credit_reservations has another end of reservation"),
+        ("closed_at = closed_at + interval '1 us'", SPENT_HOLD, 3, "credit_reservations has another end of reservation"),
+        ("closed_seq = 4", SPENT_HOLD, 3, "credit_reservations has another end of reservation"),
+        ("closed_at = NULL", SPENT_HOLD, 3, "credit_reservations has another end of reservation"),
+        ("amount = 51", SPENT_HOLD, SPENT_HOLD, "credit_reservations has another reservation"),
+        ("tenant_id = 't2'", SPENT_HOLD, SPENT_HOLD, "credit_reservations has another reservation"),
+        ("purpose = 'transfer_out'", SPENT_HOLD, SPENT_HOLD, "credit_reservations has another reservation"),
+        ("expires_at = expires_at + interval '1 year'", HELD, HELD, "credit_reservations has another reservation"),
+        ("description = ''", HELD, HELD, "credit_reservations has another reservation"),
+        ("metadata = '{}'", HELD, HELD, "credit_reservations has another reservation"),
+        ("counted = 1", HELD, HELD, "credit_reservations has another reservation"),
+        ("transfer_id = reservation_id", HELD, HELD, "credit_reservations has another reservation"),
+        ("shard = 1", SPENT_HOLD, SPENT_HOLD, "credit_reservations has no reservation"),
+    ],
+)
+async def test_an_edited_reservation_is_found(
+    ledger: LedgerDatabase, assignment: str, of: int, seq: int, reason: str
+) -> None:
+    await change(ledger.session, f"UPDATE credit_reservations SET {assignment} WHERE {_row(of)}")
+
+    found, why = await ledger.first_bad()
+
+    assert found == seq
+    assert why.startswith(reason)
+
+
+async def test_a_closed_reservation_that_is_gone_or_came_from_nowhere_is_found(ledger: LedgerDatabase) -> None:
+    await change(
+        ledger.session,
+        f'INSERT INTO credit_reservations SELECT r.* FROM credit_reservations q, jsonb_populate_record(q, \'{{"reservation_id":'
+        f'"019a0000-0000-7000-8000-000000000000"}}\') r WHERE q.{_row(SPENT_HOLD)}',
+    )
+    more = await ledger.first_bad()
+    await change(
+        ledger.session, "DELETE FROM credit_reservations WHERE reservation_id < '019a0000-0000-7000-8000-000000000001'"
+    )
+    await change(ledger.session, f"DELETE FROM credit_reservations WHERE {_row(SPENT_HOLD)}")
+    seq, reason = await ledger.first_bad()
+
+    assert more == (
+        None, "credit_reservations has reservation 019a0000-0000-7000-8000-000000000000, the chain has not"
+    )  # fmt: skip
+    assert seq == SPENT_HOLD
+    assert reason.endswith("which this entry gives")
+
+
+async def test_an_account_that_is_made_older_is_found(ledger: LedgerDatabase) -> None:
+    await change(ledger.session, "UPDATE credit_accounts SET created_at = created_at - interval '1 day'")
+
+    seq, reason = await ledger.first_bad()
+
+    assert seq == 0
+    assert reason.startswith("credit_accounts has another time of account t1 than this entry gives: t1|2025-11-12T")
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("UPDATE usage_hourly SET amount = amount + 1 WHERE type = 'topup'",
+         f"1 of 1001 credits of type topup for tenant t1 {HOUR} 1 of 1000 credits"),
+        ("DELETE FROM usage_hourly WHERE type = 'refund'",
+         f"nothing of type refund for tenant t1 {HOUR} 1 of 40 credits"),
+        ("UPDATE usage_hourly SET count = 3 WHERE type = 'commit'",
+         f"3 of 30 credits of type commit for tenant t1 {HOUR} 1 of 30 credits"),
+        ("INSERT INTO usage_hourly VALUES ('t2', '2025-11-13T02:00Z', 'consume', 5, 1)",
+         f"1 of 5 credits of type consume for tenant t2 {HOUR} nothing"),
+        ("UPDATE usage_marks SET seq = 7", f"4 of 131 credits of type consume for tenant t1 {HOUR} 2 of 120 credits"),
+        ("UPDATE usage_marks SET seq = 10", "usage_marks has seq 10, at which shard 0 has not come"),
+    ],
+)  # fmt: skip
+async def test_edited_usage_is_found(ledger: LedgerDatabase, statement: str, reason: str) -> None:
+    await ledger.session.execute("SELECT roll_usage(0::smallint, 100)")
+    assert (await ledger.verify(range_entries=3)).ok
+    await change(ledger.session, statement)
+
+    report = await ledger.verify(range_entries=3)
+
+    assert report.first_bad is not None
+    assert report.first_bad.shard is None
+    assert report.first_bad.reason.removeprefix("usage_hourly has ") == reason

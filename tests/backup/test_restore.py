@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -12,16 +15,22 @@ import pytest
 from redis.asyncio import Redis
 
 from app.audit.verify import verify_ledger
+from app.backup.archive import with_database
 from app.backup.create import create_backup
-from app.backup.databases import Databases, open_databases
+from app.backup.databases import Databases, database_of, open_databases
 from app.backup.directory import Backup, BackupDirectory, BackupRefused
 from app.backup.journal import Journal
 from app.backup.rebuild import rebuild
 from app.backup.restore import RestoreUnfinished, prove, restore
+from app.db.postgres import open_pool
 from app.db.topology import make_topology
+from app.privacy.envelope import MasterKeys
+from app.privacy.payment import Payment
+from app.privacy.store import NoRecord, PrivateStore
 from tests.audit.chain import SEAL
 from tests.backup import migrator
 from tests.guide import block
+from tests.privacy.conftest import Facts
 from tests.stores import PrivatePostgres
 
 HEAD_KEY = "{s00}:shard"
@@ -239,6 +248,41 @@ async def test_a_database_that_is_gone_is_made_again(
 
     assert done.kept == ""
     assert await balances(ledger_url) == before
+
+
+@asynccontextmanager
+async def private_store(url: str) -> AsyncIterator[PrivateStore]:
+    """Private records in a database, which nobody is connected to afterwards."""
+    pool = await open_pool(url, 2)
+    yield PrivateStore(pool, MasterKeys([bytes(range(32))]), Facts(), lambda: 1_795_000_000_000)
+    pool.terminate()
+    beside = await asyncpg.connect(with_database(url, "postgres"))
+    deadline_s = time.monotonic() + 10
+    while await beside.fetchval("SELECT count(*) FROM pg_stat_activity WHERE datname = $1", database_of(url)):
+        assert time.monotonic() < deadline_s
+        await asyncio.sleep(0.01)
+    await beside.close()
+
+
+async def test_who_was_erased_after_the_backup_does_not_come_back(
+    backups: BackupDirectory, journal: Journal, ledger_url: str
+) -> None:
+    async with private_store(ledger_url) as store:
+        for subject in ("erased", "other"):
+            await store.keep(f"record {subject}", subject, subject, Payment("4111111111111111", None, None))
+        made = await create_backup(ledger_url, backups, "manual", journal)
+        erasure = await store.erase("erased", request_id="q", basis="gdpr-17")
+        assert erasure is not None
+        await store.entered(erasure.erasure_id)
+
+    await restore(ledger_url, made, backups, journal, topology=None, seal=SEAL)
+
+    async with private_store(ledger_url) as store:
+        with pytest.raises(NoRecord):
+            await store.shown("record erased")
+        assert (await store.shown("record other"))["card_number"] == "****-****-****-1111"
+        assert await store.open_erasures() == [erasure]
+        assert await store.erase("erased", request_id="q", basis="gdpr-17") is None
 
 
 async def test_without_the_database_what_redis_has_decided_counts_as_acknowledged(

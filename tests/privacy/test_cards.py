@@ -203,7 +203,8 @@ def test_a_field_is_masked_by_its_name(field: str, value: object, shown: str) ->
 
 @pytest.mark.parametrize(
     "field", ["cvv", "CVV2", "cvc", "c.v.c.2", "cid", "CSC", "cav2", "security_code", "card_verification_value", "PIN",
-              "pin_block", "track1", "Track-2-Data", "magstripe", "emv_tag_9f26", "cardVerificationCode"],
+              "pin_block", "track1", "Track-2-Data", "magstripe", "emv_tag_9f26", "cardVerificationCode",
+              "ccv", "cvd", "cv2", "CVX2", "iCVV", "dcvv", "cvvc", "cvc3", "card_code", "card-cvv2", "cc_cvv", "cvcNumber", "cvv_value"],
 )  # fmt: skip
 def test_a_secret_of_the_card_is_removed_with_its_key(field: str) -> None:
     assert mask({field: "123", "amount": 5}) == {"amount": 5}
@@ -211,7 +212,21 @@ def test_a_secret_of_the_card_is_removed_with_its_key(field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["tracking_id", "company", "spin", "discard", "account_id", "cvs", "experiment", "cardinal"]
+    "field",
+    [
+        "tracking_id",
+        "company",
+        "spin",
+        "discard",
+        "account_id",
+        "cvs",
+        "experiment",
+        "cardinal",
+        "cv",
+        "civil",
+        "discount_code",
+        "cave",
+    ],
 )
 def test_a_name_that_only_looks_alike_is_an_ordinary_field(field: str) -> None:
     assert mask({field: "123"}) == {field: "123"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from app.credits.lifecycle import Lifecycle
 from app.credits.records import Records
 from app.credits.upkeep import Upkeep
-from app.privacy.envelope import MasterKeys, kek_id, make_master_key_file
+from app.privacy.envelope import MasterKeyRefused, MasterKeys, kek_id, make_master_key_file
 from app.privacy.opening import EXPIRY_INTERVAL_S, RELOAD_INTERVAL_S, Privacy
 from app.privacy.payment import Payment
 from app.privacy.rotation import add_master_key, rotate
@@ -137,6 +138,37 @@ async def test_a_rotation_that_was_cut_off_makes_no_further_key(
     masters, done = await rotate(ledger_url, path, wait_s=0)
 
     assert (masters.ids, done.rewrapped) == (interrupted.ids, 1)
+
+
+async def test_two_rotations_of_one_file_take_turns(
+    ledger_url: str, pool: asyncpg.Pool[Any], facts: Facts, clock: Clock, tmp_path: Path
+) -> None:
+    path = tmp_path / "master.key"
+    await PrivateStore(pool, make_master_key_file(path), facts, clock).keep("r1", "t1", "t1", PAYMENT)
+
+    ended = await asyncio.gather(*(rotate(ledger_url, path, wait_s=0) for _ in range(3)), return_exceptions=True)
+
+    refused = [str(one) for one in ended if isinstance(one, MasterKeyRefused)]
+    assert refused == [f"another rotation of {path} is running: run this again when it has ended"] * 2
+    assert len(make_master_key_file(path).ids) == 2
+    assert (await rotate(ledger_url, path, wait_s=0))[1].rewrapped == 1
+
+
+async def test_a_key_that_nobody_can_open_does_not_stop_a_rotation_and_a_wrong_file_gets_no_new_key(
+    ledger_url: str, pool: asyncpg.Pool[Any], facts: Facts, clock: Clock, tmp_path: Path, owner: asyncpg.Connection[Any]
+) -> None:
+    path, wrong = tmp_path / "master.key", tmp_path / "wrong.key"
+    store = PrivateStore(pool, make_master_key_file(path), facts, clock)
+    for number in ("1", "2"):
+        await store.keep(f"r{number}", f"t{number}", f"t{number}", PAYMENT)
+    await owner.execute("UPDATE private_keys SET kek_id = $1 WHERE subject = 't2'", bytes(8))
+    before = make_master_key_file(wrong).ids
+
+    _, fruitless = await rotate(ledger_url, wrong, wait_s=0)
+    masters, done = await rotate(ledger_url, path, wait_s=0)
+
+    assert (fruitless.rewrapped, make_master_key_file(wrong).ids) == (0, before)
+    assert (len(masters.ids), done.rewrapped, done.left) == (2, 1, {bytes(8).hex(): 1})
 
 
 async def test_only_the_replica_that_leads_does_the_jobs(

@@ -57,7 +57,7 @@ async def test_a_record_is_verified_until_it_is_erased(
     await enter_tombstones(store, chain)
 
     assert before == ["verified", "verified"]
-    assert between == ["missing", "verified"]
+    assert between == ["erased", "verified"]
     assert await states(owner, chain, *claims) == ["erased", "verified"]
 
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from app.shadow.assignment import IN_FLIGHT_MS, PERCENT, Split, canary_ranges, propensities_of, settled, stages_of
 from app.shadow.bucketing import BUCKETS, index_in
-from app.shadow.definition import Canary, CanaryStep, Deployment, Rollback, State, Variant
+from app.shadow.definition import Allocation, Canary, CanaryStep, Deployment, Rollback, State, Variant
+from app.shadow.wire import NewExperiment, NewVariant, definition_of
+from app.web.problems import Problem
 from tests.cost import least_cost_s
 from tests.shadow.conftest import pair
 
@@ -42,6 +44,25 @@ def test_a_canary_that_grows_moves_no_unit_away_from_its_challenger() -> None:
         assert all(kept)
         assert kept
     assert CANARY.control not in owners[-1]
+
+
+@pytest.mark.parametrize("weights", [(1e-9, 1.0), (1.0, 1e-9), (1.0, 10_000.0)])
+@pytest.mark.parametrize("allocation", ["fixed", "thompson"])
+def test_a_weight_below_one_bucket_is_refused_wherever_it_stands(
+    weights: tuple[float, float], allocation: Allocation
+) -> None:
+    variants = [NewVariant("a", control=True, weight=weights[0]), NewVariant("b", weight=weights[1])]
+
+    with pytest.raises(Problem) as refused:
+        definition_of(NewExperiment("x", variants, allocation))
+
+    assert [one.pointer for one in refused.value.errors] == ["/variants"]
+
+
+def test_a_weight_of_one_bucket_is_taken() -> None:
+    variants = [NewVariant("a", control=True, weight=1.0), NewVariant("b", weight=9_999.0)]
+
+    assert definition_of(NewExperiment("x", variants, "fixed")).weights[0] == pytest.approx(1 / BUCKETS)
 
 
 @pytest.mark.parametrize("number", range(len(STEPS)))

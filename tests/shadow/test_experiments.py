@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
+from typing import Any
 
+import pytest
+
+from app.shadow.contributions import Counted
+from app.shadow.counters import Forgot
 from app.shadow.definition import FLOOR
+from app.shadow.tallies import Class
 from app.shadow.wire import ExperimentChange, Outcome, Outcomes, Taken
 from tests.credits.ledger_client import fresh
 from tests.shadow.conftest import Replicas, Shadow, calls_of, made, new, refused, reports, samples, tell, until
@@ -125,15 +132,71 @@ async def test_a_flushed_redis_costs_nothing_that_was_saved(replicas: Replicas) 
         places = await asyncio.gather(*(replicas.redis("HGET", f"{{x:{name}}}:state", "saved") for name in (fixed, sampled)))
         return all(row[0] > 0 for row in rows) and all(places)
 
+    async def restored() -> list[dict[str, Any]]:
+        return [(await shadow.check())["restored"]["since_start"] for shadow in (one, two)]
+
     await until(saved, "a checkpoint", deadline_s=5.0)
+    before_loss = await restored()
     await replicas.redis("FLUSHDB")
     again = await asyncio.gather(tell(one, fixed, told[:300]), tell(two, fixed, told[300:]))
 
+    told_by_ready = await restored()
+    assert before_loss == [{"experiments": 0, "last_at": None}] * 2
+    assert sum(found["experiments"] for found in told_by_ready) >= 1
+    assert all((found["last_at"] is not None) is (found["experiments"] > 0) for found in told_by_ready)
     both = [Outcome("known", True, unit_id="u3"), Outcome("unknown", True, variant="a")]
     assert (await tell(two, sampled, both)).accepted == 2
     assert [one.duplicates for one in again] == [300, 300]
     assert await samples(two, fixed) == [0, 600]
     assert [await two.assign(sampled, f"u{number}") for number in range(30)] == before
+
+
+@pytest.mark.parametrize("allocation", ["fixed", "thompson"])
+async def test_outcomes_are_sorted_again_as_often_as_redis_forgets_between_and_no_more_than_three_times(
+    replicas: Replicas, allocation: Any
+) -> None:
+    shadow = await replicas.start()
+    name = await made(shadow, allocation=allocation)
+    experiment = shadow.catalog.get(name)
+    assert experiment is not None
+    sorts = 0
+
+    async def sort(forgets: int) -> list[Counted]:
+        nonlocal sorts
+        sorts += 1
+        if sorts <= forgets:
+            await replicas.redis("DEL", f"{{x:{name}}}:state")
+        return [Counted(str(number), Class(0, success=True)) for number in range(600)]
+
+    merged, repeated = await experiment.add(partial(sort, 2))
+    counted, took, sorts = await samples(shadow, name), sorts, 0
+    with pytest.raises(Forgot):
+        await experiment.add(partial(sort, 9))
+
+    assert (len(merged), repeated, counted, took, sorts) == (600, set(), [600, 0], 3, 3)
+
+
+async def test_outcomes_that_were_sorted_before_a_restore_are_sorted_again_before_they_are_merged(
+    replicas: Replicas,
+) -> None:
+    shadow = await replicas.start()
+    name = await made(shadow, allocation="thompson")
+    experiment = shadow.catalog.get(name)
+    assert experiment is not None
+    born: list[str] = []
+
+    async def sort() -> list[Counted]:
+        born.append(experiment.known.born)
+        if len(born) == 1:
+            await replicas.redis("DEL", f"{{x:{name}}}:state")
+            await experiment.restore()  # as another call does meanwhile: what comes here still knows the weights of before
+        return [Counted(str(number), Class(0, success=True)) for number in range(10)]
+
+    merged, repeated = await experiment.add(sort)
+
+    assert (len(merged), repeated) == (10, set())
+    assert born == [born[0], experiment.known.born]
+    assert born[0] != born[1]
 
 
 async def test_a_redis_that_has_gone_back_in_time_is_found_out_and_restored_at_the_start(replicas: Replicas) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -13,7 +14,7 @@ from app.shadow.wire import Deploy, ExperimentChange, NewVariant, RollbackCall
 from app.web.fields import Document
 from app.web.problems import Problem
 from tests.credits.ledger_client import fresh
-from tests.shadow.conftest import Replicas, Shadow, calls_of, new
+from tests.shadow.conftest import Replicas, Shadow, calls_of, new, until
 
 VALUES = [NewVariant("off", control=True, value=False), NewVariant("on", value=True)]
 
@@ -122,6 +123,29 @@ async def test_the_entity_tag_depends_on_the_configuration_and_on_the_whole_cont
 
     assert same == (body, tag)
     assert len({tag, changed, *others}) == 6
+
+
+async def test_flags_for_which_redis_is_asked_are_asked_for_together(replicas: Replicas) -> None:
+    shadow = await replicas.start()
+    flags = flags_of(shadow)
+    await flags.all(context("u1"))
+    names = [await made(shadow, allocation="thompson") for _ in range(6)]
+    for name in names:
+        await flags.one(name, context("somebody"))
+    experiments = [one for one in shadow.catalog if one.definition.name in names]
+
+    await replicas.redis("CLIENT", "PAUSE", "5000", "WRITE")
+    try:
+        evaluation = asyncio.create_task(flags.all(context("u1")))
+        await until(lambda: all(one._enrolment._calls for one in experiments), "a call for every flag")
+    finally:
+        await replicas.redis("CLIENT", "UNPAUSE")
+    body, tag = await evaluation
+
+    found = {one["key"]: one for one in msgspec.json.decode(body)["flags"]}
+    assert {found[name]["metadata"]["assignment"] for name in names} == {"sampled"}
+    assert list(found) == sorted(found)
+    assert await flags.all(context("u1")) == (body, tag)
 
 
 async def test_an_evaluation_that_names_an_event_is_no_older_than_it(replicas: Replicas) -> None:

@@ -41,6 +41,15 @@ def test_a_higher_rate_peaks_farther_right_and_a_surer_one_higher() -> None:
     assert peaks[2][1] < peaks[0][1]
 
 
+def test_every_interval_of_twenty_has_a_line_of_its_own_above_the_names() -> None:
+    picture = parse(posterior_svg([f"v{number}" for number in range(20)], [5] * 20, [5] * 20))
+
+    bars = [line.attrib for line in picture.iter(f"{SVG}line") if line.get("stroke-width") == "2"]
+    assert len({bar["y1"] for bar in bars}) == len(bars) == 20
+    first_name = min(float(text.attrib["y"]) for text in picture.iter(f"{SVG}text") if (text.text or "").startswith("v"))
+    assert max(float(bar["y1"]) for bar in bars) < first_name - 12
+
+
 def test_names_cannot_break_out_of_the_picture() -> None:
     text = posterior_svg(["</text><script>alert(1)</script>", "a&b\x00"], [1, 2], [10, 10])
 

@@ -97,15 +97,39 @@ async def test_a_canary_advances_by_itself_waits_for_approval_and_records_its_st
     await tell(one, name, reports("b", 20, 1))
     await calls.canary(name, CanaryCall("advance"), "key_test")
 
-    view = (await calls.read(name)).canary
+    view = (await calls.canary(name, CanaryCall("approve"), "key_test")).canary  # there is nothing left to approve
     assert empty == (409, "canary_waits")
     assert waiting is not None
     assert (waiting.percent, waiting.waiting_for) == (50, ["approval"])
     assert everybody == {"b"}
     assert view is not None
-    assert (view.status, view.percent) == ("completed", 100)
+    assert (view.status, view.percent, view.approved) == ("completed", 100, False)
     kinds = await replicas.entries(name)
     assert kinds == ["experiment.create", "experiment.approve", "experiment.step", "experiment.canary_completed"]
+
+
+async def test_a_clock_of_postgres_that_is_set_back_makes_no_outcome_without_unit_evidence_too_soon(
+    replicas: Replicas,
+) -> None:
+    shadow = await replicas.start()
+    name = await made(shadow, canary=NewCanary(steps=[50, 60, 100], min_seconds=0, min_samples=10))
+    await tell(shadow, name, [*reports("a", 10, 1), *reports("b", 10, 1)])
+    await until(lambda: state_of(shadow, name).stage == 1, "the step")
+    experiment = shadow.catalog.get(name)
+    assert experiment is not None
+    changed_at = experiment.changed_at
+    await replicas.rows(
+        "WITH raised AS (UPDATE shadow_revision SET revision = revision + 1 RETURNING revision) UPDATE experiments AS e "
+        "SET revision = raised.revision, changed_at = now() - interval '1 hour' FROM raised WHERE name = $1",
+        name,
+    )
+    await until(lambda: experiment.changed_at < changed_at, "the change")
+
+    told = await tell(shadow, name, reports("b", 5, 5))
+
+    assert (told.accepted, told.without_evidence) == (5, 5)
+    other = await replicas.start("two")  # it finds the step an hour old
+    assert (await tell(other, name, reports("b", 5, 5))).without_evidence == 0
 
 
 async def test_a_paused_canary_holds_and_a_paused_sampler_takes_nobody_in(shadow: Shadow) -> None:

@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import ipaddress
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
+import asyncpg
 import pytest
 from aiohttp import web
 
+from app.db.sql import query
 from app.db.statements import Statements
-from app.webhooks.outbox import Outbox
+from app.webhooks import outbox as outbox_module
+from app.webhooks.outbox import Message, Outbox
 from app.webhooks.post import Post
 from app.webhooks.signature import SigningKeys
 from app.webhooks.target import TargetRules
@@ -30,6 +33,12 @@ async def until(holds: Callable[[], bool], what: str) -> None:
     while not holds():
         assert time.monotonic() - started_s < DEADLINE_S, f"not in time: {what}"
         await asyncio.sleep(0.01)
+
+
+async def put_out(fetch: Callable[..., Awaitable[list[asyncpg.Record]]], message: Message) -> int:
+    """Put a message out and make deliveries of it at once; return how many that are."""
+    await outbox_module.put_out(fetch, message)
+    return int((await fetch(query("spread_messages"), outbox_module.SPREAD_MAX))[0]["deliveries"])
 
 
 class Receiver:

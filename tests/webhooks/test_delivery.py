@@ -13,13 +13,14 @@ from standardwebhooks.webhooks import Webhook
 
 from app.db.statements import Statements
 from app.webhooks import delivery as delivery_module
+from app.webhooks import outbox as outbox_module
 from app.webhooks.calls import NewEndpoint, SecretRotation, WebhookCalls
-from app.webhooks.delivery import CONCURRENCY_MAX, OF_ENDPOINT_MAX, Deliverer
-from app.webhooks.outbox import Message, Outbox, put_out
+from app.webhooks.delivery import CONCURRENCY_MAX, OF_ENDPOINT_MAX, OF_OWNER_MAX, Deliverer
+from app.webhooks.outbox import Message, Outbox, Portion
 from app.webhooks.post import Post
 from app.webhooks.schedule import ATTEMPTS_MAX
 from app.webhooks.signature import SigningKeys
-from tests.webhooks.conftest import HERE, KEYS, Receiver, listening, until
+from tests.webhooks.conftest import HERE, KEYS, Receiver, listening, put_out, until
 
 Connection = asyncpg.Connection
 FAULTS: list[BaseException] = []
@@ -107,6 +108,27 @@ async def test_a_message_is_put_out_with_what_it_tells_of_or_not_at_all(calls: W
     await transaction.rollback()
 
     assert await states(owner) == []
+
+
+async def test_putting_out_costs_one_row_whoever_wants_it_and_deliveries_are_made_in_portions(
+    calls: WebhookCalls, outbox: Outbox, statements: Statements, owner: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "SPREAD_MAX", 8)
+    for _ in range(3):
+        await calls.create(NewEndpoint(url="https://example.com/"), "root", None)
+
+    for number in (1, 2, 3, 3):
+        await outbox_module.put_out(statements.rows, message(number))
+    waiting = await owner.fetchval("SELECT count(*) FROM webhook_messages")
+    made_before = await owner.fetchval("SELECT count(*) FROM webhook_deliveries")
+    spread = sorted(await asyncio.gather(outbox.spread(), outbox.spread(), outbox.spread()))
+    while (more := await outbox.spread()).messages:
+        spread.append(more)
+
+    assert (waiting, made_before) == (3, 0)
+    assert max(one.deliveries for one in spread) == 6
+    assert sum(one.messages for one in spread) == 3
+    assert await owner.fetchval("SELECT count(*) FROM webhook_deliveries") == 9
 
 
 async def test_a_body_that_is_too_long_is_refused() -> None:
@@ -223,7 +245,7 @@ async def test_a_replica_that_dies_leaves_its_claim_to_another(
 ) -> None:
     await calls.create(NewEndpoint(url=receiver.url), "root", None)
     await put_out(statements.rows, message())
-    stale = (await outbox.claim(1, 1, [], 60.0))[0]
+    stale = (await outbox.claim(1, Portion(1, 1), 60.0))[0]
 
     while_claimed = await finish(deliverer)
     await owner.execute("UPDATE webhook_deliveries SET claimed_until = now() - interval '1 second'")
@@ -271,6 +293,26 @@ async def test_a_slow_endpoint_leaves_room_for_others(
 
         assert len(receiver.requests) <= OF_ENDPOINT_MAX
         assert len(deliverer._attempts) <= CONCURRENCY_MAX
+        receiver.silent = False
+        await deliverer.stop()
+
+
+async def test_a_tenant_whose_endpoints_all_hang_leaves_room_for_other_tenants(
+    calls: WebhookCalls, deliverer: Deliverer, receiver: Receiver, statements: Statements, owner: Connection
+) -> None:
+    receiver.silent = True
+    async with listening() as quick:
+        for _ in range(CONCURRENCY_MAX):
+            await calls.create(NewEndpoint(url=receiver.url, tenant_id="slow"), "root", None)
+        for number in range(3):
+            await put_out(statements.rows, message(number, tenant="slow"))
+        await calls.create(NewEndpoint(url=quick.url, tenant_id="acme"), "root", None)
+        await put_out(statements.rows, message(999))
+        deliverer.start(FAULTS.append)
+
+        await until(lambda: bool(quick.requests) and len(receiver.requests) == OF_OWNER_MAX, "one of each tenant")
+
+        assert len(deliverer._attempts) <= OF_OWNER_MAX + 1
         receiver.silent = False
         await deliverer.stop()
 

@@ -13,10 +13,10 @@ from aiohttp import web
 from app.db.statements import Statements
 from app.webhooks.api import WEBHOOK_ROUTES, WEBHOOKS
 from app.webhooks.opening import Webhooks
-from app.webhooks.outbox import Message, Outbox, put_out
+from app.webhooks.outbox import Message, Outbox
 from tests import route_client
 from tests.route_client import serving
-from tests.webhooks.conftest import HERE, KEYS
+from tests.webhooks.conftest import HERE, KEYS, put_out
 
 URL = "https://127.0.0.1:9/in"  # nobody is there
 

@@ -12,9 +12,9 @@ from app.db.statements import Statements
 from app.web.problems import Problem
 from app.webhooks import outbox as outbox_module
 from app.webhooks.calls import NewEndpoint, SecretRotation, WebhookCalls
-from app.webhooks.outbox import Message, Outbox, put_out
+from app.webhooks.outbox import Message, Outbox
 from app.webhooks.target import TargetRules
-from tests.webhooks.conftest import KEYS
+from tests.webhooks.conftest import KEYS, put_out
 
 URL = "https://hooks.example.com/in"
 
@@ -120,6 +120,16 @@ async def test_there_are_no_more_endpoints_than_the_limit(calls: WebhookCalls, m
     assert await refusal(calls.create(NewEndpoint(url=URL), "root", None)) == (409, "too_many_webhooks")
     await calls.delete(made.endpoint_id, "root", None)
     await calls.create(NewEndpoint(url=URL), "root", None)
+
+
+async def test_one_tenant_cannot_have_all_endpoints(calls: WebhookCalls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "ENDPOINTS_OF_TENANT_MAX", 1)
+    await calls.create(NewEndpoint(url=URL, tenant_id="a"), "root", None)
+    await calls.create(NewEndpoint(url=URL), "root", None)
+
+    assert await refusal(calls.create(NewEndpoint(url=URL, tenant_id="a"), "root", None)) == (409, "too_many_webhooks")
+    assert await refusal(calls.create(NewEndpoint(url=URL), "root", None)) == (409, "too_many_webhooks")
+    await calls.create(NewEndpoint(url=URL, tenant_id="b"), "root", None)
 
 
 @pytest.mark.parametrize(
