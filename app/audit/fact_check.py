@@ -34,7 +34,8 @@ BATCH: Final = 1_000  # entries that are looked up at once when a row is searche
 _MICROS: Final = "to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US')"
 OPENED_LINE: Final = (
     "reservation_id || '|' || tenant_id || '|' || amount || '|' || purpose || '|' || "
-    + _MICROS.format("created_at") + " || '|' || coalesce(" + _MICROS.format("expires_at") + ", '') || '|' || "
+    + _MICROS.format("created_at") + " || '|' || "
+    "coalesce(trim_scale(extract(epoch FROM expires_at) * 1000)::text, '') || '|' || "
     "coalesce(transfer_id::text, '') || '|' || coalesce(counted::text, '') || '|' || "
     "coalesce(octet_length(description)::text, '-') || '|' || coalesce(description, '') || '|' || coalesce(metadata, '-')"
 )  # fmt: skip
@@ -125,7 +126,7 @@ async def compare_facts(
         return
     for fact in await facts_of(connection):
         there: dict[int, int] = dict(await connection.fetch(
-            f"SELECT shard, sum({_WEIGHT.format(fact.line)}) FROM {fact.table} AS t WHERE {fact.where} GROUP BY 1",  # noqa: S608
+            f"SELECT shard, sum({_WEIGHT.format(fact.line)}) FROM {fact.table} AS t WHERE {fact.where} GROUP BY 1",  # noqa: S608 - constants
             key,
         ))  # fmt: skip
         for shard in sorted({*there, *sums} - findings.broken - set(findings.first)):
@@ -148,7 +149,7 @@ async def _difference(connection: asyncpg.Connection[Any], fact: Fact, shard: in
     """Return the first entry of a shard whose row is another or missing, and why; or a row that no entry has made."""
     table = "credit_accounts" if fact.number == ACCOUNTS else "credit_reservations"
     row_of = (
-        f"SELECT {fact.key}::text, {fact.line} FROM {fact.table} AS t "  # noqa: S608
+        f"SELECT {fact.key}::text, {fact.line} FROM {fact.table} AS t "  # noqa: S608 - constants
         f"WHERE shard = $1 AND {fact.where} AND {fact.key}::text = ANY($2)"
     )
     keys: list[str] = []
@@ -163,7 +164,7 @@ async def _difference(connection: asyncpg.Connection[Any], fact: Fact, shard: in
                 return record.seq, f"{table} has another {fact.what} {reference} than this entry gives: {row}, not {wanted}"
         keys += references
     surplus = await connection.fetchval(
-        f"SELECT {fact.key}::text FROM {fact.table} AS t WHERE shard = $1 AND {fact.where} "  # noqa: S608
+        f"SELECT {fact.key}::text FROM {fact.table} AS t WHERE shard = $1 AND {fact.where} "  # noqa: S608 - constants
         f"AND NOT {fact.key}::text = ANY($2) ORDER BY 1 LIMIT 1", shard, keys,
     )  # fmt: skip
     return None, f"{table} has {fact.what} {surplus}, the chain has not"

@@ -24,6 +24,7 @@ STATUSES: Final = {
     "cancel_out": "aborted", "cancel_in": "aborted",
 }  # fmt: skip
 PURPOSES: Final = {"reserve": "spend", "prepare_out": "transfer_out", "prepare_in": "transfer_in"}
+ONE: Final = 1 << 64  # counts one in a bucket, above the sum of its amounts: a range has no 10^5 entries of 10^14 credits
 _HOUR_CHARACTERS: Final = len("2026-01-01T00")
 
 
@@ -47,42 +48,46 @@ class Facts:
         """`key` is secret until the verification is over."""
         self._keyed = hashlib.sha256(key)
         self._sums = [0] * 5
-        self.usage: dict[tuple[str, str, str], list[int]] = {}
+        self._hour = ""
+        self._usage: dict[tuple[str, str], int] = {}
 
     def opened(self, record: Record) -> None:
         """Take a record that opens a reservation."""
-        self._sums[OPENED] += self._weight(opened_line(record))
+        self._sums[OPENED] += self._weight(opened_line(record).encode())
 
     def closed(self, record: Record) -> None:
         """Take a record that ends a reservation."""
-        self._sums[CLOSED] += self._weight(closed_line(record))
+        self._sums[CLOSED] += self._weight(closed_line(record).encode())
 
     def account(self, record: Record) -> None:
         """Take a record that opens an account."""
-        self._sums[ACCOUNTS] += self._weight(account_line(record))
+        self._sums[ACCOUNTS] += self._weight(account_line(record).encode())
 
     def used(self, record: Record) -> None:
-        """Take a record that counts as usage."""
-        key = record.tenant_id, record.at[:_HOUR_CHARACTERS], record.type
-        cell = self.usage.get(key)
-        if cell is None:
-            self.usage[key] = [record.amount, 1]
-        else:
-            cell[0] += record.amount
-            cell[1] += 1
+        """Take a record that counts as usage. Buckets live as long as the hour of the range."""
+        hour = record.at[:_HOUR_CHARACTERS]
+        if hour != self._hour:
+            self._end_hour()
+            self._hour = hour
+        key = record.tenant_id, record.type
+        self._usage[key] = self._usage.get(key, 0) + record.amount + ONE
 
     def sums(self) -> list[int]:
         """Return the sums, each modulo MODULUS."""
-        for (tenant, hour, kind), (amount, count) in self.usage.items():
-            weight = self._weight(f"{tenant}|{hour}|{kind}")
-            self._sums[AMOUNTS] += weight * amount
-            self._sums[COUNTS] += weight * count
-        self.usage.clear()
+        self._end_hour()
         return [one % MODULUS for one in self._sums]
 
-    def _weight(self, line: str) -> int:
+    def _end_hour(self) -> None:
+        for (tenant, kind), both in self._usage.items():
+            weight = self._weight(f"{tenant}|{self._hour}|{kind}".encode())
+            count, amount = divmod(both, ONE)
+            self._sums[AMOUNTS] += weight * amount
+            self._sums[COUNTS] += weight * count
+        self._usage.clear()
+
+    def _weight(self, line: bytes) -> int:
         keyed = self._keyed.copy()
-        keyed.update(line.encode())
+        keyed.update(line)
         return int.from_bytes(keyed.digest()[:WEIGHT_BYTES])
 
 
@@ -93,31 +98,37 @@ def added(one: list[int], other: list[int]) -> list[int]:
 
 def opened_line(record: Record) -> str:
     """Return what an opening entry says of its reservation, as OPENED_LINE of app.audit.fact_check writes a row of it."""
-    details = record.details or {}
-    expires_at_ms, controls = details.get("expires_at_ms"), details.get("controls")
-    ends = _micros(time_text(expires_at_ms)) if isinstance(expires_at_ms, int) and record.type == "reserve" else ""
-    counted = controls.get("count") if isinstance(controls, dict) else None
-    text = "-" if record.description is None else len(record.description.encode())
+    details = record.details
+    ends: object = ""
+    counted: object = ""
+    if details is not None:
+        if record.type == "reserve":
+            ends = details.get("expires_at_ms", "")
+        controls = details.get("controls")
+        if isinstance(controls, dict):
+            counted = controls.get("count", "")
+    texts = "-||-" if record.description is None and record.metadata is None else _texts(record)
     return (
-        f"{record.transaction_id}|{record.tenant_id}|{record.amount}|{PURPOSES[record.type]}|{_micros(record.at)}|{ends}|"
-        f"{record.reference or ''}|{'' if counted is None else counted}|{text}|{record.description or ''}|"
-        f"{'-' if record.metadata is None else record.metadata}"
+        f"{record.transaction_id}|{record.tenant_id}|{record.amount}|{PURPOSES[record.type]}|{record.at[:-1]}000|{ends}|"
+        f"{record.reference or ''}|{counted}|{texts}"
     )
+
+
+def _texts(record: Record) -> str:
+    """Return description and metadata so that no character can pass from one to the other, nor none stand for empty."""
+    size = "-" if record.description is None else len(record.description.encode())
+    return f"{size}|{record.description or ''}|{'-' if record.metadata is None else record.metadata}"
 
 
 def closed_line(record: Record) -> str:
     """Return what a closing entry says of its reservation, as CLOSED_LINE of app.audit.fact_check writes a row of it."""
     status = STATUSES[record.type]
-    return f"{record.reference}|{status}|{record.amount if status == 'committed' else 0}|{_micros(record.at)}|{record.seq}"
+    spent = record.amount if status == "committed" else 0
+    return f"{record.reference}|{status}|{spent}|{record.at[:-1]}000|{record.seq}"
 
 
 def account_line(record: Record) -> str:
     """Return what an entry says of the account that it opens, as ACCOUNT_LINE of app.audit.fact_check writes its row."""
     created_at_ms = (record.details or {}).get("created_at_ms")
     at = time_text(created_at_ms) if isinstance(created_at_ms, int) else record.at
-    return f"{record.tenant_id}|{_micros(at)}"
-
-
-def _micros(at: str) -> str:
-    """Return a time of an entry, which has milliseconds, with microseconds, as columns have them."""
-    return f"{at[:-1]}000"
+    return f"{record.tenant_id}|{at[:-1]}000"

@@ -34,6 +34,8 @@ _LENGTH_BYTES: Final = _LENGTH.size
 _PREFIX_BYTES: Final = len(ENTRY_PREFIX)
 _TRAILER_BYTES: Final = 2  # a field count of -1 ends the copy
 US_PER_MS: Final = 1000
+US_PER_S: Final = 1_000_000
+_FRACTION_CHARACTERS: Final = len("000Z")
 TIME_MIN_US: Final = -(2**63)  # the lowest time of PostgreSQL
 ROW_BYTES_MAX: Final = 1 << 20  # the server keeps entries far below; a longer row is a length misread
 COPY_HEADER: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)  # signature, flags, length of the extension
@@ -112,6 +114,7 @@ class RangeCheck:
         self._generation = 0
         self._at_us = TIME_MIN_US
         self._at_text = ""
+        self._second: tuple[int, str] = (-1, "")
         self._leaf = hashlib.sha256(LEAF_PREFIX + ENTRY_PREFIX)
         self._canonical = bytearray()
         self._seals: list[bytes] = []
@@ -187,7 +190,7 @@ class RangeCheck:
         leaf = self._leaf.copy()
         leaf.update(text)
         _encode_into(record, self._canonical)
-        at_text = self._at_text if at_us == self._at_us else _time_text(at_us)
+        at_text = self._at_text if at_us == self._at_us else self._time_text(at_us)
         head = f"{record.tenant_id}\n{record.type}\n{record.transaction_id}\n".encode()
         if (
             seq != self._next_seq or record.seq != seq or shard != self._shard or record.shard != shard
@@ -217,6 +220,14 @@ class RangeCheck:
         self._seals.append(digest + signature)
         self._generation, self._at_us, self._at_text = record.generation, at_us, at_text
         self._last_hash, self._last_hex, self._next_seq = digest, digest.hex(), seq + 1
+
+    def _time_text(self, at_us: int) -> str:
+        """Return a time as `_time_text` does; the text of the second is that of the row before, mostly."""
+        second, rest_us = divmod(at_us, US_PER_S)
+        if second != self._second[0]:
+            self._second = second, _time_text(second * US_PER_S)[:-_FRACTION_CHARACTERS]
+        rest_ms, odd_us = divmod(rest_us, US_PER_MS)
+        return "" if odd_us or not self._second[1] else f"{self._second[1]}{rest_ms:03d}Z"
 
     def _blame(self, row: Row, record: Record | None) -> None:
         """Say what is wrong with a row that failed a comparison: the first of the checks in their order."""

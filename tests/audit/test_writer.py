@@ -347,10 +347,12 @@ async def test_a_redis_of_another_generation_or_behind_is_not_read(desk: Desk) -
 
 async def test_every_kind_of_event_folds_to_what_the_verifier_finds(desk: Desk) -> None:
     events = in_shard([event for event in mixed_events(400, 6) if event.tenant_id])
+    created_ms: dict[str, int] = {}
     for seq, event in enumerate(events):
         event.seq = seq
         if event.type in {"account", "update"}:
-            event.details = f'{{"created_at_ms":{event.at_ms},"settings":{{}}}}'
+            at_ms = created_ms.setdefault(event.tenant_id, event.at_ms)
+            event.details = f'{{"created_at_ms":{at_ms},"settings":{{}}}}'
 
     for start in range(0, len(events), 97):
         await desk.writer.commit(desk.lease, events[start : start + 97])
