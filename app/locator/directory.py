@@ -1,10 +1,11 @@
 """What this replica knows of all services: changed by the registry and the feed, read by everybody without waiting.
 
-It is memory only, and pure: time comes in as an argument. Every service has an immutable snapshot; a change swaps it.
+It is memory only: time comes in as an argument. Every service has an immutable snapshot; a change swaps it.
 """
 
 from __future__ import annotations
 
+import random
 from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,9 @@ ALL: Final = ""  # the name of the watch over all services: no service has it
 HISTORY_MAX: Final = 256  # changes of a service that a watcher may have missed and still gets singly
 GONE_MAX: Final = 20_000  # instances whose end is remembered, until the feed has passed it
 EMPTY_S: Final = 600.0  # a service without instances is forgotten after this
+# Revisions that this replica makes by itself lie up to so far above those of Redis, at random: a watcher that goes from one
+# replica to another must not find there, under the number it has seen, something else than what it has seen.
+OWN_STEP_MAX: Final = 1 << 16
 RENEWAL_SHARE: Final = 0.25  # of the time to suspicion: how often heartbeats of an instance are told to other replicas
 
 
@@ -50,7 +54,7 @@ class Roster:
                 put.append(record.instance)
         anew = bool(removed) or any(one.id not in known or known[one.id].tags != one.tags for one in put)
         before = self.snapshot.revision
-        self.snapshot = self.snapshot.evolve(put, removed, revision=max(revision, before + 1))
+        self.snapshot = self.snapshot.evolve(put, removed, revision=revision if revision > before else _own_after(before))
         self.history.append((before, self.snapshot.revision, self.snapshot.changed))
         return anew
 
@@ -221,7 +225,7 @@ class Directory:
 
     def restate(self, service: Roster, ids: Iterable[str], now_s: float) -> None:
         """Publish instances whose state this replica has judged by itself. No replica is told."""
-        self._publish(service, ids, self.index + 1, now_s)
+        self._publish(service, ids, _own_after(self.index), now_s)
 
     # --- heartbeats -------------------------------------------------------------------------------------------------
 
@@ -349,6 +353,10 @@ class Directory:
             service = self.services[name]
             self._publish(service, ids, max((r.revision for i in ids if (r := service.records.get(i))), default=0), now_s)
         return forgotten
+
+
+def _own_after(revision: int) -> int:
+    return revision + 1 + random.randrange(OWN_STEP_MAX)  # noqa: S311 - apart, not secret
 
 
 def _restored(service: str, id_: str, fact: Fact, now_s: float, silent_s: float | None) -> Record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from random import Random
 
 import pytest
 
@@ -61,6 +62,24 @@ def test_a_watcher_gets_what_it_missed_or_hears_that_it_must_read_all() -> None:
     assert web.changed_since(2) == {"a", "b"}
     assert web.changed_since(17) is None
     assert web.changed_since(0) is None
+
+
+def test_no_two_replicas_give_one_number_to_different_contents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.locator.directory.random", Random(7))
+    one, other = Directory(), Directory()
+    for directory in (one, other):
+        directory.apply([change(2, "a", kind="restore"), change(3, "b", kind="restore")], 0.0)
+    for directory, id_ in ((one, "a"), (other, "b")):
+        web = directory.services["web"]
+        directory.beat(web, id_, web.records[id_], 1.0)
+    late = change(4, "c")
+    for directory in (one, other):
+        directory.apply([late], 2.0)
+
+    seen = [{revision for _, revision, _ in directory.services["web"].history} for directory in (one, other)]
+
+    assert seen[0] & seen[1] == {3}
+    assert one.services["web"].changed_since(3) == {"a", "c"}
 
 
 def test_changes_that_are_known_or_older_change_nothing() -> None:
