@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from app.audit.state import Findings
 
 _LISTED: Final = """
-    SELECT name, parent, bounds, entries, ends::text,
+    SELECT name, quote_ident(name) AS quoted, parent, bounds, entries, ends::text,
            to_regclass('ledger_archive.' || quote_ident(name)) IS NOT NULL AS there
     FROM archived_partitions ORDER BY name
 """
@@ -118,7 +118,7 @@ async def _entries_fault(
 ) -> str | None:  # fmt: skip
     count, ends = 0, {}
     outside = None
-    for part in await connection.fetch(_ENDS.format(name=row["name"]), shard_count):
+    for part in await connection.fetch(_ENDS.format(name=row["quoted"]), shard_count):
         spans.setdefault(part["shard"], []).append((part["low"], part["high"] + 1))
         count += part["high"] + 1 - part["low"]
         ends[str(part["shard"])] = {"seq": part["high"], "hash": part["hash"]}
@@ -133,7 +133,7 @@ async def _entries_fault(
 
 
 async def _reservations_fault(connection: asyncpg.Connection[Any], row: asyncpg.Record, quarter: Quarter) -> str | None:
-    [(count, low, high)] = await connection.fetch(_COUNT.format(name=row["name"]))
+    [(count, low, high)] = await connection.fetch(_COUNT.format(name=row["quoted"]))
     if row["entries"] != count:
         return f"with {row['entries']} reservations, its table has {count}"
     if count and not _floor(quarter.since) <= UUID(low) <= UUID(high) < _floor(quarter.until):
