@@ -9,11 +9,14 @@
 -- KEYS[5] {x:name}:weights  hash  as in experiment_weigh
 --         {x:name}:seen:<window>:<bucket>, {x:name}:dated:<window>, {x:name}:odd, {x:name}:told:<kind>:<bucket>  as in
 --         experiment_merge; {x:name}:units:<bucket>  as in experiment_enrol
+--         {x:name}:laying  string  token of the laying that is under way: it is gone, with what was laid, once Redis is emptied
 -- ARGV[1] seq that Postgres holds
--- ARGV[2] what to lay: event | unit | quarantine | exposed | success | error | over | open
+-- ARGV[2] begin, or what to lay: event | unit | quarantine | exposed | success | error | over | open
 -- ARGV[3] JSON: [event, ...]; [unit, what it got, ...]; [unit, ...];
 --         {totals [field, amount, ...], latency [field, amount, ...], weights [version, JSON, ...], version}
--- Returns {"OK", 1} | {"OK", 0}: it is open with this seq or a later one, and was left alone
+-- ARGV[4] token; to begin, the one to take when no laying is under way
+-- Returns {"OK", 1, token} | {"OK", 0}: it is open with this seq or a later one, and was left alone
+--   | {"FORGOT"}: another laying is under way, and what this one has laid may be gone
 -- Cost: O(arguments).
 
 local call = redis.call
@@ -22,11 +25,15 @@ local KEEP_S = 176400
 local prefix = string.sub(KEYS[1], 1, -6)
 local seq = call('HGET', KEYS[1], 'seq')
 if seq and tonumber(seq) >= tonumber(ARGV[1]) then return {'OK', 0} end
+local laying = prefix .. 'laying'
+if ARGV[2] == 'begin' then call('SET', laying, ARGV[4], 'NX') end
+local token = call('GET', laying)
+if ARGV[2] ~= 'begin' and token ~= ARGV[4] then return {'FORGOT'} end
 if seq then call('DEL', KEYS[1]) end
 local data = cjson.decode(ARGV[3])
 local clock = call('TIME')
 local window = math.floor(tonumber(clock[1]) / WINDOW_S)
-local steps = {}
+local steps = {begin = function() end}
 
 function steps.event()
   local dated = prefix .. 'dated:' .. window
@@ -66,10 +73,10 @@ function steps.open()
   lay(KEYS[2], data.totals)
   lay(KEYS[3], data.latency)
   lay(KEYS[5], data.weights)
-  call('DEL', KEYS[4])
+  call('DEL', KEYS[4], laying)
   call('HSET', KEYS[1], 'seq', ARGV[1], 'saved', ARGV[1], 'window', window, 'events', 0, 'version', data.version,
     'born', clock[1] .. '.' .. clock[2])
 end
 
 steps[ARGV[2]]()
-return {'OK', 1}
+return {'OK', 1, token}

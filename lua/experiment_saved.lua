@@ -4,11 +4,12 @@
 -- KEYS[2] {x:name}:journal  list  as in experiment_merge
 -- ARGV[1] seq that Postgres holds
 -- ARGV[2] how many items of the journal, counted from the first ever, Postgres holds
+-- ARGV[3] when the state was laid here that was saved: the items of another one are not counted alike
 -- Returns {"OK"} | {"FORGOT"}
 -- Cost: O(items that are cut).
 
-local state = redis.call('HMGET', KEYS[1], 'seq', 'saved', 'trimmed')
-if not state[1] then return {'FORGOT'} end
+local state = redis.call('HMGET', KEYS[1], 'born', 'saved', 'trimmed')
+if state[1] ~= ARGV[3] then return {'FORGOT'} end
 local cut = tonumber(ARGV[2]) - tonumber(state[3] or 0)
 if cut > 0 then
   redis.call('LTRIM', KEYS[2], cut, -1)

@@ -19,6 +19,7 @@
 {x:<name>}:dated:<window>  string  which of these buckets exist, one bit each, 49 h
 {x:<name>}:units:<bucket>  hash  enrolled units, 64-bit integers, to what they got
 {x:<name>}:odd           set     quarantined units
+{x:<name>}:laying        string  token of the laying that is under way in a Redis that forgot the experiment
 {x:<name>}:told:<kind>:<bucket>  set  units that had an outcome (X), or gave their evidence of a kind, 64-bit integers
 {limits}:<policy>:<id>   string  units in a rate limit's bucket and the Unix microsecond they were counted at; until full
 {rules}:trial:<rule>:<n>  hash   process to its counts of a rule's trial (JSON); 24 h after the last change

@@ -138,8 +138,7 @@ class Directory:
             name, id_ = split_field(field)
             if self._apply_one(kind, field, Fact(revision, lease, mode, check, generation, body), now_s):
                 touched.setdefault(name, {})[id_] = revision
-        for name, ids in touched.items():
-            self._publish(self.services[name], ids, max(ids.values()), now_s)
+        self._publish([(self.services[name], ids, max(ids.values())) for name, ids in touched.items()], now_s)
 
     def _apply_one(self, kind: str, field: str, fact: Fact, now_s: float) -> bool:
         name, id_ = split_field(field)
@@ -214,18 +213,28 @@ class Directory:
         if record is not None:
             self._forget(record)
 
-    def _publish(self, service: Roster, ids: Iterable[str], revision: int, now_s: float) -> None:
-        anew = service.publish(ids, revision)
-        self.index = max(self.index, service.snapshot.revision)
-        if anew:
+    def _publish(self, changed: Sequence[tuple[Roster, Iterable[str], int]], now_s: float, *, least: int = 0) -> None:
+        """Publish services, each with ids and the revision that has changed them; the index is another one after that.
+
+        A revision of Redis may lie below the index, where this replica has put it by itself.
+
+        least  what the index is at least
+        """
+        before = self.index
+        anew = [service.publish(ids, revision) for service, ids, revision in changed]
+        self.index = max(before, least, *(service.snapshot.revision for service, _, _ in changed))
+        if changed and self.index == before:
+            self.index = _own_after(before)
+        if any(anew):
             self.catalogue = self.index
-        if not service.records:
-            service.empty_since_s = now_s
-        self._on_change(service)
+        for service, _, _ in changed:
+            if not service.records:
+                service.empty_since_s = now_s
+            self._on_change(service)
 
     def restate(self, service: Roster, ids: Iterable[str], now_s: float) -> None:
         """Publish instances whose state this replica has judged by itself. No replica is told."""
-        self._publish(service, ids, _own_after(self.index), now_s)
+        self._publish([(service, ids, _own_after(self.index))], now_s)
 
     # --- heartbeats -------------------------------------------------------------------------------------------------
 
@@ -348,10 +357,11 @@ class Directory:
                 touched.setdefault(service.name, set()).add(id_)
             else:
                 forgotten.append((field, record))
-        self.index = max(self.index, revision)
-        for name, ids in touched.items():
-            service = self.services[name]
-            self._publish(service, ids, max((r.revision for i in ids if (r := service.records.get(i))), default=0), now_s)
+        changed = [
+            (service, ids, max((r.revision for i in ids if (r := service.records.get(i))), default=0))
+            for service, ids in ((self.services[name], ids) for name, ids in touched.items())
+        ]
+        self._publish(changed, now_s, least=revision)
         return forgotten
 
 

@@ -50,9 +50,9 @@ async def prometheus_targets(request: Request) -> Handled:
     kept = locator.views.kept(subject, directory.index)
     if kept is not None:
         return Answer(kept)
-    names = sorted(directory.services) if wanted is None else [wanted]
     await locator.views.turn()
     index = directory.index
+    names = sorted(directory.services) if wanted is None else [wanted]
     found: list[Record] = []
     for name in names:
         service = directory.get(name)

@@ -87,7 +87,7 @@ class Checkpoints:
             self._on_saved(experiment)
         experiment.saved = max(experiment.saved, found.seq)
         experiment.weights_saved = max(experiment.weights_saved, found.version)
-        await self._counters.saved(name, found.seq, found.journal_end)
+        await self._counters.saved(name, found)
 
     async def _run(self, on_crash: Callable[[BaseException], None]) -> None:
         loop = asyncio.get_running_loop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -108,6 +109,7 @@ class Snapshot(NamedTuple):
     latency: dict[str, int]
     journal: Journal
     journal_end: int
+    born: str
 
 
 class _Server:
@@ -193,26 +195,35 @@ class Counters:
         text: bytes = (await self._run(_WEIGH, name, ("state", "weights"), version, weights))[1]
         return text.decode()
 
-    async def saved(self, name: str, seq: int, journal_end: int) -> None:
-        """Note what Postgres holds, and cut the journal."""
-        await self._run(_SAVED, name, ("state", "journal"), seq, journal_end)
+    async def saved(self, name: str, found: Snapshot) -> None:
+        """Note that Postgres holds a snapshot, and cut the journal. Raises Forgot when Redis was laid anew meanwhile."""
+        await self._run(_SAVED, name, ("state", "journal"), found.seq, found.journal_end, found.born)
 
-    async def lay(self, name: str, seq: int, kind: str, packed: bytes) -> bool:
-        """Lay a row of the journal into a Redis that forgot it; return False when it holds this seq again."""
+    async def begin(self, name: str, seq: int) -> str | None:
+        """Begin to lay an experiment, or join who does; return the laying's token, None when Redis holds this seq again."""
+        answer = await self._run(_RESTORE, name, _PARTS, seq, "begin", "[]", secrets.token_hex(8))
+        return answer[2].decode() if answer[1] else None
+
+    async def lay(self, name: str, seq: int, token: str, kind: str, packed: bytes) -> bool:
+        """Lay a row of the journal into a Redis that forgot it; return False when it holds this seq again.
+
+        Raises Forgot when Redis was emptied since the laying began.
+        """
         for items in unpacked(kind, packed, RESTORE_SLICE):
-            if (await self._run(_RESTORE, name, _PARTS, seq, kind, orjson.dumps(items)))[1] == 0:
+            if (await self._run(_RESTORE, name, _PARTS, seq, kind, orjson.dumps(items), token))[1] == 0:
                 return False
         return True
 
     async def open(
-        self, name: str, seq: int, totals: Mapping[str, int], latency: Mapping[str, int], weights: Mapping[int, str]
-    ) -> None:
-        """Lay counters after all of the journal; from here on outcomes are merged."""
+        self, name: str, seq: int, token: str, totals: Mapping[str, int], latency: Mapping[str, int],
+        weights: Mapping[int, str],
+    ) -> None:  # fmt: skip
+        """Lay counters after all of the journal; from here on outcomes are merged. Raises Forgot as `lay` does."""
         opened = {
             "totals": _flat(totals), "latency": _flat(latency), "weights": _flat(weights),
             "version": max(weights, default=0),
         }  # fmt: skip
-        opens = (await self._run(_RESTORE, name, _PARTS, seq, "open", orjson.dumps(opened)))[1]
+        opens = (await self._run(_RESTORE, name, _PARTS, seq, "open", orjson.dumps(opened), token))[1]
         if opens and seq:
             self.restored += 1
             self.restored_at_ms = now_ms()
@@ -253,15 +264,17 @@ class Counters:
         """Return what is to be saved, of one instant. Raises Forgot."""
 
         def fill(pipe: Pipeline) -> None:
-            pipe.hmget(experiment_key(name, "state"), ["seq", "version", "journaled"])
+            pipe.hmget(experiment_key(name, "state"), ["seq", "version", "journaled", "born"])
             pipe.hgetall(experiment_key(name, "totals"))
             pipe.hgetall(experiment_key(name, "latency"))
             pipe.lrange(experiment_key(name, "journal"), 0, -1)
 
-        (seq, version, end), totals, latency, journal = await self._read(name, fill)
+        (seq, version, end, born), totals, latency, journal = await self._read(name, fill)
         if seq is None:
             raise Forgot(name)
-        return Snapshot(int(seq), int(version or 0), _counts(totals), _counts(latency), pack(journal), int(end or 0))
+        return Snapshot(
+            int(seq), int(version or 0), _counts(totals), _counts(latency), pack(journal), int(end or 0), born.decode()
+        )
 
     async def places(self, names: Sequence[str]) -> list[Place | None]:
         """Return where the counters of each experiment stand, None where Redis knows nothing."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final
 
-from app.web.paced import begin_parts, drop, write, write_parts
+from app.web.paced import begin_parts, drop, is_head, write, write_parts
 from app.web.problems import invalid
 
 if TYPE_CHECKING:
@@ -54,13 +54,15 @@ def last_event_id(request: Request) -> int | None:
 async def send_events(
     request: Request, watches: Watches, name: str, following: Callable[[], Awaitable[Event]], is_current: Callable[[], bool]
 ) -> web.StreamResponse:
-    """Answer with events until the client leaves or the server stops. A client that does not read is dropped.
+    """Answer with events until the client leaves or the server stops; HEAD: none. A client that does not read is dropped.
 
     name        of the watch that wakes the stream
     following   returns the next event, empty when there is none
     is_current  whether the client has all there is
     """
     response = await begin_parts(request, {"Content-Type": "text/event-stream"})
+    if is_head(request):
+        return response
     departure = request.departure()
     try:
         await write(response, b"retry: 1000\n\n")

@@ -30,6 +30,11 @@ async def begin_parts(request: Request, headers: Mapping[str, str]) -> web.Strea
     return response
 
 
+def is_head(request: Request) -> bool:
+    """Whether only the head of the answer is wanted: content would be read as the next answer (RFC 9110 9.3.2)."""
+    return request.method == "HEAD"
+
+
 async def write_parts(response: web.StreamResponse, parts: AsyncIterable[bytes]) -> None:
     """Write parts as the client reads them: for a slow one no more than one is made. Raises what `write` raises."""
     async for part in parts:
@@ -44,10 +49,11 @@ async def write(response: web.StreamResponse, part: bytes) -> None:
 
 
 async def send_json(request: Request, parts: AsyncIterable[bytes], headers: Mapping[str, str]) -> web.StreamResponse:
-    """Answer with the JSON that the parts make together. Drops a client that does not read."""
+    """Answer with the JSON that the parts make together; HEAD gets none. Drops a client that does not read."""
     response = await begin_parts(request, {"Content-Type": JSON, **headers})
     try:
-        await write_parts(response, parts)
+        if not is_head(request):
+            await write_parts(response, parts)
         await response.write_eof()
     except TimeoutError:
         drop(request)

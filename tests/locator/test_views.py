@@ -6,9 +6,17 @@ import asyncio
 import contextlib
 
 import orjson
+from aiohttp import web
 
+from app.locator.api import LOCATOR
+from app.locator.prometheus_api import prometheus_targets
+from app.locator.record import encode
 from app.locator.views import KEPT_MAX, KEPT_MAX_BYTES, SLICE, WHOLE_MAX_BYTES, Views, is_long, parts_of
+from app.web.request import Request
+from app.web.routes import Answer
 from tests.locator.fleet import fleet, instance
+from tests.locator.replicas import instance as registered
+from tests.locator.replicas import replicas
 
 
 async def test_a_list_is_made_once_for_each_revision() -> None:
@@ -87,3 +95,19 @@ def test_a_list_is_long_by_what_its_instances_tell() -> None:
 
     assert not is_long(fleet(1_000).by_id.values())
     assert is_long([large] * (WHOLE_MAX_BYTES // 4_000))
+
+
+async def test_prometheus_is_never_given_a_kept_list_of_an_index_that_knows_more(redis_url: str) -> None:
+    async with replicas(redis_url, 1) as (one,):
+        app = web.Application()
+        app[LOCATOR] = one
+        request = Request(app, "GET", "/v1/sd/prometheus", {}, "", {}, None, None)
+
+        asking = asyncio.create_task(prometheus_targets(request))
+        await asyncio.sleep(0)
+        one.directory.apply([[7, "put", "web/a", "up", "none", "none", "g1", encode(registered()).decode()]], 0.0)
+        await asking
+        answer = await prometheus_targets(request)
+
+        assert isinstance(answer, Answer)
+        assert len(orjson.loads(answer.body)) == 1

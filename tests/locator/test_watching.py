@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from random import Random
 
 import pytest
 
 from app.locator.directory import ALL, Directory, Roster
-from app.locator.record import encode
+from app.locator.record import Fact, encode
 from app.web import watches as watches_of_process
 from app.web.problems import Problem
 from app.web.watches import Watches
@@ -80,6 +81,23 @@ def test_no_two_replicas_give_one_number_to_different_contents(monkeypatch: pyte
 
     assert seen[0] & seen[1] == {3}
     assert one.services["web"].changed_since(3) == {"a", "c"}
+
+
+def test_the_index_of_all_moves_with_every_change_also_beyond_what_redis_has_counted() -> None:
+    directory = Directory()
+    directory.apply([change(2, "a"), change(3, "x", "other")], 0.0)
+    directory.restate(directory.services["web"], ("a",), 1.0)
+    seen = [(directory.index, directory.catalogue)]
+
+    for revision in (4, 5):
+        directory.apply([change(revision, f"x{revision}", "other")], 2.0)
+        seen.append((directory.index, directory.catalogue))
+    facts = {"web/a": Fact(2, "up", "none", "none", "g1", str(change(2, "a")[-1]))}
+    directory.reconcile(facts, 6, 3.0, same=True, silent_s={})
+    seen.append((directory.index, directory.catalogue))
+
+    assert seen[0][1] == 3
+    assert all(before[0] < after[0] and before[1] < after[1] for before, after in pairwise(seen))
 
 
 def test_changes_that_are_known_or_older_change_nothing() -> None:

@@ -44,7 +44,7 @@ class Place:
 async def place(replicas: Replicas) -> AsyncIterator[Place]:
     counters = Counters(make_topology(replicas.ledger.redis_url))
     name = fresh("counted")
-    await counters.open(name, 0, {}, {}, {})
+    await counters.open(name, 0, await counters.begin(name, 0) or "", {}, {}, {})
     found = (await counters.places([name]))[0]
     assert found is not None
     yield Place(counters, name, Known(await counters.connect(name), found.born))
@@ -101,7 +101,7 @@ async def test_a_unit_is_enrolled_once_and_the_journal_tells_all(place: Place) -
     again = await place.enrol(("77", 4, 0))
 
     snapshot = await place.counters.snapshot(place.name)
-    await place.counters.saved(place.name, snapshot.seq, snapshot.journal_end)
+    await place.counters.saved(place.name, snapshot)
 
     assert (first, second, again) == ([(3, 1)], [(3, 1), (4, 0), (4, 0)], [(3, 1)])
     assert snapshot.seq == before, "a call that enrols nobody changes nothing that is to be saved"
@@ -133,3 +133,44 @@ def test_setting_the_clock_does_not_move_a_step(monkeypatch: pytest.MonkeyPatch)
 
     assert 0 <= clock.now_ms() - before_ms < 60_000
     assert SteadyClock().now_ms() < 60_000
+
+
+async def test_a_redis_that_is_emptied_while_it_is_laid_is_not_opened_with_half_of_a_journal(
+    place: Place, replicas: Replicas
+) -> None:
+    name = fresh("halved")
+    counters = place.counters
+    first, second = (pack([b"e" + event_number(event).encode()]).events for event in ("e1", "e2"))
+    token = await counters.begin(name, 5) or ""
+    assert await counters.begin(name, 5) == token
+    assert await counters.lay(name, 5, token, "event", first)
+
+    for key in await replicas.redis("KEYS", f"{{x:{name}}}:*"):
+        await replicas.redis("DEL", key)
+    other = await counters.begin(name, 5) or ""
+    with pytest.raises(Forgot):
+        await counters.lay(name, 5, token, "event", second)
+    with pytest.raises(Forgot):
+        await counters.open(name, 5, token, {}, {}, {})
+
+    assert await counters.places([name]) == [None]
+    await counters.open(name, 5, other, {}, {}, {})
+    assert await counters.begin(name, 5) is None
+
+
+async def test_what_was_saved_of_a_redis_that_was_emptied_cuts_no_journal_of_the_next(
+    place: Place, replicas: Replicas
+) -> None:
+    await place.merge("e1")
+    before = await place.counters.snapshot(place.name)
+    for key in await replicas.redis("KEYS", f"{{x:{place.name}}}:*"):
+        await replicas.redis("DEL", key)
+    await place.counters.open(place.name, 1, await place.counters.begin(place.name, 1) or "", {"n0": 1}, {}, {})
+    born = (await place.counters.places([place.name]))[0]
+    assert born is not None
+    await Place(place.counters, place.name, Known(place.known.run_id, born.born)).merge("e2")
+
+    with pytest.raises(Forgot):
+        await place.counters.saved(place.name, before)
+
+    assert numbers((await place.counters.snapshot(place.name)).journal.events) == [event_number("e2")]

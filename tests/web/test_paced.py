@@ -12,9 +12,11 @@ from web_sample import AUTH, KEY, start
 
 from app.web import paced
 from app.web.connections import ConnectionLimits
+from app.web.event_stream import send_events
 from app.web.paced import send_json
 from app.web.request import Request
 from app.web.routes import Handled, Route
+from app.web.watches import Watches
 
 PARTS = 600
 PART = b"0" * 65_536  # 39 MB in all: far more than sockets hold
@@ -65,4 +67,35 @@ async def test_a_client_that_reads_gets_all_and_one_that_does_not_is_dropped_and
         assert len(whole) == 2 + PARTS * len(PART)
         assert long.made < PARTS // 2
     finally:
+        await server.runner.cleanup()
+
+
+async def test_head_gets_no_content_and_the_connection_carries_the_next_answer() -> None:
+    watches = Watches()
+
+    async def events(request: Request) -> Handled:
+        async def following() -> bytes:
+            return b": never\n\n"
+
+        return await send_events(request, watches, "any", following, lambda: True)
+
+    routes = [
+        Route("GET", path, work, "Long", "Sample", answers={200: None}, streams=True)
+        for path, work in (("/v1/long", Long()), ("/v1/events", events))
+    ]
+    server = await start(ConnectionLimits(linger_s=0.2), routes)
+    try:
+        for path in ("/v1/long", "/v1/events"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            ask = f"{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+            writer.write(f"HEAD {ask}\r\nHEAD {ask}Connection: close\r\n\r\n".encode())
+            said = await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+
+            assert said.count(b"HTTP/1.1 200 OK\r\n") == 2
+            assert len(said.replace(b"\r\n\r\n", b"")) == len(said) - 8
+            assert said.endswith(b"\r\n\r\n")
+            assert len(said) < 2_000
+    finally:
+        watches.close()
         await server.runner.cleanup()
