@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import asyncpg
 
 _PLAIN: Final = frozenset({
-    "ledger", "ledger_shards", "audit_tree", "audit_checkpoints", "archived_partitions", "credit_accounts", "credit_refunds",
-    "credit_alerts", "private_keys", "private_records", "api_keys", "pending_entries",
+    "ledger", "ledger_shards", "audit_tree", "audit_leaf_tiles", "audit_checkpoints", "archived_partitions",
+    "credit_accounts", "credit_refunds", "credit_alerts", "private_keys", "private_records", "api_keys", "pending_entries",
 })  # fmt: skip
 _PARTITIONED: Final = frozenset({"audit_entries", "credit_reservations"})
 _RELATIONS: Final = """

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from app.audit.checkpoint import Checkpoint, open_checkpoint
 from app.audit.entry import HASH_BYTES
-from app.audit.merkle import TILE_HEIGHT, Frontier, StoredHash
+from app.audit.merkle import TILE_HEIGHT, TILE_WIDTH, Frontier, StoredHash
 from app.audit.note import NoteRefused, parse_note
 from app.audit.report import Bad
 from app.audit.totals import SEAL_BYTES
@@ -44,12 +44,19 @@ _LEAVES: Final = """
     SELECT count(*), coalesce(string_agg(hash, ''::bytea ORDER BY number), ''::bytea) FROM audit_tree
     WHERE shard = $1 AND level = 0 AND number >= $2 AND number < $3
 """
+_PACKED: Final = "SELECT number, hashes FROM audit_leaf_tiles WHERE shard = $1 AND number >= $2 AND number < $3"
+_PACKED_BEYOND: Final = "SELECT min(number) FROM audit_leaf_tiles WHERE shard = $1 AND number >= $2"
 _NODES: Final = "SELECT number, hash FROM audit_tree WHERE shard = $1 AND level = $2 AND number >= $3 AND number <= $4"
 
 
 def digests_of(proof: Proof) -> list[bytes]:
     """Return the hashes of the entries that a proof has found to be good by themselves, in order."""
     return [proof.seals[at : at + HASH_BYTES] for at in range(0, len(proof.seals), SEAL_BYTES)]
+
+
+async def has_packed(connection: asyncpg.Connection[Any]) -> bool:
+    """Whether the database has packed tiles: an older backup has none."""
+    return bool(await connection.fetchval("SELECT to_regclass('public.audit_leaf_tiles') IS NOT NULL"))
 
 
 class TreeCheck:
@@ -74,6 +81,7 @@ class TreeCheck:
         self._page: list[Any] = []
         self._after: tuple[int, str] = (frontier.size - 1, _LAST_SIGNERS)
         self._last_size: int | None = None
+        self._has_packed = False  # before migration 0019 there is no such table
         self._ended = False
         self.signed_size = -1
 
@@ -88,6 +96,7 @@ class TreeCheck:
             newest = "SELECT max(size) FROM audit_checkpoints WHERE shard = $1"
             found = await self._connection.fetchval(newest, self._shard)
             self._last_size = -1 if found is None else found
+            self._has_packed = await has_packed(self._connection)
         fresh: list[StoredHash] = []
         at, low = 0, self._frontier.size
         while True:
@@ -102,7 +111,8 @@ class TreeCheck:
             bad = self._compare_passed() or (self._compare(row) if row is not None else None)
             if bad is not None:
                 return bad
-        return await self._compare_leaves(low, digests) or await self._compare_nodes(fresh)
+        bad = await self._compare_leaves(low, digests) or await self._compare_packed(low, b"".join(digests))
+        return bad or await self._compare_nodes(fresh)
 
     async def finish(self) -> Bad | None:
         """Return what is wrong at the end of the chain: it is shorter than what was signed, or the signature is bad."""
@@ -201,11 +211,29 @@ class TreeCheck:
                 return Bad(number, f"hash {number} of level 0 of the stored tree is missing or not that of its entry")
         return Bad(min(there), f"hash {min(there)} of level 0 of the stored tree is of an entry that is not archived")
 
+    async def _compare_packed(self, low: int, mine: bytes) -> Bad | None:
+        """Hold packed tiles against the hashes of the entries from seq `low` on, as far as the two overlap."""
+        if not (mine and self._has_packed):
+            return None
+        high = low + len(mine) // HASH_BYTES
+        until = -(-high // TILE_WIDTH)
+        for number, hashes in await self._connection.fetch(_PACKED, self._shard, low // TILE_WIDTH, until):
+            start = number * TILE_WIDTH
+            first, last = max(low, start), min(high, start + TILE_WIDTH)
+            packed = hashes[(first - start) * HASH_BYTES : (last - start) * HASH_BYTES]
+            if packed != mine[(first - low) * HASH_BYTES : (last - low) * HASH_BYTES]:
+                return Bad(start, f"packed tile {number} of the stored tree does not hold the hashes of its entries")
+        return None
+
     async def _beyond_fault(self) -> Bad | None:
         """Say that the stored tree has hashes of entries that no checkpoint covers: a signer would meet them there."""
         signed = max(self._last_size or 0, 0)
         levels, lows = [0, *_LEVELS], [self._frontier.size, *(signed >> (TILE_HEIGHT * level) for level in _LEVELS)]
         row = await self._connection.fetchrow(_BEYOND, self._shard, levels, lows)
+        if self._has_packed:
+            packed = await self._connection.fetchval(_PACKED_BEYOND, self._shard, signed // TILE_WIDTH)
+            if packed is not None:
+                return Bad(None, f"packed tile {packed} of the stored tree is of no entries that were signed")
         if row is None:
             return None
         return Bad(

@@ -36,7 +36,7 @@ from app.audit.state import (
     compare_refunds,
 )
 from app.audit.totals import Position, Totals
-from app.audit.tree_check import TreeCheck, digests_of
+from app.audit.tree_check import TreeCheck, digests_of, has_packed
 from app.audit.trust import Trust
 from app.clock import now_ms, time_text
 
@@ -220,9 +220,10 @@ class Verification:
         """Look for what belongs to no shard of the ledger. `heads` are those that no shard has claimed."""
         for number in heads:
             findings.note(None, None, f"ledger_shards has shard {number}, the ledger has {shard_count} shards")
-        for table in ("audit_tree", "audit_checkpoints"):
+        packed = ("audit_leaf_tiles",) if await has_packed(self._connection) else ()
+        for table in ("audit_tree", "audit_checkpoints", *packed):
             other = await self._connection.fetchval(
-                f"(SELECT shard FROM {table} WHERE shard < 0 LIMIT 1) UNION ALL "  # noqa: S608 - one of the two above
+                f"(SELECT shard FROM {table} WHERE shard < 0 LIMIT 1) UNION ALL "  # noqa: S608 - one of those above
                 f"(SELECT shard FROM {table} WHERE shard >= $1 LIMIT 1) LIMIT 1", shard_count,
             )  # fmt: skip
             if other is not None:

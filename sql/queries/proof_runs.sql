@@ -6,4 +6,4 @@ SELECT
   (SELECT d.oid::text FROM pg_database d WHERE d.datname = current_database()) || ' ' || pg_postmaster_start_time() AS history,
   EXISTS (SELECT FROM audit_checkpoints c WHERE c.shard = $1 AND c.size >= $2) AS published,
   (SELECT c.root FROM audit_checkpoints c WHERE c.shard = $1 AND c.size = $2 ORDER BY c.signed_at DESC LIMIT 1) AS root,
-  ARRAY(SELECT t.run FROM tree_runs($1, $3, $4, $5) AS t (run)) AS runs
+  ARRAY(SELECT t.run FROM proof_runs($1, $3, $4, $5) AS t (run)) AS runs

@@ -69,6 +69,7 @@ class LogHouse:
         session = self.database.session
         await session.execute("DELETE FROM audit_entries WHERE seq >= $1", size)
         await session.execute("DELETE FROM audit_checkpoints WHERE size > $1", size)
+        await session.execute("DELETE FROM audit_leaf_tiles WHERE (number + 1) * 256 > $1", size)
         await session.execute("DELETE FROM audit_tree WHERE (number + 1) << (8 * level) > $1", size)
         await session.execute(
             "UPDATE ledger_shards SET head_seq = $1, head_hash = (SELECT hash FROM audit_entries WHERE seq = $1)", size - 1

@@ -48,7 +48,10 @@ def record_of(entry: bytes) -> dict[str, Any]:
 async def rewrite_from(
     session: asyncpg.Connection[Any], events: list[Event], seq: int, prev_hash: bytes, seal: RowSeal
 ) -> None:
-    """Rewrite the chain from `seq` to its end as it would be with these events, columns, hashes, seals and head."""
+    """Rewrite the chain from `seq` to its end as it would be with these events, columns, hashes, seals and head.
+
+    The packed hashes, which nothing needs, go away.
+    """
     for event in events[seq:]:
         entry = entry_bytes(event, prev_hash)
         digest = entry_hash(entry)
@@ -61,3 +64,4 @@ async def rewrite_from(
         )  # fmt: skip
         prev_hash = digest
     await change(session, "UPDATE ledger_shards SET head_hash = $1", prev_hash)
+    await session.execute("DELETE FROM audit_leaf_tiles")

@@ -131,12 +131,36 @@ async def test_a_receipt_is_under_the_newest_cosigned_checkpoint(house: LogHouse
 
 async def test_hashes_that_are_missing_are_named(house: LogHouse) -> None:
     await signed(house, 650)
-    await house.database.session.execute("DELETE FROM audit_entries WHERE seq = 3")
+    await house.database.session.execute("DELETE FROM audit_entries WHERE seq = 3; DELETE FROM audit_leaf_tiles")
 
     with pytest.raises(TreeDamaged, match="255 hashes of level 0 from 0 to before 256"):
         await house.log.tile(0, Tile(0, 0))
     with pytest.raises(TreeDamaged, match="entries of tile"):
         await house.log.tile(0, Tile("entries", 0))
+
+
+async def test_a_full_tile_is_packed_by_the_checkpoint_that_completes_it(house: LogHouse) -> None:
+    await signed(house, 255, 300, 650)
+    session = house.database.session
+    packed = await session.fetch("SELECT number, hashes FROM audit_leaf_tiles WHERE shard = 0 ORDER BY number")
+
+    assert [number for number, _ in packed] == [0, 1]
+    assert b"".join(hashes for _, hashes in packed) == b"".join(house.leaves[:512])
+    await session.execute("UPDATE audit_entries SET hash = sha256(hash) WHERE seq < 512")
+    proof = await house.log.inclusion(0, 300, 650)
+    assert (proof.leaf_hash, proof.root) == (house.leaves[300], root_of(house.leaves[:650]))
+
+
+async def test_tiles_of_entries_that_were_signed_before_there_was_packing_can_be_packed(house: LogHouse) -> None:
+    await signed(house, 650)
+    session = house.database.session
+    await session.execute("DELETE FROM audit_leaf_tiles")
+
+    proof = await house.log.inclusion(0, 300, 650)
+    await session.execute("SELECT pack_leaf_tiles(0::smallint, 0, 650)")
+
+    assert await session.fetchval("SELECT count(*) FROM audit_leaf_tiles") == 2
+    assert await Log(house.pool, ORIGIN).inclusion(0, 300, 650) == proof
 
 
 async def test_proofs_go_on_when_old_entries_are_archived_with_their_hashes_kept(house: LogHouse) -> None:
@@ -223,6 +247,11 @@ async def rows_read(house: LogHouse) -> int:
     return int(await house.database.session.fetchval(READ))
 
 
+FORGED_TILE = (
+    "UPDATE audit_leaf_tiles SET hashes = set_byte(hashes, 44 * 32, 255 - get_byte(hashes, 44 * 32)) WHERE number = 1"
+)
+
+
 async def forge(house: LogHouse, statement: str, *values: object) -> None:
     assert await house.database.session.execute(statement, *values) != "UPDATE 0"
 
@@ -230,7 +259,7 @@ async def forge(house: LogHouse, statement: str, *values: object) -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE audit_entries SET hash = sha256(hash) WHERE seq = 300",
+        FORGED_TILE,
         "UPDATE audit_tree SET hash = sha256(hash) WHERE number = 1",
         "UPDATE audit_tree SET hash = sha256(hash) WHERE number = 0",
         "UPDATE audit_entries SET hash = sha256(hash) WHERE seq = 640",
@@ -249,7 +278,7 @@ async def test_no_proof_is_made_of_hashes_that_do_not_lead_to_the_signed_root(ho
 async def test_a_leaf_that_was_changed_is_found_in_a_tree_without_a_checkpoint_of_its_own(house: LogHouse) -> None:
     await signed(house, 650)
     await house.log.inclusion(0, 5, 600)
-    await forge(house, "UPDATE audit_entries SET hash = sha256(hash) WHERE seq = 300")
+    await forge(house, FORGED_TILE)
 
     with pytest.raises(TreeDamaged, match="256 hashes of level 0 from 256 do not hash to hash 1 of level 1"):
         await house.log.inclusion(0, 300, 600)
@@ -260,7 +289,7 @@ async def write_other_history(house: LogHouse) -> list[bytes]:
     leaves = [digest_of("leaf", seq) for seq in range(650)]
     session = house.database.session
     await session.execute("SELECT ensure_partitions(now(), now(), 1)")
-    await session.execute("DELETE FROM audit_entries")
+    await session.execute("DELETE FROM audit_entries; DELETE FROM audit_leaf_tiles")
     await fill(house, range(650))
     tree = Frontier()
     for stored in tree.extend(leaves):

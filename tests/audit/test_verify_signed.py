@@ -158,6 +158,31 @@ async def test_a_changed_or_missing_hash_of_the_stored_tree_is_found(house: LogH
 
 
 @pytest.mark.parametrize(
+    ("statement", "found"),
+    [
+        ("UPDATE audit_leaf_tiles SET hashes = set_byte(hashes, 8191, 255 - get_byte(hashes, 8191)) WHERE number = 1",
+         (256, "packed tile 1 of the stored tree does not hold the hashes of its entries")),
+        ("INSERT INTO audit_leaf_tiles SELECT 0, 2, hashes FROM audit_leaf_tiles WHERE number = 1",
+         (512, "packed tile 2 of the stored tree does not hold the hashes of its entries")),
+        ("INSERT INTO audit_leaf_tiles SELECT 0, 3, hashes FROM audit_leaf_tiles WHERE number = 1",
+         (None, "packed tile 3 of the stored tree is of no entries that were signed")),
+        ("INSERT INTO audit_leaf_tiles SELECT 9, 0, hashes FROM audit_leaf_tiles WHERE number = 1",
+         (None, "audit_leaf_tiles has shard 9, the ledger has 1 shards")),
+    ],
+)  # fmt: skip
+async def test_a_packed_tile_that_is_not_of_its_entries_is_found(
+    house: LogHouse, statement: str, found: tuple[int | None, str]
+) -> None:
+    await signed(house, 590)
+    assert (await whole(house)).ok
+    await house.database.session.execute(statement)
+
+    assert fault(await whole(house)) == found
+    await house.database.session.execute("DELETE FROM audit_leaf_tiles")
+    assert (await whole(house)).ok, "nothing needs them but speed"
+
+
+@pytest.mark.parametrize(
     ("statement", "reason"),
     [
         (
