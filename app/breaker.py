@@ -185,12 +185,18 @@ class Breaker:
         return now_s >= self.retry_at_s
 
     def admit(self, now_s: float) -> Admission:
-        """Decide about a call that is about to be made. A probe is lent to its caller for `probe_lease_s`."""
+        """Decide about a call that is about to be made. A probe is lent to its caller for `probe_lease_s`.
+
+        The first probe of an open time is when "half open" is told: time alone tells nobody.
+        """
         if now_s < self.retry_at_s:
             return Admission.REFUSED
         if not self._open:
             return Admission.CALL
+        first = self._probe_until_s < self._open_until_s
         self._probe_until_s = now_s + self._policy.probe_lease_s
+        if first:
+            self._tell(BreakerState.OPEN, now_s)
         return Admission.PROBE
 
     def record(self, now_s: float, *, ok: bool, reporter: str = "", probe: bool = False) -> None:
@@ -226,7 +232,7 @@ class Breaker:
 
     def cancel_probe(self) -> None:
         """Take back the probe that was lent: it has no outcome. The next call may be one."""
-        self._probe_until_s = _NEVER_S
+        self._probe_until_s = min(self._probe_until_s, self._open_until_s)
 
     def isolate(self, now_s: float) -> None:
         """Open it until `reset`, whatever the budget says: a person knows why."""

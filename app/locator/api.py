@@ -165,7 +165,7 @@ async def reset(request: Request) -> Handled:
     _, record = record_of(request)
     if record.mode == "isolated":
         await locator.change(lambda registry: registry.order(service, id_, start.generation or "", "none"))
-    await locator.change(lambda registry: registry.tell(service, id_, "reset"))
+    await locator.change(lambda registry: registry.tell(service, id_, start.generation or "", "reset"))
     _, record = record_of(request)
     return _registered(record)
 

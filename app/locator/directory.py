@@ -336,11 +336,14 @@ class Directory:
             service = self._service(name, now_s)
             record = service.records.get(id_)
             if record is not None and record.generation == fact.generation:
+                verified = _catch_up(record, now_s, silent_s.get(field))
                 if fact.revision <= record.revision and same:
-                    continue
-                self._forget(record)
-                record.take(service.name, record.instance.id, fact)
-                self._count(record)
+                    if not verified:
+                        continue
+                else:
+                    self._forget(record)
+                    record.take(service.name, record.instance.id, fact)
+                    self._count(record)
             else:
                 if record is not None:
                     self._forget(record)
@@ -367,6 +370,13 @@ class Directory:
 
 def _own_after(revision: int) -> int:
     return revision + 1 + random.randrange(OWN_STEP_MAX)  # noqa: S311 - apart, not secret
+
+
+def _catch_up(record: Record, now_s: float, silent_s: float | None) -> bool:
+    """Take over that another replica has heard a restored instance; returns whether its state changed."""
+    if record.verified or silent_s is None or silent_s >= record.suspect_s:
+        return False
+    return record.heard(max(record.renewed_s, now_s - silent_s))
 
 
 def _restored(service: str, id_: str, fact: Fact, now_s: float, silent_s: float | None) -> Record:

@@ -62,6 +62,7 @@ class Feed:
         self._task: asyncio.Task[None] | None = None
         self._last_id = "0-0"
         self._seen = 0  # revision up to which the stream has been followed
+        self._since_ms = 0  # the registry's clock when this data was first read: heartbeats after it were heard meanwhile
         self._forgotten: dict[str, Record] = {}  # by Redis, and not laid again yet
         self._laying: dict[str, Record] = {}
         self.following = False
@@ -124,7 +125,11 @@ class Feed:
         same = known == self._registry.incarnation
         self._seen = int(revision or 0)
         now_s = self._clock_s()
-        silent_s = await self._silence(facts) if self.loaded and same else {}
+        clock = await command("HGET", LOCATOR_HEAD, "clock")
+        if self.loaded and same:
+            silent_s = await self._silence(facts, int(clock or 0))
+        else:
+            silent_s, self._since_ms = {}, int(clock or 0)
         laid = self._forgotten.keys() | self._laying.keys()
         forgotten = self._directory.reconcile(facts, self._seen, now_s, same=same, silent_s=silent_s, kept=laid)
         self._registry.incarnation = known
@@ -134,20 +139,26 @@ class Feed:
             log.warning("redis has forgotten registered instances; they are laid again", extra={"count": len(forgotten)})
         self._forgotten = {field: record for field, record in forgotten if field not in self._laying}
 
-    async def _silence(self, facts: Mapping[str, Fact]) -> dict[str, float]:
-        """Return for how long instances that are new here have been silent, by what the other replicas have heard.
+    async def _silence(self, facts: Mapping[str, Fact], now_ms: int) -> dict[str, float]:
+        """Return for how long instances have been silent, by what the other replicas have heard: those that are new here,
+        and those that were restored and heard while this replica did not follow.
 
         Not at the start of a process: all of them may have started just now, and then nobody has heard anything.
         """
-        known = self._directory.find
-        fields = [field for field in facts if known(*split_field(field)) is None]
-        if not fields:
+        known = {field: self._directory.find(*split_field(field)) for field in facts}
+        after_ms = {
+            field: 0 if record is None else self._since_ms
+            for field, record in known.items()
+            if record is None or not record.verified
+        }
+        if not after_ms or not now_ms:  # without a clock nobody has called the script on this data yet
             return {}
-        now = await self._link.command("HGET", LOCATOR_HEAD, "clock")
-        if now is None:  # nobody has called the script on this data yet
-            return {}
-        beats = await self._link.command("HMGET", LOCATOR_BEATS, *fields)
-        return {field: (int(now) - int(at)) / 1000 for field, at in zip(fields, beats, strict=True) if at is not None}
+        beats = await self._link.command("HMGET", LOCATOR_BEATS, *after_ms)
+        return {
+            field: (now_ms - int(at)) / 1000
+            for (field, least_ms), at in zip(after_ms.items(), beats, strict=True)
+            if at is not None and int(at) > least_ms
+        }
 
     def _lay(self) -> None:
         """Lay what Redis has forgotten, some at a time; what fails is tried again after the next read of the stream."""

@@ -165,9 +165,9 @@ class Registry(Actor[Change]):
         """Return the change to what a check has found: "passing" or "critical"."""
         return Change(service, ["set", f"{service}/{id_}", generation, "check", check])
 
-    def tell(self, service: str, id_: str, word: str) -> Change:
+    def tell(self, service: str, id_: str, generation: str, word: str) -> Change:
         """Return a change that changes nothing in Redis and reaches every replica."""
-        return Change(service, ["tell", f"{service}/{id_}", "", word])
+        return Change(service, ["tell", f"{service}/{id_}", generation, word])
 
     def beat(self, renewed: Sequence[tuple[str, str]]) -> Change:
         """Return the heartbeats of several instances, given by field and generation."""

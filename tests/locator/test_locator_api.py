@@ -54,6 +54,8 @@ async def test_an_old_start_of_an_instance_can_neither_speak_nor_end_the_new_one
     path = f"/v1/services/{service}/instances/a"
 
     assert (await client.post(f"{path}/heartbeat", {"generation": "boot-1"})).refusal == (409, "stale_generation")
+    for word in ("drain", "resume", "isolate", "reset"):
+        assert (await client.post(f"{path}/{word}", {"generation": "boot-1"})).refusal == (409, "stale_generation"), word
     assert (await client.call("DELETE", f"{path}?generation=boot-1")).refusal == (409, "stale_generation")
     assert (await put(client, service, generation="boot-1")).refusal == (409, "stale_generation")
     assert (await client.post(f"{path}/heartbeat", {"generation": "boot-2"})).status == 200

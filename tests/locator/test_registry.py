@@ -319,3 +319,22 @@ async def test_a_stream_that_moved_on_without_a_replica_is_made_good_by_reading_
 
         await eventually(lambda: other.states("web") == {"new": "up"} or other.states("web") == {"new": "unverified"})
         assert other.feed.reloads == reloads + 1
+
+
+async def test_what_others_have_heard_while_a_replica_did_not_follow_is_verified_there(redis_url: str) -> None:
+    async with replicas(redis_url, 1) as (one,):
+        for id_ in ("heard", "silent"):
+            await one.register("web", id_, None, instance())
+        async with replicas(redis_url, 1) as (other,):
+            assert other.states("web") == {"heard": "unverified", "silent": "unverified"}
+            assert other.feed is not None
+            other.feed._seen += 1  # it takes nothing of what comes now
+            began_ms = time.time_ns() // 1_000_000
+            await eventually(lambda: time.time_ns() // 1_000_000 > began_ms)  # the registry's clock counts in ms
+
+            one.clock.now_s += 6.0
+            one.beat("web", "heard")
+            await one.tick()
+
+            await eventually(lambda: other.feed is not None and other.feed.reloads == 2)
+            assert other.states("web") == {"heard": "up", "silent": "unverified"}
