@@ -6,8 +6,14 @@ import asyncpg
 import pytest
 
 from app.audit.archive_check import quarter_of
-from tests.audit.chain import make_chain
+from app.audit.checkpoint import Checkpoint
+from app.audit.increment import verify_since
+from app.audit.trust import Trust
+from app.clock import time_of
+from tests.audit.chain import SEAL, make_chain
 from tests.audit.conftest import LedgerDatabase
+from tests.audit.log_house import LOG_ORIGIN, LogHouse
+from tests.audit.naive_tree import root_of
 from tests.audit.test_archive import four_quarters
 
 DAYS = 100
@@ -99,6 +105,25 @@ async def test_an_archived_ledger_is_verified_by_the_role_of_the_server(archive:
     read = await archive.session.fetchval("SELECT count(*) FROM ledger_archive.credit_reservations_2025q4")
 
     assert read == 12
+
+
+async def test_entries_that_were_archived_after_a_trusted_checkpoint_are_verified_from_it(house: LogHouse) -> None:
+    """A reservation is open at the checkpoint; its end, and more, went to the archive with it since then."""
+    events = four_quarters().events
+    await house.write(events)
+    house.shard.durable = len(events) - 1
+    await house.signer().round()
+    size = next(event.seq for event in events if event.type == "commit")
+    await house.database.session.execute("SELECT cleanup_old_transactions($1, $2)", DAYS, time_of(events[-1].at_ms))
+    trusted = Checkpoint(LOG_ORIGIN, size, root_of(house.leaves[:size]))
+
+    report = await verify_since(
+        house.database.url, seals={SEAL.key_id: SEAL}, progress=lambda *_: None, trust=Trust(checkpoints={LOG_ORIGIN: trusted})
+    )
+
+    assert await house.database.session.fetchval("SELECT count(*) FROM ledger_archive.credit_reservations_2025q4") > 0
+    assert (report.ok, report.first_bad) == (True, None)
+    assert report.shards[0].entries == len(events) - size
 
 
 def test_the_name_of_a_partition_states_its_quarter() -> None:
