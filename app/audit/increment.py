@@ -29,7 +29,15 @@ from app.audit.state import REFUNDS_SQL, Findings, alerts_since, stated_fault, t
 from app.audit.tiles import node_in, runs_for
 from app.audit.totals import Account, Position, Refund, Totals
 from app.audit.tree_check import TreeCheck, digests_of
-from app.audit.verify import CONNECT_TIMEOUT_S, RANGE_ENTRIES, head_fault, ledger_of, size_fault, unknown_log_fault
+from app.audit.verify import (
+    CONNECT_TIMEOUT_S,
+    HOLD_SQL,
+    RANGE_ENTRIES,
+    head_fault,
+    ledger_of,
+    size_fault,
+    unknown_log_fault,
+)
 from app.clock import now_ms, time_text
 from app.privacy.tombstones import TOMBSTONES
 
@@ -86,6 +94,7 @@ async def verify_since(
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             await connection.execute(PLAN_SQL)
+            await connection.execute(HOLD_SQL)
             checked_at = time_text(now_ms())
             origin, shard_count = await ledger_of(connection)
             outside = unknown_log_fault(trust, origin, shard_count) or await ground_fault(connection)

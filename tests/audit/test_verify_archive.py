@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import asyncpg
 import pytest
 
@@ -22,6 +24,7 @@ SWAPPED = (
     f"ALTER TABLE {FIRST} RENAME TO apart; ALTER TABLE {SECOND} RENAME TO audit_entries_2025q4; "
     "ALTER TABLE ledger_archive.apart RENAME TO audit_entries_2026q1; SELECT make_audit_chain()"
 )
+WAITS_FOR_REFUNDS = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'credit_refunds'::regclass AND NOT granted)"
 ENDS = '{"0":{"seq":29,'
 
 
@@ -124,6 +127,32 @@ async def test_entries_that_were_archived_after_a_trusted_checkpoint_are_verifie
     assert await house.database.session.fetchval("SELECT count(*) FROM ledger_archive.credit_reservations_2025q4") > 0
     assert (report.ok, report.first_bad) == (True, None)
     assert report.shards[0].entries == len(events) - size
+
+
+async def test_nothing_is_archived_between_the_snapshot_of_a_verification_and_its_first_read(
+    database: LedgerDatabase,
+) -> None:
+    events = four_quarters().events
+    await make_chain(database.session, events)
+    await database.session.execute("ALTER FUNCTION cleanup_old_transactions SET lock_timeout = '100ms'")
+    cleanup = "SELECT cleanup_old_transactions($1, $2)"
+    at = time_of(events[-1].at_ms)
+    holder = await asyncpg.connect(database.url)
+    async with holder.transaction():
+        await holder.execute("LOCK TABLE credit_refunds IN ACCESS EXCLUSIVE MODE")
+        verification = asyncio.create_task(database.verify())
+        async with asyncio.timeout(10):
+            while not await database.session.fetchval(WAITS_FOR_REFUNDS):
+                await asyncio.sleep(0.01)
+
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await database.session.execute(cleanup, DAYS, at)
+    await holder.close()
+    report = await verification
+
+    assert (report.ok, report.first_bad) == (True, None)
+    assert await database.session.fetchval(cleanup, DAYS, at) > 0
+    assert (await database.verify()).ok
 
 
 def test_the_name_of_a_partition_states_its_quarter() -> None:
