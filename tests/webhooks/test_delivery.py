@@ -131,6 +131,21 @@ async def test_putting_out_costs_one_row_whoever_wants_it_and_deliveries_are_mad
     assert await owner.fetchval("SELECT count(*) FROM webhook_deliveries") == 9
 
 
+async def test_a_backlog_is_spread_in_parts_however_empty_the_table_was_when_it_was_analyzed(
+    calls: WebhookCalls, outbox: Outbox, statements: Statements, owner: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "SPREAD_MAX", 2)
+    await calls.create(NewEndpoint(url="https://example.com/hook"), "root", None)
+    await outbox_module.put_out(statements.rows, message(0))
+    await owner.execute("ANALYZE webhook_messages")
+    for number in range(1, 6):
+        await outbox_module.put_out(statements.rows, message(number))
+
+    spread = [(await outbox.spread()).messages for _ in range(4)]
+
+    assert spread == [2, 2, 2, 0]
+
+
 async def test_a_body_that_is_too_long_is_refused() -> None:
     with pytest.raises(ValueError, match="20000"):
         _ = Message("msg_1", "t", "x", 0, {"text": "x" * 20_000}).body
