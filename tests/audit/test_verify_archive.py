@@ -121,7 +121,10 @@ async def test_entries_that_were_archived_after_a_trusted_checkpoint_are_verifie
     trusted = Checkpoint(LOG_ORIGIN, size, root_of(house.leaves[:size]))
 
     report = await verify_since(
-        house.database.url, seals={SEAL.key_id: SEAL}, progress=lambda *_: None, trust=Trust(checkpoints={LOG_ORIGIN: trusted})
+        house.database.url,
+        seals={SEAL.key_id: SEAL},
+        progress=lambda *_: None,
+        trust=Trust(checkpoints={LOG_ORIGIN: trusted}),
     )
 
     assert await house.database.session.fetchval("SELECT count(*) FROM ledger_archive.credit_reservations_2025q4") > 0
