@@ -85,10 +85,11 @@ def _floor(at: datetime) -> UUID:
 
 
 async def check_archive(
-    connection: asyncpg.Connection[Any], shard_count: int, findings: Findings
+    connection: asyncpg.Connection[Any], shard_count: int, findings: Findings, *, counted: bool = True
 ) -> dict[int, list[tuple[int, int]]]:
     """Hold archived_partitions against the tables of the archive; note the first fault.
 
+    counted  whether archived reservations are counted too, which takes as long as there are many
     Returns which entries are archived, by shard: seq `low` to before `high`, ascending. They are meant to be without gaps,
     which the proof of the chain shows.
     """
@@ -102,7 +103,7 @@ async def check_archive(
         elif row["parent"] == "audit_entries":
             fault = await _entries_fault(connection, row, quarter, shard_count, spans)
         else:
-            fault = await _reservations_fault(connection, row, quarter)
+            fault = await _reservations_fault(connection, row, quarter) if counted else None
         if fault is None and quarter is not None and not quarter.says(row["bounds"]):
             fault = "with the bounds of another time"
         if fault is not None:

@@ -95,11 +95,16 @@ class Fact(NamedTuple):
     reference: Callable[[Record], str | None]
 
 
-async def facts_of(connection: asyncpg.Connection[Any]) -> tuple[Fact, ...]:
-    """Return what is compared, the archived quarters of reservations included."""
+async def all_reservations(connection: asyncpg.Connection[Any]) -> str:
+    """Return the SELECT, in brackets, of all reservations, those of archived quarters included."""
     tables = ["credit_reservations", *(row[0] for row in await connection.fetch(_ARCHIVED))]
     rows = " UNION ALL ".join(f"SELECT {_COLUMNS} FROM {table}" for table in tables)  # noqa: S608 - names of partitions
-    reservations = f"({rows})"
+    return f"({rows})"
+
+
+async def facts_of(connection: asyncpg.Connection[Any]) -> tuple[Fact, ...]:
+    """Return what is compared, the archived quarters of reservations included."""
+    reservations = await all_reservations(connection)
     return (
         Fact(OPENED, "reservation", reservations, "true", "reservation_id", OPENED_LINE, tuple(PURPOSES), opened_line,
              lambda record: record.transaction_id),

@@ -9,12 +9,14 @@ Reservations and consumes from below the checkpoint are taken as credit_reservat
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import asyncpg
 import msgspec
 
+from app.audit.archive_check import check_archive
 from app.audit.entry import ENTRY_PREFIX, Record, genesis_hash
+from app.audit.fact_check import all_reservations
 from app.audit.facts import Given
 from app.audit.fold import BALANCE_MAX, Hold, Transfer, detail
 from app.audit.ground import ground_fault
@@ -27,7 +29,15 @@ from app.audit.state import REFUNDS_SQL, Findings, alerts_since, stated_fault, t
 from app.audit.tiles import node_in, runs_for
 from app.audit.totals import Account, Position, Refund, Totals
 from app.audit.tree_check import TreeCheck, digests_of
-from app.audit.verify import CONNECT_TIMEOUT_S, RANGE_ENTRIES, head_fault, ledger_of, size_fault, unknown_log_fault
+from app.audit.verify import (
+    CONNECT_TIMEOUT_S,
+    HOLD_SQL,
+    RANGE_ENTRIES,
+    head_fault,
+    ledger_of,
+    size_fault,
+    unknown_log_fault,
+)
 from app.clock import now_ms, time_text
 from app.privacy.tombstones import TOMBSTONES
 
@@ -53,7 +63,7 @@ _ALERTS: Final = """
     SELECT alert_id, shard, seq, tenant_id, type, at, data::text AS data FROM credit_alerts WHERE alert_id = ANY($1)
 """
 _HOLDS: Final = """
-    SELECT reservation_id::text, tenant_id, amount, purpose FROM credit_reservations
+    SELECT reservation_id::text, tenant_id, amount, purpose FROM {} AS r
     WHERE reservation_id = ANY($1::text[]::uuid[]) AND shard = $2
 """
 _REFUNDS: Final = "SELECT transaction_id::text, consumed FROM credit_refunds WHERE transaction_id = ANY($1::text[]::uuid[])"
@@ -84,14 +94,19 @@ async def verify_since(
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             await connection.execute(PLAN_SQL)
+            await connection.execute(HOLD_SQL)
             checked_at = time_text(now_ms())
             origin, shard_count = await ledger_of(connection)
             outside = unknown_log_fault(trust, origin, shard_count) or await ground_fault(connection)
             numbers = {log_origin(origin, number): number for number in range(shard_count)}
             given = Given(frozenset(row["transaction_id"] for row in await connection.fetch(REFUNDS_SQL)))
             since = await alerts_since(connection)
+            findings = Findings(frozenset())
+            spans = await check_archive(connection, shard_count, findings, counted=False)
+            outside = outside or (findings.first[None].reason if findings.first else None)
+            archive = Archive(spans, await all_reservations(connection))
             increments = [
-                Increment(connection, numbers[name], checkpoint, trust, Totals(seals, given, since))
+                Increment(connection, numbers[name], checkpoint, trust, Totals(seals, given, since), archive)
                 for name, checkpoint in sorted(trust.checkpoints.items())
                 if name in numbers
             ]
@@ -114,18 +129,27 @@ async def verify_since(
     )  # fmt: skip
 
 
+class Archive(NamedTuple):
+    """What is archived: by shard, seq low to before high of entries; and the SELECT of all reservations."""
+
+    entries: Mapping[int, Sequence[tuple[int, int]]]
+    reservations: str
+
+
 class Increment:
     """The entries of one shard after a trusted checkpoint."""
 
     def __init__(
-        self, connection: asyncpg.Connection[Any], shard: int, checkpoint: Checkpoint, trust: Trust, totals: Totals
-    ) -> None:
+        self, connection: asyncpg.Connection[Any], shard: int, checkpoint: Checkpoint, trust: Trust, totals: Totals,
+        archive: Archive,
+    ) -> None:  # fmt: skip
         """`connection` stands in a snapshot; `totals` knows the keys of seals and is used for this shard alone."""
         self._connection = connection
         self._shard = shard
         self._checkpoint = checkpoint
         self._trust = trust
         self._totals = totals
+        self._archive = archive
         self._frontier = Frontier()
         self.accounts = 0
         self.private = PrivateReport()
@@ -149,7 +173,8 @@ class Increment:
             bad = Bad(None, f"the chain does not extend the trusted checkpoint of {size} entries")
             return ShardReport(self._shard, 0, head_seq, bad)
         origin = self._checkpoint.origin
-        tree = TreeCheck(self._connection, self._shard, origin, self._trust, self._frontier)
+        archived = self._archive.entries.get(self._shard, ())
+        tree = TreeCheck(self._connection, self._shard, origin, self._trust, self._frontier, archived)
         bad = await self._walk(position, end, tree, progress)
         bad = bad or size_fault(self._trust, position) or head_fault(position, head) or await tree.finish()
         bad = bad or await self._account_fault() or await self._controls_fault() or await self._private_fault()
@@ -177,7 +202,8 @@ class Increment:
             # How much was on its way to the tenant is not in that entry; so much is never missing.
             accounts[tenant] = Account(balance, reserved, BALANCE_MAX, version, self._shard, seq)
         references = [record.reference for record in proof.deferred if record.reference is not None]
-        for key, tenant, amount, purpose in await self._connection.fetch(_HOLDS, references, self._shard):
+        holds = _HOLDS.format(self._archive.reservations)
+        for key, tenant, amount, purpose in await self._connection.fetch(holds, references, self._shard):
             self._totals.holds.setdefault(key, Hold(tenant, amount, purpose, self._shard, size - 1))
         for key, consumed in await self._connection.fetch(_REFUNDS, references):
             tenant = next(record.tenant_id for record in proof.deferred if record.reference == key)

@@ -168,7 +168,7 @@ class Log:
         whole = Span(0, size)
         nodes = [node for span in (*spans, whole) for node in full_subtrees(span)]
         needed = runs_of(nodes)
-        kept = self._tiles.found(shard, needed)
+        kept, history_kept = self._tiles.found(shard, needed), self._history
         missing = [widened(run, size) for run in needed if TileKey(shard, run.level, run.low // TILE_WIDTH) not in kept]
         levels, lows, highs = zip(*missing, strict=True) if missing else ((), (), ())
         ((history, published, root, runs),) = await self.rows(query("proof_runs"), shard, size, levels, lows, highs)
@@ -178,8 +178,9 @@ class Log:
             # What is kept is of another database, if anything is.
             self._history = history
             self._tiles.clear()
-            if kept:
-                raise TileStale(f"shard {shard} was restored")
+        if kept and history != history_kept:
+            # Another proof may have met the new history first, while this one waited for what it read.
+            raise TileStale(f"shard {shard} was restored")
         _check_runs(shard, missing, runs)
         read = {
             TileKey(shard, run.level, run.low // TILE_WIDTH): HashTile(data) for run, data in zip(missing, runs, strict=True)

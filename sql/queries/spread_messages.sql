@@ -1,13 +1,13 @@
 -- Make deliveries of the messages that wait, oldest first, for every endpoint that wants them; each message once, whoever
 -- else is at it. Params: $1 deliveries at most int; one message goes in any case. Returns messages and deliveries.
-WITH taken AS (
-  DELETE FROM webhook_messages WHERE message_no IN (
-    SELECT message_no FROM webhook_messages ORDER BY message_no
-    LIMIT greatest(1, $1::int / greatest(1, (SELECT count(*) FROM webhook_endpoints
-                                             WHERE deleted_at IS NULL AND disabled_at IS NULL)))
-    FOR UPDATE SKIP LOCKED
-  )
-  RETURNING message_id, tenant_id, type, body
+WITH oldest AS MATERIALIZED (  -- once: planned within a join for a table that was empty, it is run again for each message
+  SELECT message_no FROM webhook_messages ORDER BY message_no
+  LIMIT greatest(1, $1::int / greatest(1, (SELECT count(*) FROM webhook_endpoints
+                                           WHERE deleted_at IS NULL AND disabled_at IS NULL)))
+  FOR UPDATE SKIP LOCKED
+), taken AS (
+  DELETE FROM webhook_messages AS w USING oldest AS o WHERE w.message_no = o.message_no
+  RETURNING w.message_id, w.tenant_id, w.type, w.body
 ), made AS (
   INSERT INTO webhook_deliveries (endpoint_id, message_id, tenant_id, type, body)
   SELECT e.endpoint_id, m.message_id, m.tenant_id, m.type, m.body

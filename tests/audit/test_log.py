@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 import time
@@ -319,6 +320,17 @@ async def test_nothing_is_remembered_of_the_database_that_stood_there_before_a_r
 
     assert proof.root == root_of(other[:600])
     verify_inclusion(300, 600, other[300], proof.hashes, proof.root)
+
+
+async def test_of_proofs_that_are_made_at_once_none_is_of_the_database_before_a_restore(house: LogHouse) -> None:
+    await signed(house, 650)
+    await house.log.inclusion(0, 300, 600)
+    other = await write_other_history(house)
+    await put_copy_in_place(house)
+
+    proofs = await asyncio.gather(*(house.log.inclusion(0, 300, 600) for _ in range(3)))
+
+    assert {proof.root for proof in proofs} == {root_of(other[:600])}
 
 
 async def put_copy_in_place(house: LogHouse) -> None:

@@ -174,6 +174,36 @@ async def test_more_records_than_tombstones_tell_of_cannot_go(database: LedgerDa
     assert (seq, reason) == (SECOND, "more private records are gone than the 1 of which tombstones tell; this is one")
 
 
+@pytest.mark.parametrize("kind", ["privacy.erasure", "privacy.retention"])
+async def test_a_record_of_which_two_entries_speak_is_destroyed_once(
+    database: LedgerDatabase, store: PrivateStore, kind: str
+) -> None:
+    """An idempotency key is used again for the same payment, a day and more after the first time."""
+    book = Book()
+    book.account("t1")
+    first = book.topup("t1", 100)
+    book.at_ms += TWO_DAYS_MS
+    again = book.topup("t1", 100)
+    details = details_of(await store.keep(first.idempotency or "", "t1", "t1", PAYMENT))
+    events = [
+        book.events[0],
+        replace(first, details=details),
+        replace(again, details=details, idempotency=first.idempotency),
+    ]
+    erasure = await store.erase("t1", request_id="q", basis="gdpr-17")
+    assert erasure is not None
+    before = time_text(first.at_ms + 3_600_000)
+    past = {"before": before, "class": "payment", "entry_id": "e", "records": 1}
+    told = orjson.loads(erasure.tombstone) if kind == erasure.kind else past
+    await database.session.execute("DELETE FROM private_erasures")
+    await make_chain(database.session, with_tombstone(events, kind, told))
+
+    report = await database.verify()
+
+    assert (report.ok, report.first_bad) == (True, None)
+    assert report.private == PrivateReport(erased=2)
+
+
 CLOSED = "cannot be opened: a value was changed, or is that of another record"
 FLIPPED = "set_byte({0}, length({0}) - 1, get_byte({0}, length({0}) - 1) # 1)"
 

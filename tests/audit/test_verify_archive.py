@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import asyncpg
 import pytest
 
 from app.audit.archive_check import quarter_of
-from tests.audit.chain import make_chain
+from app.audit.checkpoint import Checkpoint
+from app.audit.increment import verify_since
+from app.audit.trust import Trust
+from app.clock import time_of
+from tests.audit.chain import SEAL, make_chain
 from tests.audit.conftest import LedgerDatabase
+from tests.audit.log_house import LOG_ORIGIN, LogHouse
+from tests.audit.naive_tree import root_of
 from tests.audit.test_archive import four_quarters
 
 DAYS = 100
@@ -16,6 +24,7 @@ SWAPPED = (
     f"ALTER TABLE {FIRST} RENAME TO apart; ALTER TABLE {SECOND} RENAME TO audit_entries_2025q4; "
     "ALTER TABLE ledger_archive.apart RENAME TO audit_entries_2026q1; SELECT make_audit_chain()"
 )
+WAITS_FOR_REFUNDS = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'credit_refunds'::regclass AND NOT granted)"
 ENDS = '{"0":{"seq":29,'
 
 
@@ -99,6 +108,54 @@ async def test_an_archived_ledger_is_verified_by_the_role_of_the_server(archive:
     read = await archive.session.fetchval("SELECT count(*) FROM ledger_archive.credit_reservations_2025q4")
 
     assert read == 12
+
+
+async def test_entries_that_were_archived_after_a_trusted_checkpoint_are_verified_from_it(house: LogHouse) -> None:
+    """A reservation is open at the checkpoint; its end, and more, went to the archive with it since then."""
+    events = four_quarters().events
+    await house.write(events)
+    house.shard.durable = len(events) - 1
+    await house.signer().round()
+    size = next(event.seq for event in events if event.type == "commit")
+    await house.database.session.execute("SELECT cleanup_old_transactions($1, $2)", DAYS, time_of(events[-1].at_ms))
+    trusted = Checkpoint(LOG_ORIGIN, size, root_of(house.leaves[:size]))
+
+    report = await verify_since(
+        house.database.url,
+        seals={SEAL.key_id: SEAL},
+        progress=lambda *_: None,
+        trust=Trust(checkpoints={LOG_ORIGIN: trusted}),
+    )
+
+    assert await house.database.session.fetchval("SELECT count(*) FROM ledger_archive.credit_reservations_2025q4") > 0
+    assert (report.ok, report.first_bad) == (True, None)
+    assert report.shards[0].entries == len(events) - size
+
+
+async def test_nothing_is_archived_between_the_snapshot_of_a_verification_and_its_first_read(
+    database: LedgerDatabase,
+) -> None:
+    events = four_quarters().events
+    await make_chain(database.session, events)
+    await database.session.execute("ALTER FUNCTION cleanup_old_transactions SET lock_timeout = '100ms'")
+    cleanup = "SELECT cleanup_old_transactions($1, $2)"
+    at = time_of(events[-1].at_ms)
+    holder = await asyncpg.connect(database.url)
+    async with holder.transaction():
+        await holder.execute("LOCK TABLE credit_refunds IN ACCESS EXCLUSIVE MODE")
+        verification = asyncio.create_task(database.verify())
+        async with asyncio.timeout(10):
+            while not await database.session.fetchval(WAITS_FOR_REFUNDS):
+                await asyncio.sleep(0.01)
+
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await database.session.execute(cleanup, DAYS, at)
+    await holder.close()
+    report = await verification
+
+    assert (report.ok, report.first_bad) == (True, None)
+    assert await database.session.fetchval(cleanup, DAYS, at) > 0
+    assert (await database.verify()).ok
 
 
 def test_the_name_of_a_partition_states_its_quarter() -> None:

@@ -13,7 +13,6 @@ from standardwebhooks.webhooks import Webhook
 
 from app.db.statements import Statements
 from app.webhooks import delivery as delivery_module
-from app.webhooks import outbox as outbox_module
 from app.webhooks.calls import NewEndpoint, SecretRotation, WebhookCalls
 from app.webhooks.delivery import CONCURRENCY_MAX, OF_ENDPOINT_MAX, OF_OWNER_MAX, Deliverer
 from app.webhooks.outbox import Message, Outbox, Portion
@@ -108,27 +107,6 @@ async def test_a_message_is_put_out_with_what_it_tells_of_or_not_at_all(calls: W
     await transaction.rollback()
 
     assert await states(owner) == []
-
-
-async def test_putting_out_costs_one_row_whoever_wants_it_and_deliveries_are_made_in_portions(
-    calls: WebhookCalls, outbox: Outbox, statements: Statements, owner: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(outbox_module, "SPREAD_MAX", 8)
-    for _ in range(3):
-        await calls.create(NewEndpoint(url="https://example.com/"), "root", None)
-
-    for number in (1, 2, 3, 3):
-        await outbox_module.put_out(statements.rows, message(number))
-    waiting = await owner.fetchval("SELECT count(*) FROM webhook_messages")
-    made_before = await owner.fetchval("SELECT count(*) FROM webhook_deliveries")
-    spread = sorted(await asyncio.gather(outbox.spread(), outbox.spread(), outbox.spread()))
-    while (more := await outbox.spread()).messages:
-        spread.append(more)
-
-    assert (waiting, made_before) == (3, 0)
-    assert max(one.deliveries for one in spread) == 6
-    assert sum(one.messages for one in spread) == 3
-    assert await owner.fetchval("SELECT count(*) FROM webhook_deliveries") == 9
 
 
 async def test_a_body_that_is_too_long_is_refused() -> None:
