@@ -98,6 +98,7 @@ async def test_an_erasure_destroys_what_is_known_and_the_chain_verifies(
     report = json.loads(capsys.readouterr().out)
     assert erased.body["records"] == {"payment": 2}
     assert (again.status, again.body) == (200, {"erasure_id": None, "records": {}})
+    assert report["ok"], report
     assert (code, report["ok"], report["private"]["erased"], report["private"]["missing"]) == (0, True, 2, 0)
     assert report["private"]["verified"] >= 1
     assert (await shown(ledger, tenant), len(await shown(ledger, other))) == ([], 1)
