@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from app.audit.entry import HASH_BYTES
 from app.audit.merkle import (
     SIZE_MAX,
-    TILE_WIDTH,
     Node,
     Span,
     consistency_spans,
@@ -23,7 +22,7 @@ from app.audit.merkle import (
 )
 from app.audit.note import Verifier
 from app.audit.receipt import Receipt
-from app.audit.tile_cache import HashTile, TileCache, TileKey, TileStale, check_tiles, nodes_of, widened
+from app.audit.tile_cache import HashTile, TileCache, TileStale, check_tiles, nodes_of, tile_of, widened
 from app.audit.tiles import Run, Tile, bundle, node_in, runs_for, runs_of
 from app.db.retry import retry
 from app.db.sql import query
@@ -169,7 +168,7 @@ class Log:
         nodes = [node for span in (*spans, whole) for node in full_subtrees(span)]
         needed = runs_of(nodes)
         kept, history_kept = self._tiles.found(shard, needed), self._history
-        missing = [widened(run, size) for run in needed if TileKey(shard, run.level, run.low // TILE_WIDTH) not in kept]
+        missing = [widened(run, size) for run in needed if tile_of(shard, run) not in kept]
         levels, lows, highs = zip(*missing, strict=True) if missing else ((), (), ())
         ((history, published, root, runs),) = await self.rows(query("proof_runs"), shard, size, levels, lows, highs)
         if not published:
@@ -182,9 +181,7 @@ class Log:
             # Another proof may have met the new history first, while this one waited for what it read.
             raise TileStale(f"shard {shard} was restored")
         _check_runs(shard, missing, runs)
-        read = {
-            TileKey(shard, run.level, run.low // TILE_WIDTH): HashTile(data) for run, data in zip(missing, runs, strict=True)
-        }
+        read = {tile_of(shard, run): HashTile(data) for run, data in zip(missing, runs, strict=True)}
         tiles = kept | read
         check_tiles(tiles)
         lookup = nodes_of(tiles, shard, nodes).__getitem__

@@ -82,7 +82,7 @@ class TileCache:
         """Return the tiles that hold all of their run; each run is of one tile."""
         found = {}
         for run in runs:
-            key = TileKey(shard, run.level, run.low // TILE_WIDTH)
+            key = tile_of(shard, run)
             kept = self._of(key)
             tile = kept.get(key)
             if tile is not None and run.high <= key.number * TILE_WIDTH + tile.width:
@@ -104,6 +104,11 @@ class TileCache:
 
     def _of(self, key: TileKey) -> OrderedDict[TileKey, HashTile]:
         return self._upper if key.level else self._leaves
+
+
+def tile_of(shard: int, run: Run) -> TileKey:
+    """Return the tile that a run lies in."""
+    return TileKey(shard, run.level, run.low // TILE_WIDTH)
 
 
 def widened(run: Run, size: int) -> Run:
