@@ -80,31 +80,62 @@ def own_edges(found: Betas) -> Floats:
     return edges
 
 
+class OwnPanels(NamedTuple):
+    """Each distribution on panels of its own.
+
+    edges   of the panels, shape (..., variants, panels + 1)
+    values  density at the nodes of a panel times half its width, relative to the peak: times the weights, summed, its mass
+    masses  of the panels, shape (..., variants, panels); they sum to a total that is not 1
+    """
+
+    edges: Floats
+    values: Floats
+    masses: Floats
+
+
+def own_panels(found: Betas) -> OwnPanels:
+    """Return each distribution on panels of its own."""
+    edges = own_edges(found)
+    half = np.diff(edges)[..., None] / 2
+    spread = (..., None, None)
+    distance = edges[..., :-1, None] + half * (NODES + 1) - found.peak[spread]
+    values = relative_density(found.a[spread], found.b[spread], distance) * half
+    return OwnPanels(edges, values, values @ WEIGHTS)
+
+
 class Panels(NamedTuple):
     """Panels of the log-odds axis with densities and distribution functions at their nodes.
+
+    They begin where the variant that begins last does: below, the best of all has a probability of 1e-13.
 
     points    nodes, shape (..., panels, nodes)
     measure   weight of each node in an integral, the same shape
     density   of each variant, shape (..., variants, panels, nodes)
     below     probability below each node, the same shape
+    alive     indexes of the variants, which are all that reach into the panels; the others are never the best
     """
 
     points: Floats
     measure: Floats
     density: Floats
     below: Floats
+    alive: NDArray[np.intp]
 
 
-def _thinned(edges: Floats) -> Floats:
+def _thinned(edges: Floats, start: float) -> Floats:
     """Return the union of the edges of several distributions without those that no resolution is lost by leaving out.
+
+    start   where the first panel begins; one of the edges
 
     An edge may go as long as the panel that then contains it is no wider than the distribution's own panels beside it.
     """
     widths = np.diff(edges, axis=-1)
     allowed = np.concatenate([widths, widths[:, -1:]], axis=-1)
     allowed[:, 1:] = np.minimum(allowed[:, 1:], widths)
-    order = np.argsort(edges, axis=None)
-    places, limits = edges.ravel()[order].tolist(), allowed.ravel()[order].tolist()
+    inside = edges >= start
+    places, limits = edges[inside], allowed[inside]
+    order = np.argsort(places)
+    places, limits = places[order].tolist(), limits[order].tolist()
     kept, last, limit = [places[0]], places[0], np.inf
     for place, width in zip(places[1:], limits[1:], strict=True):
         if place - kept[-1] > limit:
@@ -114,23 +145,28 @@ def _thinned(edges: Floats) -> Floats:
     return np.array([*kept, last])
 
 
-def common_panels(found: Betas) -> Panels:
-    """Return panels that resolve all variants of each experiment together; experiments lie along the leading axes."""
-    edges = own_edges(found)
-    edges = _thinned(edges) if edges.ndim == 2 else np.sort(edges.reshape(*edges.shape[:-2], -1), axis=-1)
+def common_panels(found: Betas, own: OwnPanels) -> Panels:
+    """Return panels that resolve together all that may be best of each experiment; experiments lie along the leading axes."""
+    start = own.edges[..., 0].max(axis=-1)[..., None]
+    alive = np.arange(own.edges.shape[-2])
+    if own.edges.ndim == 2:
+        alive = np.flatnonzero(own.edges[:, -1] > start)
+        edges = _thinned(own.edges[alive], float(start[0]))
+    else:
+        edges = np.maximum(np.sort(own.edges.reshape(*own.edges.shape[:-2], -1), axis=-1), start)
     half = np.diff(edges)[..., None] / 2
     points = edges[..., :-1, None] + half * (NODES + 1)
     measure = half * WEIGHTS
-    spread = (..., None, None)
-    density = relative_density(found.a[spread], found.b[spread], points[..., None, :, :] - found.peak[spread])
-    masses = np.einsum("...vpn,...pn->...vp", density, measure)
-    through = np.cumsum(masses, axis=-1)
-    total = through[..., -1:].copy()
-    below = (density @ CUMULATIVE) * half[..., None, :, :]
-    below += (through - masses)[..., None]
+    a, b, peak = (field[..., alive, None, None] for field in (found.a, found.b, found.peak))
+    density = relative_density(a, b, points[..., None, :, :] - peak)
+    total = own.masses[..., alive, :].sum(axis=-1)[..., None]
     density /= total[..., None]
-    below /= total[..., None]
-    return Panels(points, measure, density, below)
+    masses = np.einsum("...vpn,...pn->...vp", density, measure)
+    # What lies below the first panel is what those from there on leave.
+    before = np.cumsum(masses, axis=-1) - masses + (1 - masses.sum(axis=-1, keepdims=True))
+    below = (density @ CUMULATIVE) * half[..., None, :, :]
+    below += before[..., None]
+    return Panels(points, measure, density, below, alive)
 
 
 def others_below(below: Floats) -> Floats:

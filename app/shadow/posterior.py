@@ -25,10 +25,11 @@ from app.shadow.beta_quadrature import (
     WEIGHTS,
     Betas,
     Floats,
+    OwnPanels,
     betas,
     common_panels,
     others_below,
-    own_edges,
+    own_panels,
     relative_density,
 )
 from app.shadow.roots import rising_root
@@ -43,6 +44,8 @@ INTERVAL: Final = 0.95  # probability of the credible intervals, the tails equal
 SUM_ERROR_MAX: Final = 1e-6  # how far the probabilities of being best may sum from 1 before the result is called wrong
 _TAILS: Final = ((1 - INTERVAL) / 2, (1 + INTERVAL) / 2)
 VALUE_ERROR_MAX: Final = 1e-9  # of a probability at the end of an interval
+_HALVINGS_MAX: Final = 60  # of an interval: a double has no more to give
+_FLAT: Final = 1e-300  # a slope that is no slope: the step leaves every interval
 _NORMAL_TAIL: Final = 1.96  # the normal quantile and density that a search for the end of an interval starts from
 _NORMAL_TAIL_DENSITY: Final = 0.0584
 # Integrals of ratios need fewer nodes than those that tell the best of 20 apart: half the panels, eight nodes each.
@@ -109,8 +112,12 @@ def probability_best(a: Floats, b: Floats) -> Floats:
     returns  the same shape; sums to 1 over the last axis
     faults   ArithmeticError when the quadrature is off, which is never expected
     """
-    panels = common_panels(betas(a, b))
-    best: Floats = np.einsum("...vpn,...vpn,...pn->...v", panels.density, others_below(panels.below), panels.measure)
+    found = betas(a, b)
+    panels = common_panels(found, own_panels(found))
+    best = np.zeros_like(a)
+    best[..., panels.alive] = np.einsum(
+        "...vpn,...vpn,...pn->...v", panels.density, others_below(panels.below), panels.measure
+    )
     return _summing_to_one(best)
 
 
@@ -135,13 +142,15 @@ def analyse(
         raise ValueError(f"there is no variant {control} to be the control")
     found = betas(a, b)
     mean = a / (a + b)
-    panels = common_panels(found)
-    below = others_below(panels.below)
-    each = np.einsum("vpn,vpn,pn->vpn", panels.density, below, panels.measure)
-    best = _summing_to_one(each.sum(axis=(1, 2)))
+    own = own_panels(found)
+    panels = common_panels(found, own)
+    each = panels.density * others_below(panels.below) * panels.measure
+    best = np.zeros_like(a)
+    best[panels.alive] = each.sum(axis=(1, 2))
+    best = _summing_to_one(best)
     # The highest rate exceeds a variant's own by x_j - x_i whenever j is best; summed over j that is E[max] - mean.
     highest = float((each.sum(axis=0) / (1 + np.exp(-panels.points))).sum())
-    grid = _OwnPanels(found)
+    grid = _Distributions(found, own)
     quantiles = grid.quantiles(np.array(_TAILS))
     intervals = 1 / (1 + np.exp(-quantiles))
     rates = tuple(hits / count if count else None for hits, count in zip(successes, samples, strict=True))
@@ -170,23 +179,18 @@ def _lifts(rates: Sequence[float | None], control: int) -> tuple[float | None, .
     )
 
 
-class _OwnPanels:
+class _Distributions:
     """The distribution function of each variant as polynomials on panels of its own, to be asked at any log-odds."""
 
-    def __init__(self, found: Betas) -> None:
+    def __init__(self, found: Betas, own: OwnPanels) -> None:
         self.betas = found
-        self.edges = own_edges(found)
-        half = np.diff(self.edges)[..., None] / 2
-        spread = (slice(None), None, None)
-        distance = self.edges[..., :-1, None] + half * (NODES + 1) - found.peak[spread]
-        density = relative_density(found.a[spread], found.b[spread], distance) * half
-        masses = density @ WEIGHTS
-        through = np.cumsum(masses, axis=-1)
-        self.start = (through - masses) / through[:, -1:]
-        self.mass = masses / through[:, -1:]
-        coefficients = density @ _TO_INTEGRAL
-        coefficients[..., 0] += through - masses
-        coefficients /= through[:, -1:, None]
+        self.edges = own.edges
+        through = np.cumsum(own.masses, axis=-1)
+        total = through[:, -1:]
+        self.start = (through - own.masses) / total
+        coefficients = own.values @ _TO_INTEGRAL
+        coefficients[..., 0] += through - own.masses
+        coefficients /= total[..., None]
         self.coefficients = np.moveaxis(coefficients, -1, 0).reshape(PANEL_NODES + 1, -1).copy()
 
     def below(self, place: Floats, variants: NDArray[np.intp]) -> Floats:
@@ -205,17 +209,35 @@ class _OwnPanels:
 
     def quantiles(self, tails: Floats) -> Floats:
         """Return the log-odds below which lies each probability of `tails`, shape (variants, tails)."""
-        variants = np.arange(len(self.edges))
-        rows = variants[:, None]
+        rows = np.arange(len(self.edges))[:, None]
         panel = (self.start[:, None, :] < tails[None, :, None]).sum(axis=-1) - 1
+        powers = self.coefficients[:, panel + (len(EDGES) - 1) * rows]
+        powers[0] -= tails
         low, high = self.edges[rows, panel], self.edges[rows, panel + 1]
-        slope = self.mass[rows, panel] / (high - low)
-        guess = low + (tails - self.start[rows, panel]) / slope
+        found: Floats = low + (high - low) / 2 * (_rising_zero(powers) + 1)
+        return found
 
-        def excess(place: Floats) -> Floats:
-            return self.below(place, variants) - tails
 
-        return rising_root(np.clip(guess, low, high), (low, high), slope, excess, value_error=VALUE_ERROR_MAX)
+def _rising_zero(powers: Floats) -> Floats:
+    """Return where polynomials that rise from -1 to 1 are zero there; the first axis of `powers` counts the powers.
+
+    Newton's steps; one that leaves what is left of the interval is a bisection.
+    """
+    shape = powers.shape[1:]
+    low, high, place = -np.ones(shape), np.ones(shape), np.zeros(shape)
+    for _ in range(_HALVINGS_MAX):
+        value, slope = powers[-1].copy(), np.zeros(shape)
+        for power in powers[-2::-1]:
+            slope = slope * place + value
+            value = value * place + power
+        done = np.abs(value) < VALUE_ERROR_MAX
+        if done.all():
+            break
+        low, high = np.where(value < 0, place, low), np.where(value < 0, high, place)
+        following = place - value / np.maximum(slope, _FLAT)
+        inside = (following > low) & (following < high)
+        place = np.where(done, place, np.where(inside, following, (low + high) / 2))
+    return place
 
 
 def _log_rate(log_odds: Floats) -> Floats:
@@ -230,7 +252,7 @@ def _log_odds(log_rate: Floats) -> Floats:
     return found
 
 
-def _ratio_intervals(grid: _OwnPanels, quantiles: Floats, control: int, others: NDArray[np.intp]) -> Floats:
+def _ratio_intervals(grid: _Distributions, quantiles: Floats, control: int, others: NDArray[np.intp]) -> Floats:
     """Return the ends of the credible interval of rate / rate of control, shape (others, 2).
 
     quantiles  the ends of the credible intervals of the rates, in log-odds
@@ -281,7 +303,7 @@ def _ratio_intervals(grid: _OwnPanels, quantiles: Floats, control: int, others: 
 
 
 def _lift_intervals(
-    grid: _OwnPanels, quantiles: Floats, control: int
+    grid: _Distributions, quantiles: Floats, control: int
 ) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
     count = len(grid.edges)
     others = np.array([index for index in range(count) if index != control], dtype=np.intp)
