@@ -32,7 +32,7 @@ from app.shadow.beta_quadrature import (
     own_panels,
     relative_density,
 )
-from app.shadow.roots import rising_root
+from app.shadow.roots import newton_root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,10 +44,6 @@ INTERVAL: Final = 0.95  # probability of the credible intervals, the tails equal
 SUM_ERROR_MAX: Final = 1e-6  # how far the probabilities of being best may sum from 1 before the result is called wrong
 _TAILS: Final = ((1 - INTERVAL) / 2, (1 + INTERVAL) / 2)
 VALUE_ERROR_MAX: Final = 1e-9  # of a probability at the end of an interval
-_HALVINGS_MAX: Final = 60  # of an interval: a double has no more to give
-_FLAT: Final = 1e-300  # a slope that is no slope: the step leaves every interval
-_NORMAL_TAIL: Final = 1.96  # the normal quantile and density that a search for the end of an interval starts from
-_NORMAL_TAIL_DENSITY: Final = 0.0584
 # Integrals of ratios need fewer nodes than those that tell the best of 20 apart: half the panels, eight nodes each.
 _RATIO_NODES, _RATIO_WEIGHTS = legendre.leggauss(8)
 _MIDDLES: Final = (EDGES[:-1] + EDGES[1:]) / 2
@@ -193,51 +189,46 @@ class _Distributions:
         coefficients /= total[..., None]
         self.coefficients = np.moveaxis(coefficients, -1, 0).reshape(PANEL_NODES + 1, -1).copy()
 
-    def below(self, place: Floats, variants: NDArray[np.intp]) -> Floats:
-        """Return the probability below log-odds `place`; its rows belong to `variants`."""
+    def below(self, place: Floats, variants: NDArray[np.intp]) -> tuple[Floats, Floats]:
+        """Return probability below, and density at, log-odds `place`; its rows belong to `variants`."""
         found = self.betas
         distance = place - found.peak[variants, None]
-        part = distance / np.where(distance < 0, found.left[variants, None], found.right[variants, None])
+        reach = np.where(distance < 0, found.left[variants, None], found.right[variants, None])
+        part = distance / reach
         panel = np.clip(np.searchsorted(EDGES, part, side="right") - 1, 0, len(EDGES) - 2)
-        inside = np.clip((part - _MIDDLES[panel]) * _STRETCHES[panel], -1.0, 1.0)
+        stretch = _STRETCHES[panel]
+        inside = np.clip((part - _MIDDLES[panel]) * stretch, -1.0, 1.0)
         panel += (len(EDGES) - 1) * variants[:, None]
-        value: Floats = self.coefficients[PANEL_NODES][panel]
-        for power in range(PANEL_NODES - 1, -1, -1):
-            value *= inside
-            value += self.coefficients[power][panel]
-        return value
+        value, slope = _values(self.coefficients[:, panel], inside)
+        return value, slope * stretch / reach
 
     def quantiles(self, tails: Floats) -> Floats:
         """Return the log-odds below which lies each probability of `tails`, shape (variants, tails)."""
-        rows = np.arange(len(self.edges))[:, None]
+        variants = np.arange(len(self.edges))[:, None]
         panel = (self.start[:, None, :] < tails[None, :, None]).sum(axis=-1) - 1
-        powers = self.coefficients[:, panel + (len(EDGES) - 1) * rows]
+        powers = self.coefficients[:, panel + (len(EDGES) - 1) * variants]
         powers[0] -= tails
-        low, high = self.edges[rows, panel], self.edges[rows, panel + 1]
-        found: Floats = low + (high - low) / 2 * (_rising_zero(powers) + 1)
+        powers = powers.reshape(len(powers), -1)
+
+        def excess(place: Floats, rows: NDArray[np.intp]) -> tuple[Floats, Floats]:
+            return _values(powers[:, rows], place)
+
+        whole = np.ones(powers.shape[1])
+        inside = newton_root(np.zeros_like(whole), (-whole, whole), excess, value_error=VALUE_ERROR_MAX)
+        low, high = self.edges[variants, panel], self.edges[variants, panel + 1]
+        found: Floats = low + (high - low) / 2 * (inside.reshape(panel.shape) + 1)
         return found
 
 
-def _rising_zero(powers: Floats) -> Floats:
-    """Return where polynomials that rise from -1 to 1 are zero there; the first axis of `powers` counts the powers.
-
-    Newton's steps; one that leaves what is left of the interval is a bisection.
-    """
-    shape = powers.shape[1:]
-    low, high, place = -np.ones(shape), np.ones(shape), np.zeros(shape)
-    for _ in range(_HALVINGS_MAX):
-        value, slope = powers[-1].copy(), np.zeros(shape)
-        for power in powers[-2::-1]:
-            slope = slope * place + value
-            value = value * place + power
-        done = np.abs(value) < VALUE_ERROR_MAX
-        if done.all():
-            break
-        low, high = np.where(value < 0, place, low), np.where(value < 0, high, place)
-        following = place - value / np.maximum(slope, _FLAT)
-        inside = (following > low) & (following < high)
-        place = np.where(done, place, np.where(inside, following, (low + high) / 2))
-    return place
+def _values(powers: Floats, place: Floats) -> tuple[Floats, Floats]:
+    """Return values and slopes of polynomials by Horner's rule; the first axis of `powers` counts the powers."""
+    value, slope = powers[-1].copy(), np.zeros_like(place)
+    for power in powers[-2::-1]:
+        slope *= place
+        slope += value
+        value *= place
+        value += power
+    return value, slope
 
 
 def _log_rate(log_odds: Floats) -> Floats:
@@ -247,9 +238,14 @@ def _log_rate(log_odds: Floats) -> Floats:
 
 def _log_odds(log_rate: Floats) -> Floats:
     """Return log(p / (1 - p)) of log p; the log-odds of a rate of 1 and above are those of the double next to 1."""
+    return _stretched_log_odds(log_rate)[0]
+
+
+def _stretched_log_odds(log_rate: Floats) -> tuple[Floats, Floats]:
+    """Return log-odds as `_log_odds`, and how fast they rise with log p: 1 / (1 - p)."""
     capped = np.minimum(log_rate, -1e-16)
-    found: Floats = capped - np.log(-np.expm1(capped))
-    return found
+    missing = -np.expm1(capped)
+    return capped - np.log(missing), 1 / missing
 
 
 def _ratio_intervals(grid: _Distributions, quantiles: Floats, control: int, others: NDArray[np.intp]) -> Floats:
@@ -266,28 +262,36 @@ def _ratio_intervals(grid: _Distributions, quantiles: Floats, control: int, othe
     variance = found.b / (found.a * (found.a + found.b))
     own_is_sharper = variance[others] < variance[control]
     sharp, wide = np.where(own_is_sharper, others, controls), np.where(own_is_sharper, controls, others)
-    sign = np.where(own_is_sharper, -1.0, 1.0)[:, None]
-    base, tails = (1 - sign) / 2, np.array(_TAILS)
-    a, b, peak = (field[sharp, None, None, None] for field in (found.a, found.b, found.peak))
-    edges = grid.edges[sharp, None, ::2]
+    sign, count = np.where(own_is_sharper, -1.0, 1.0), len(_TAILS)
+    base, tails = np.repeat((1 - sign) / 2, count), np.tile(_TAILS, len(others))
+    edges, a, b, peak = grid.edges[sharp, ::2], found.a[sharp], found.b[sharp], found.peak[sharp]
 
-    def masses(ends: Floats) -> tuple[Floats, Floats]:
-        """Return log-odds up to `ends`, shape (others, tails), and the mass that each stands for, up to a factor."""
-        clipped = np.minimum(edges, ends[..., None])
-        half = np.diff(clipped)[..., None] / 2
-        place = clipped[..., :-1, None] + half * (_RATIO_NODES + 1)
-        return place, relative_density(a, b, place - peak) * half * _RATIO_WEIGHTS
+    def masses(edges: Floats, of: NDArray[np.intp]) -> tuple[Floats, Floats]:
+        """Return log-odds in these panels, and the mass that each stands for, up to a factor: of some of the others."""
+        half = np.diff(edges)[..., None] / 2
+        place = edges[..., :-1, None] + half * (_RATIO_NODES + 1)
+        at = (of, None, None)
+        mass = relative_density(a[at], b[at], place - peak[at]) * half * _RATIO_WEIGHTS
+        return place.reshape(len(of), -1), mass.reshape(len(of), -1)
 
-    total = masses(np.full((len(others), 1), np.inf))[1].sum(axis=(2, 3))
+    place, mass = masses(edges, np.arange(len(others)))
+    total = mass.sum(axis=-1, keepdims=True)
+    mass /= total
+    log_rate = _log_rate(place)
 
-    def excess(log_ratio: Floats) -> Floats:
-        shift = sign * log_ratio
-        place, mass = masses(_log_odds(-shift))
-        odds = _log_odds(_log_rate(place) + shift[..., None, None])
-        below = grid.below(odds.reshape(len(wide), -1), wide).reshape(odds.shape)
-        beyond = 1 - mass.sum(axis=(2, 3)) / total
-        probability: Floats = base + sign * ((mass * below).sum(axis=(2, 3)) / total + beyond) - tails
-        return probability
+    def excess(log_ratio: Floats, rows: NDArray[np.intp]) -> tuple[Floats, Floats]:
+        of = rows // count
+        shift = sign[of] * log_ratio
+        rates, part = log_rate[of] + shift[:, None], mass[of]
+        ends = _log_odds(-shift)
+        cut = np.flatnonzero(ends < edges[of, -1])
+        if len(cut):
+            places, parts = masses(np.minimum(edges[of[cut]], ends[cut, None]), of[cut])
+            rates[cut], part[cut] = _log_rate(places) + shift[cut, None], parts / total[of[cut]]
+        odds, stretch = _stretched_log_odds(rates)
+        below, density = grid.below(odds, wide[of])
+        held = (part * below).sum(axis=-1) + 1 - part.sum(axis=-1)
+        return base[rows] + sign[of] * held - tails[rows], (part * density * stretch).sum(axis=-1)
 
     # The guess is the MOVER interval (G. Y. Zou and A. Donner, "Construction of confidence limits about effect measures",
     # Statistics in Medicine 27, 2008); the reaches of both give a bracket that holds all of the mass.
@@ -295,10 +299,9 @@ def _ratio_intervals(grid: _Distributions, quantiles: Floats, control: int, othe
     down, up = (middle - rates[:, 0])[:, None], (rates[:, 1] - middle)[:, None]
     away = np.hstack([np.hypot(down[others], up[control]), np.hypot(up[others], down[control])])
     bottom, top = _log_rate(grid.edges[:, 0]), _log_rate(grid.edges[:, -1])
-    bracket = (bottom[others] - top[control])[:, None] + [0.0, 0.0], (top[others] - bottom[control])[:, None] + [0.0, 0.0]
-    guess = np.clip((middle[others] - middle[control])[:, None] + away * [-1.0, 1.0], *bracket)
-    slope = _NORMAL_TAIL * _NORMAL_TAIL_DENSITY / away
-    ends: Floats = np.exp(rising_root(guess, bracket, slope, excess, value_error=VALUE_ERROR_MAX))
+    bracket = np.repeat(bottom[others] - top[control], count), np.repeat(top[others] - bottom[control], count)
+    guess = np.clip(((middle[others] - middle[control])[:, None] + away * [-1.0, 1.0]).ravel(), *bracket)
+    ends: Floats = np.exp(newton_root(guess, bracket, excess, value_error=VALUE_ERROR_MAX)).reshape(-1, count)
     return ends
 
 

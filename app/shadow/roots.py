@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 _BISECTION_EVERY: Final = 6  # steps: what secant steps need for nine digits, so that most searches have none
+_FLAT: Final = 1e-300  # a slope that is no slope: the step leaves every bracket
 _STEPS_MAX: Final = 360  # 60 halvings at least: a double has no more to give
 
 
@@ -53,4 +54,35 @@ def rising_root(
         inside = rises & (following > low) & (following < high) & (step % _BISECTION_EVERY != 0)
         before, before_value = here, value
         here = np.where(done, here, np.where(inside, following, (low + high) / 2))
+    return here
+
+
+def newton_root(
+    guess: Floats,
+    bracket: tuple[Floats, Floats],
+    excess: Callable[[Floats, NDArray[np.intp]], tuple[Floats, Floats]],
+    *,
+    value_error: float,
+) -> Floats:
+    """Return where rising functions are zero, each inside its bracket: Newton's steps, a bisection where one leaves it.
+
+    guess        of each function, shape (functions,), inside its bracket
+    excess       takes places and which functions they are of; returns values and slopes. Who has ended is not asked again
+    value_error  an absolute value below it counts as zero
+    source       W. H. Press et al., "Numerical Recipes", 3rd edition, 9.4
+    """
+    here, rows = guess.copy(), np.arange(len(guess))
+    low, high = (side.copy() for side in bracket)
+    for step in range(1, _STEPS_MAX):
+        place = here[rows]
+        value, slope = excess(place, rows)
+        below = np.where(value < 0, place, low)
+        above = np.where(value < 0, high, place)
+        following = place - value / np.maximum(slope, _FLAT)
+        inside = (following > below) & (following < above) & (step % _BISECTION_EVERY != 0)
+        left = np.abs(value) >= value_error
+        rows, low, high = rows[left], below[left], above[left]
+        if not len(rows):
+            break
+        here[rows] = np.where(inside, following, (below + above) / 2)[left]
     return here
