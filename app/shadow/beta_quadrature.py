@@ -146,7 +146,7 @@ def _thinned(edges: Floats, start: float) -> Floats:
 
 
 def common_panels(found: Betas, own: OwnPanels) -> Panels:
-    """Return panels that resolve together all that may be best of each experiment; experiments lie along the leading axes."""
+    """Return panels that resolve together all that may be best of an experiment; experiments lie along the leading axes."""
     start = own.edges[..., 0].max(axis=-1)[..., None]
     alive = np.arange(own.edges.shape[-2])
     if own.edges.ndim == 2:

@@ -22,7 +22,6 @@ from app.shadow.beta_quadrature import (
     EDGES,
     NODES,
     PANEL_NODES,
-    WEIGHTS,
     Betas,
     Floats,
     OwnPanels,
@@ -43,7 +42,7 @@ PRIOR_MIN: Final = 0.5  # Jeffreys' prior; less would put most belief beyond any
 INTERVAL: Final = 0.95  # probability of the credible intervals, the tails equal
 SUM_ERROR_MAX: Final = 1e-6  # how far the probabilities of being best may sum from 1 before the result is called wrong
 _TAILS: Final = ((1 - INTERVAL) / 2, (1 + INTERVAL) / 2)
-VALUE_ERROR_MAX: Final = 1e-9  # of a probability at the end of an interval
+_NEAR: Final = 1e-5  # of a probability at the end of an interval: one step further the error is below 1e-8
 # Integrals of ratios need fewer nodes than those that tell the best of 20 apart: half the panels, eight nodes each.
 _RATIO_NODES, _RATIO_WEIGHTS = legendre.leggauss(8)
 _MIDDLES: Final = (EDGES[:-1] + EDGES[1:]) / 2
@@ -214,7 +213,7 @@ class _Distributions:
             return _values(powers[:, rows], place)
 
         whole = np.ones(powers.shape[1])
-        inside = newton_root(np.zeros_like(whole), (-whole, whole), excess, value_error=VALUE_ERROR_MAX)
+        inside = newton_root(np.zeros_like(whole), (-whole, whole), excess, near=_NEAR)
         low, high = self.edges[variants, panel], self.edges[variants, panel + 1]
         found: Floats = low + (high - low) / 2 * (inside.reshape(panel.shape) + 1)
         return found
@@ -301,7 +300,7 @@ def _ratio_intervals(grid: _Distributions, quantiles: Floats, control: int, othe
     bottom, top = _log_rate(grid.edges[:, 0]), _log_rate(grid.edges[:, -1])
     bracket = np.repeat(bottom[others] - top[control], count), np.repeat(top[others] - bottom[control], count)
     guess = np.clip(((middle[others] - middle[control])[:, None] + away * [-1.0, 1.0]).ravel(), *bracket)
-    ends: Floats = np.exp(newton_root(guess, bracket, excess, value_error=VALUE_ERROR_MAX)).reshape(-1, count)
+    ends: Floats = np.exp(newton_root(guess, bracket, excess, near=_NEAR)).reshape(-1, count)
     return ends
 
 

@@ -62,27 +62,27 @@ def newton_root(
     bracket: tuple[Floats, Floats],
     excess: Callable[[Floats, NDArray[np.intp]], tuple[Floats, Floats]],
     *,
-    value_error: float,
+    near: float,
 ) -> Floats:
     """Return where rising functions are zero, each inside its bracket: Newton's steps, a bisection where one leaves it.
 
-    guess        of each function, shape (functions,), inside its bracket
-    excess       takes places and which functions they are of; returns values and slopes. Who has ended is not asked again
-    value_error  an absolute value below it counts as zero
-    source       W. H. Press et al., "Numerical Recipes", 3rd edition, 9.4
+    guess    of each function, shape (functions,), inside its bracket
+    excess   takes places and which functions they are of; returns values and slopes. Who has ended is not asked again
+    near     an absolute value below it ends the search with the step from there, which leaves about its square times half
+             the curvature over the squared slope; that is 20 where 2.5 % of a distribution lie beyond
+    source   W. H. Press et al., "Numerical Recipes", 3rd edition, 9.4
     """
     here, rows = guess.copy(), np.arange(len(guess))
-    low, high = (side.copy() for side in bracket)
+    low, high = bracket
     for step in range(1, _STEPS_MAX):
         place = here[rows]
         value, slope = excess(place, rows)
-        below = np.where(value < 0, place, low)
-        above = np.where(value < 0, high, place)
+        low, high = np.where(value < 0, place, low), np.where(value < 0, high, place)
         following = place - value / np.maximum(slope, _FLAT)
-        inside = (following > below) & (following < above) & (step % _BISECTION_EVERY != 0)
-        left = np.abs(value) >= value_error
-        rows, low, high = rows[left], below[left], above[left]
+        left = np.abs(value) >= near
+        inside = (following >= low) & (following <= high) & ((step % _BISECTION_EVERY != 0) | ~left)
+        here[rows] = np.where(inside, following, np.where(left, (low + high) / 2, place))
+        rows, low, high = rows[left], low[left], high[left]
         if not len(rows):
             break
-        here[rows] = np.where(inside, following, (below + above) / 2)[left]
     return here

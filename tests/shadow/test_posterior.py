@@ -10,6 +10,7 @@ from beta_reference import by_grid, ratio_below, second_is_better, upper_tail
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.shadow.beta_quadrature import betas, common_panels, own_panels
 from app.shadow.posterior import COUNT_MAX, VARIANTS_MAX, analyse, posterior_parameters, probability_best
 from tests.cost import least_cost_s
 
@@ -23,6 +24,9 @@ SEVERAL = [
     ([10, 100_000, 9], [100, 1_000_000, 100]),
     ([9, 10, 1], [10, 10, 2]),
     ([3] * 20, list(range(30, 50))),
+    ([0] * 8 + [1000, 1020], [10] * 8 + [10_000] * 2),
+    ([10**6 // 2**n for n in range(12)], [10**6] * 12),
+    ([1, *(10**n for n in range(6))], [1, *(10**n for n in range(6))]),
 ]
 
 
@@ -129,13 +133,33 @@ def test_many_experiments_at_once_get_what_each_gets_alone() -> None:
     assert together == pytest.approx(np.array(alone), abs=1e-9)
 
 
-@pytest.mark.parametrize("spread", [1, 1000])
-def test_twenty_variants_take_a_few_ms(spread: int) -> None:
-    samples = [1000 * (1 + spread * n) for n in range(20)]
-    successes = [count // 10 for count in samples]
+UNEQUAL = [round(10 ** (1 + 0.3 * n)) for n in range(20)]  # 10 to 5 million
 
-    # 3 ms where the target of 5 ms was measured (bench.shadow); shared machines run at half that speed at times.
-    assert least_cost_s(lambda: analyse(successes, samples, 0), 0.005) < 0.010
+
+@pytest.mark.parametrize(
+    ("successes", "samples"),
+    [
+        ([100 * (1 + n) for n in range(20)], [1000 * (1 + n) for n in range(20)]),
+        ([round(10 ** (6 - 0.3 * n)) for n in range(20)], [10**6] * 20),
+        ([round(count * 0.3 ** (n % 7)) for n, count in enumerate(UNEQUAL)], UNEQUAL),
+        ([0] * 20, UNEQUAL),
+        (UNEQUAL, UNEQUAL),
+    ],
+    ids=["one rate", "rates apart", "both apart", "no success", "only successes"],
+)
+def test_twenty_variants_take_a_few_ms(successes: list[int], samples: list[int]) -> None:
+    # 1 to 3 ms where the target of 5 ms was measured (bench.shadow); shared machines run at half that speed at times.
+    assert least_cost_s(lambda: analyse(successes, samples, 0), 0.004) < 0.006
+
+
+def test_variants_that_cannot_be_best_take_no_part_in_the_integral() -> None:
+    successes, samples = [round(10 ** (6 - 0.3 * n)) for n in range(20)], [10**6] * 20
+    found = betas(*posterior_parameters(successes, samples))
+
+    panels = common_panels(found, own_panels(found))
+
+    assert panels.alive.tolist() == [0]
+    assert len(panels.points) < 20
 
 
 @pytest.mark.parametrize(
