@@ -16,7 +16,7 @@ from app.actor import Actor
 from app.db.retry import TRANSIENT
 from app.shadow.assignment import Assignment, Split, settled
 from app.shadow.contributions import Add, Contributions
-from app.shadow.counters import RESTORES_MAX, EventsFull, Forgot, Known
+from app.shadow.counters import EventsFull, Forgot, Known
 from app.shadow.enrolment import Enrol, Enrolment
 from app.shadow.journal import ungot, unit_number
 from app.shadow.recovery import lay
@@ -24,7 +24,7 @@ from app.shadow.thompson import draw
 from app.turns import answer_from_task
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from app.actor import Reply
@@ -208,50 +208,31 @@ class Experiment(Actor[Add]):
             self._remember(unit, one)
         return found | new
 
-    async def add(self, sort: Callable[[], Awaitable[list[Counted]]]) -> tuple[list[Counted], set[int]]:
-        """Merge the outcomes that `sort` returns; return them, and the places of repetitions.
+    async def merge(self, outcomes: Sequence[Counted], born: str) -> tuple[set[int], set[int]]:
+        """Merge outcomes; return the places of those that Redis took none of, since it forgot, and of repetitions.
 
-        What met a Redis that had forgotten the experiment is sorted and merged again, since what was restored may have other
-        weights and units. What had been merged by then stays as it was, and is no repetition.
-        Raises what `sort` and `assign` raise, and EventsFull.
+        born  when the counters were laid with whose weights and units they were sorted
+        Raises what `ask` raises, EventsFull, and what the stores raise.
         """
         if not self._started:
             self._started = True
             self.start(self._on_crash)
-        outcomes: list[Counted] = []
-        left: Sequence[int] | None = None
-        repeated: set[int] = set()
-        for _ in range(RESTORES_MAX):
-            await self.prepare()
-            born = self.known.born
-            found = await sort()
-            outcomes, left = (found, range(len(found))) if left is None else (outcomes, left)
-            for place in left:
-                outcomes[place] = found[place]
-            left, again = await self._add(outcomes, left, born)
-            repeated |= again
-            if not left:
-                return outcomes, repeated
-        raise Forgot(self.definition.name)
-
-    async def _add(self, outcomes: Sequence[Counted], places: Sequence[int], born: str) -> tuple[list[int], set[int]]:
-        """Merge the outcomes at these places; return the places of those that Redis took none of, and of repetitions."""
         # A request may be ordered by variant. Somebody may look between its parts: in the order of the events, which are
         # hashes, each part is a sample of the whole.
-        order = sorted(places, key=lambda place: outcomes[place].event)
+        order = sorted(range(len(outcomes)), key=lambda place: outcomes[place].event)
         parts = [order[start : start + BATCH_MAX] for start in range(0, len(order), BATCH_MAX)]
         asked = [self.ask(Add([outcomes[place] for place in part], born)) for part in parts]
         answers = await asyncio.gather(*asked, return_exceptions=True)
-        left: list[int] = []
+        forgot: set[int] = set()
         repeated: set[int] = set()
         for part, answer in zip(parts, answers, strict=True):
             if isinstance(answer, Forgot):
-                left += part
+                forgot.update(part)
             elif isinstance(answer, BaseException):
                 raise answer
             else:
                 repeated.update(part[place] for place in answer)
-        return left, repeated
+        return forgot, repeated
 
     async def receive(self, batch: list[Add]) -> None:
         """Merge a batch with one script call, then answer. What was sorted before a restore is to be sorted again."""

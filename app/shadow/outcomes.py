@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from app.shadow.canary import MS_PER_S
 from app.shadow.contributions import Counted
+from app.shadow.intake import take_in
 from app.shadow.journal import event_number, unit_number
 from app.shadow.tallies import THOUSAND, Class, latency_bucket
 from app.shadow.wire import Outcome, Outcomes, Taken
@@ -49,10 +50,10 @@ class Sorter:
 
     def __init__(self, experiment: Experiment, place: str) -> None:
         """`place` is the pointer to an outcome, with {} for its number."""
-        self._quiet_ms = round((time.monotonic() - experiment.adopted_s) * MS_PER_S)
         self._experiment = experiment
         self._definition = experiment.definition
-        self._ended = experiment.settled is not None
+        self._ended = False
+        self._quiet_ms = 0
         guardrails = self._definition.guardrails
         self._limit_ms = None if guardrails is None else guardrails.latency_ms_p95
         self._place = place
@@ -63,11 +64,13 @@ class Sorter:
 
         Raises Problem 422 naming the wrong ones, and what Redis raises.
         """
+        self._look()
         sampled = await self._sampled(outcomes)
         sorted_: list[Counted] = []
         for number, outcome in enumerate(outcomes):
-            if number % SLICE == SLICE - 1:
+            if number % SLICE == 0:
                 await asyncio.sleep(0)
+                self._look()
             one = self._one(number, outcome, sampled)
             if one is not None:
                 sorted_.append(one)
@@ -78,6 +81,11 @@ class Sorter:
             )
             raise Problem(422, code, detail, errors=self.errors[:ERRORS_MAX])
         return sorted_
+
+    def _look(self) -> None:
+        """See where the experiment stands: it may go on to another stage, or end, whenever others have their turn."""
+        self._quiet_ms = round((time.monotonic() - self._experiment.adopted_s) * MS_PER_S)
+        self._ended = self._ended or self._experiment.settled is not None
 
     async def _sampled(self, outcomes: Sequence[Outcome]) -> dict[str, tuple[int, int] | None]:
         """Return version and variant of all units, under Thompson sampling."""
@@ -154,6 +162,6 @@ def taken(sorted_: Sequence[Counted], repeated: Collection[int]) -> Taken:
 async def add_outcomes(experiment: Experiment, outcomes: list[Outcome], place: str) -> tuple[list[Counted], set[int]]:
     """Sort outcomes and merge them; return them as sorted, and the places of repetitions.
 
-    Raises Problem, and what `Experiment.add` raises.
+    Raises Problem, and what `take_in` raises.
     """
-    return await experiment.add(lambda: Sorter(experiment, place).sort(outcomes))
+    return await take_in(experiment, lambda: Sorter(experiment, place).sort(outcomes))

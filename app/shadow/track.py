@@ -48,7 +48,7 @@ class Tracking:
     async def track(self, body: TrackedEvent) -> Tracked:
         """Count an event in every experiment that waits for it and in which the unit takes part, once for its key.
 
-        Raises what `Experiment.add` raises; a repetition then counts only where it has not been counted.
+        Raises what `add_outcomes` raises; a repetition then counts only where it has not been counted.
         """
         found = Tracked([], 0, 0)
         outcome = Outcome(

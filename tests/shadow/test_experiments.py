@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from app.shadow.contributions import Counted
-from app.shadow.counters import Forgot
-from app.shadow.definition import FLOOR
+from app.shadow.counters import Forgot, Merged
+from app.shadow.definition import FLOOR, CanaryStep
+from app.shadow.intake import take_in
+from app.shadow.outcomes import SLICE, Sorter
 from app.shadow.tallies import Class
-from app.shadow.wire import ExperimentChange, Outcome, Outcomes, Taken
+from app.shadow.wire import ExperimentChange, NewCanary, Outcome, Outcomes, Taken
+from app.web.problems import Problem
 from tests.credits.ledger_client import fresh
 from tests.shadow.conftest import Replicas, Shadow, calls_of, made, new, refused, reports, samples, tell, until
 
@@ -168,10 +173,10 @@ async def test_outcomes_are_sorted_again_as_often_as_redis_forgets_between_and_n
             await replicas.redis("DEL", f"{{x:{name}}}:state")
         return [Counted(str(number), Class(0, success=True)) for number in range(600)]
 
-    merged, repeated = await experiment.add(partial(sort, 2))
+    merged, repeated = await take_in(experiment, partial(sort, 2))
     counted, took, sorts = await samples(shadow, name), sorts, 0
     with pytest.raises(Forgot):
-        await experiment.add(partial(sort, 9))
+        await take_in(experiment, partial(sort, 9))
 
     assert (len(merged), repeated, counted, took, sorts) == (600, set(), [600, 0], 3, 3)
 
@@ -192,11 +197,80 @@ async def test_outcomes_that_were_sorted_before_a_restore_are_sorted_again_befor
             await experiment.restore()  # as another call does meanwhile: what comes here still knows the weights of before
         return [Counted(str(number), Class(0, success=True)) for number in range(10)]
 
-    merged, repeated = await experiment.add(sort)
+    merged, repeated = await take_in(experiment, sort)
 
     assert (len(merged), repeated) == (10, set())
     assert born == [born[0], experiment.known.born]
     assert born[0] != born[1]
+
+
+def losing(shadow: Shadow, name: str, lose: Callable[[], Awaitable[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a replica lose its Redis right after the next merge of an experiment."""
+    experiment = shadow.catalog.get(name)
+    assert experiment is not None
+    merge = experiment._counters.merge
+
+    async def merge_and_lose(*words: Any, **options: Any) -> Merged:
+        merged = await merge(*words, **options)
+        monkeypatch.undo()
+        await lose()
+        return merged
+
+    monkeypatch.setattr(experiment._counters, "merge", merge_and_lose)
+
+
+async def test_a_request_in_the_middle_of_which_redis_forgot_is_counted_as_a_whole(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shadow = await replicas.start()
+    name = await made(shadow)
+    told = [*reports("a", 400, 0), *reports("b", 300, 3)]
+    losing(shadow, name, lambda: replicas.redis("FLUSHDB"), monkeypatch)
+
+    taken = await tell(shadow, name, told)
+
+    assert (taken.accepted, taken.duplicates) == (700, 0)
+    assert await samples(shadow, name) == [400, 300]
+    assert (await tell(shadow, name, told)).duplicates == 700
+
+
+async def test_a_request_that_is_refused_after_redis_forgot_in_its_middle_says_that_some_may_be_counted(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shadow = await replicas.start()
+    name = await made(shadow, allocation="thompson")
+    assert shadow._parts is not None
+    await shadow._parts.checkpoints.stop()  # so that the units are lost with Redis
+    await asyncio.gather(*(shadow.assign(name, f"u{number}") for number in range(400)))
+    told = [Outcome(f"e{number}", True, unit_id=f"u{number}") for number in range(400)]
+    losing(shadow, name, lambda: replicas.redis("FLUSHDB"), monkeypatch)
+
+    with pytest.raises(Problem) as midway:
+        await tell(shadow, name, told)
+    with pytest.raises(Problem) as again:
+        await tell(shadow, name, told)
+
+    assert (midway.value.status, midway.value.code) == (422, "unknown_unit")
+    assert "up to 250 were counted" in midway.value.detail
+    assert midway.value.extra == {"counted_at_most": 250}
+    assert "none was" in again.value.detail
+
+
+async def test_outcomes_are_sorted_by_where_the_experiment_stands_when_they_are_looked_at(shadow: Shadow) -> None:
+    name = await made(shadow, canary=NewCanary(steps=[50, 60, 100], min_seconds=3600, min_samples=10))
+    experiment = shadow.catalog.get(name)
+    assert experiment is not None
+    experiment.adopted_s -= 3600  # the first step has held for an hour
+    told = reports("b", SLICE + 10, 0)
+
+    sorting = asyncio.create_task(Sorter(experiment, "").sort(told))
+    for _ in range(2):
+        await asyncio.sleep(0)  # the first outcomes are looked at
+    following = replace(experiment.state, step=CanaryStep(1, 0, (0, 0)))
+    experiment.adopt(following, experiment.revision, experiment.changed_at)
+    found = await sorting
+
+    assert [one.what.shares for one in found] == [0] * SLICE + [None] * 10
 
 
 async def test_a_redis_that_has_gone_back_in_time_is_found_out_and_restored_at_the_start(replicas: Replicas) -> None:
