@@ -90,6 +90,8 @@ def experiment_key(name: str, part: str) -> str:
     return f"{experiment_tag(name)}{part}"
 
 
+SHADOW_CLOCK: Final = experiment_key("", "clock")  # sorted set: ms, the latest reading of the clock that replicas share
+
 LOCATOR_TAG: Final = "{locator}:"  # all of the registry is in one slot: one script call, one revision, one stream
 LOCATOR_HEAD: Final = f"{LOCATOR_TAG}head"
 LOCATOR_INSTANCES: Final = f"{LOCATOR_TAG}instances"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from app.shadow.definition import State
     from app.shadow.deployment import Failed
     from app.shadow.experiment import Experiment
-    from app.shadow.steady import SteadyClock
+    from app.shadow.steady import CommonClock, SteadyClock
     from app.shadow.steward import Steward
     from app.shadow.wire import (
         AssignCall,
@@ -56,18 +56,19 @@ def rolled_back() -> Problem:
 class ExperimentCalls:
     """What the calls need, and the calls. `actor` is the id of the key that calls."""
 
-    def __init__(self, catalog: Catalog, steward: Steward, clock: SteadyClock) -> None:
-        """Everything is open."""
+    def __init__(self, catalog: Catalog, steward: Steward, clock: SteadyClock, common: CommonClock) -> None:
+        """Everything is open. `clock` says when something was, `common` how long a stage has held."""
         self._catalog = catalog
         self._steward = steward
         self._clock = clock
+        self._common = common
         self.taken: Final = Counter[str]()  # outcomes since the start, by `app.shadow.series.OUTCOME_RESULTS`
         self._thread = asyncio.Semaphore(1)  # one analysis at a time: the other core belongs to everybody else
 
     async def create(self, body: NewExperiment, actor: str) -> ExperimentView:
         """POST /v1/experiments. 201. refuses  409 `experiment_exists`, `too_many_experiments`; 422."""
         definition = definition_of(body)
-        state = first_state(definition, body.coverage, self._clock.now_ms())
+        state = first_state(definition, body.coverage, self._clock.now_ms(), self._common.ms())
         return self._view(await self._catalog.create(definition, state, actor))
 
     def page(self, after: str, limit: int) -> ExperimentPage:
@@ -101,7 +102,8 @@ class ExperimentCalls:
             if body.coverage is not None and body.coverage != state.coverages[-1]:
                 if len(state.coverages) >= COVERAGES_MAX:
                     raise Problem(409, "too_many_changes", "The coverage has been changed as often as it may.")
-                after = msgspec.structs.replace(after, coverages=(*state.coverages, body.coverage))
+                coverages = (*state.coverages, body.coverage)
+                after = msgspec.structs.replace(after, coverages=coverages, stage_ms=self._common.ms())
                 check_shares(experiment.definition, after, "/coverage")
                 details = {"actor": actor, "before": state.coverages[-1], "after": body.coverage}
                 entries.append(Entry("experiment.coverage", details))
@@ -269,7 +271,7 @@ class ExperimentCalls:
         raise Problem(409, "unsafe_deployment", detail, failed_checks=checks)
 
     def _view(self, experiment: Experiment) -> ExperimentView:
-        return experiment_view(experiment, self._clock.now_ms())
+        return experiment_view(experiment, self._common.ms())
 
 
 def _assigned(given: Assignment) -> Assigned:

@@ -26,7 +26,7 @@ def waiting_for(
     """Return what the next step waits for; empty when it may begin now.
 
     propensities  of this step: a variant that nobody gets brings no outcomes
-    now_ms        of a clock that does not jump
+    now_ms        of the replicas' common clock, as `State.stage_ms` is
     forced        somebody asked for the next step: neither time nor approval is waited for, but outcomes are
     """
     canary, step = definition.canary, state.step
@@ -42,7 +42,7 @@ def waiting_for(
         missing = canary.min_samples - (samples[index] - step.samples[index])
         if propensities[index] > 0 and missing > 0:
             reasons.append(f"{missing} outcomes of {name}")
-    left_ms = step.started_at_ms + canary.min_seconds * MS_PER_S - now_ms
+    left_ms = state.began_ms + canary.min_seconds * MS_PER_S - now_ms
     if left_ms > 0 and not forced:
         reasons.append(f"{-(-left_ms // MS_PER_S)} seconds")
     if canary.requires_approval and not step.approved and not forced:

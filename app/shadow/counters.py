@@ -11,10 +11,11 @@ import orjson
 from redis.asyncio import Redis
 
 from app.clock import now_ms
-from app.db.keys import experiment_key, experiment_tag
+from app.db.keys import SHADOW_CLOCK, experiment_key, experiment_tag
 from app.db.lua import load_script
 from app.db.redis import ANSWER_TIMEOUT_S, RedisAway, RedisLink, redis_breaker
 from app.shadow.journal import Journal, pack, unpacked
+from app.shadow.steady import CommonClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -153,6 +154,7 @@ class Counters:
         self._servers: dict[ConnectionPool, _Server] = {}
         self.restored = 0  # times that this process has opened an experiment from what Postgres holds
         self.restored_at_ms: int | None = None
+        self.clock: Final = CommonClock(self._keep_clock)
 
     async def close(self) -> None:
         """Close the connections that nobody uses."""
@@ -295,6 +297,17 @@ class Counters:
                     if seq is not None:
                         found[name] = Place(int(seq), int(saved or 0), born.decode())
         return [found.get(name) for name in names]
+
+    async def _keep_clock(self, reading_ms: int | None) -> int | None:
+        """Keep the later of a reading of the common clock and what is kept; return that, None while nothing is."""
+
+        def fill(pipe: Pipeline) -> None:
+            if reading_ms is not None:
+                pipe.zadd(SHADOW_CLOCK, {"ms": reading_ms}, gt=True)
+            pipe.zscore(SHADOW_CLOCK, "ms")
+
+        kept = (await self._read("", fill, transaction=False))[-1]
+        return None if kept is None else int(kept)
 
     async def _server(self, name: str) -> _Server:
         """Return the server that holds an experiment now."""

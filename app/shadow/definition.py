@@ -165,13 +165,17 @@ class Deployment(msgspec.Struct, frozen=True):
 
 
 class Rollback(msgspec.Struct, frozen=True):
-    """Why and when all units went back to the control. `by` is a key id, or "guardrail"."""
+    """Why and when all units went back to the control. `by` is a key id, or "guardrail".
+
+    common_ms  when, by the replicas' common clock
+    """
 
     at_ms: int
     by: str
     reason: str
     inputs: dict[str, Any]
     verified_at_ms: int | None = None
+    common_ms: int = 0
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,11 +183,13 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
     coverages  share of all units that take part, 0 to 1: the last one holds, those before it held; under a canary its
                steps decide, and this stays as it is
+    stage_ms   reading of the replicas' common clock when the stage began, 0 when nobody noted it
     untested   deployments for which failed checks were passed over
     """
 
     status: Status = "running"
     coverages: tuple[float, ...] = (1.0,)
+    stage_ms: int = 0
     step: CanaryStep | None = None
     crossings: tuple[Crossing, ...] = ()
     verdict: Verdict | None = None
@@ -195,6 +201,11 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     def stage(self) -> int:
         """The number of the split that holds: of the canary's step, or of the coverage."""
         return len(self.coverages) - 1 if self.step is None else self.step.number
+
+    @property
+    def began_ms(self) -> int:
+        """When the stage began, by the common clock; by the wall clock, with which that began, where nobody noted it."""
+        return self.stage_ms or (0 if self.step is None else self.step.started_at_ms)
 
     def crossing_of(self, variant: str, *, harm: bool = False) -> Crossing | None:
         """Return the first crossing of a challenger, None before it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
@@ -46,7 +45,6 @@ class Experiment(Actor[Add]):
     totals, latency  counters of all replicas, as they were last seen
     probability_best as the steward has computed it last, empty before
     merged_s         when this process last merged outcomes, on the loop's clock
-    adopted_s        when it heard of the last change, on a clock that nobody sets
     """
 
     def __init__(
@@ -88,17 +86,20 @@ class Experiment(Actor[Add]):
         self.probability_best: tuple[float, ...] = ()
         self.believed_s = 0.0
         self.adopt(row.state, row.revision, row.changed_at)
-        self.adopted_s -= max(0.0, time.time() - row.changed_at.timestamp())  # it stood there before this process
 
     def adopt(self, state: State, revision: int, changed_at: datetime) -> None:
         """Take over where the experiment stands."""
         self.state = state
         self.revision = revision
         self.changed_at = changed_at
-        self.adopted_s = time.monotonic()
         self.split = Split(self.definition, state)
         self.settled = settled(self.definition, state)
         self._contributions.forget()
+
+    @property
+    def quiet_ms(self) -> int:
+        """How long the stage has held, by the replicas' common clock."""
+        return self._counters.clock.ms() - self.state.began_ms
 
     @property
     def cells(self) -> dict[int, tuple[float, ...]]:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from app.db.pool import Pool
     from app.metrics import Metrics
     from app.shadow.assignment import Assignment
+    from app.shadow.definition import State
 
 log = logging.getLogger(__name__)
 
@@ -183,12 +184,13 @@ class Shadow:
         counters = Counters(topology, self._redis)
         try:
             clock = SteadyClock()
-            steward = Steward(lambda: catalog, clock, places.replica)
+            steward = Steward(lambda: catalog, clock, counters.clock, places.replica)
             catalog = Catalog(
                 ExperimentStore(Statements(pool)), counters, self._on_crash, steward.notice,
                 lambda: self.watches.changed(FLAGS),
             )  # fmt: skip
             self.restored = await _load(pool, catalog, counters)
+            await counters.clock.begin(max((_began_ms(one.state) for one in catalog), default=0))
             self._restored_by_start = counters.restored
         except BaseException:
             await counters.close()
@@ -203,7 +205,13 @@ class Shadow:
         for part in (steward, watch, checkpoints):
             part.start(self._on_crash)
         self.rules.open(Statements(pool), RedisLink(topology, RULES_TAG, self._rules_redis), self._on_crash)
-        self.calls = ExperimentCalls(catalog, steward, clock)
+        self.calls = ExperimentCalls(catalog, steward, clock, counters.clock)
+
+
+def _began_ms(state: State) -> int:
+    """Return the latest reading of the common clock that a state knows of."""
+    noted = 0 if state.rollback is None else state.rollback.common_ms
+    return max(noted, state.began_ms)
 
 
 async def _load(pool: Pool, catalog: Catalog, counters: Counters) -> dict[str, Any]:

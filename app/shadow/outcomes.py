@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Final
 
-from app.shadow.canary import MS_PER_S
 from app.shadow.contributions import Counted
 from app.shadow.intake import take_in
 from app.shadow.journal import event_number, unit_number
@@ -84,7 +82,7 @@ class Sorter:
 
     def _look(self) -> None:
         """See where the experiment stands: it may go on to another stage, or end, whenever others have their turn."""
-        self._quiet_ms = round((time.monotonic() - self._experiment.adopted_s) * MS_PER_S)
+        self._quiet_ms = self._experiment.quiet_ms
         self._ended = self._ended or self._experiment.settled is not None
 
     async def _sampled(self, outcomes: Sequence[Outcome]) -> dict[str, tuple[int, int] | None]:

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from app.actor import ActorStopped, AskTimeout, InboxFull
 from app.db.retry import TRANSIENT
 from app.shadow.assignment import settled
-from app.shadow.canary import waiting_for
+from app.shadow.canary import MS_PER_S, waiting_for
 from app.shadow.decision import belief, crossings_of, inputs_of, look_at, verdict_of
 from app.shadow.definition import CanaryStep, Rollback
 from app.shadow.guardrail import guardrail_inputs, trip_of
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from app.shadow.definition import State
     from app.shadow.experiment import Experiment
     from app.shadow.guardrail import Trip
-    from app.shadow.steady import SteadyClock
+    from app.shadow.steady import CommonClock, SteadyClock
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +59,11 @@ LATER: Final = (
 class Steward:
     """The loop described above, as one task."""
 
-    def __init__(self, catalog: Callable[[], Catalog], clock: SteadyClock, replica: str) -> None:
-        """`replica` is the name that this process gives in entries."""
+    def __init__(self, catalog: Callable[[], Catalog], clock: SteadyClock, common: CommonClock, replica: str) -> None:
+        """`clock` says when something was, `common` how long it took; `replica` is this process's name in entries."""
         self._catalog = catalog
         self._clock = clock
+        self._common = common
         self._replica = replica
         self._due: dict[str, Experiment] = {}
         self._woken = asyncio.Event()
@@ -123,7 +124,7 @@ class Steward:
 
         It is in effect in this process before Postgres has heard of it, and tried again until it has.
         """
-        rollback = Rollback(self._clock.now_ms(), by, reason, dict(inputs))
+        rollback = Rollback(self._clock.now_ms(), by, reason, dict(inputs), common_ms=self._common.ms())
         _settle(experiment)
 
         def plan(state: State) -> tuple[State, list[Entry]] | None:
@@ -151,7 +152,7 @@ class Steward:
         control = definition.names[definition.control]
         found = [experiment.assign_at_once(f"probe-{number}") for number in range(PROBES)]
         elsewhere = sum(one is None or one.variant != control for one in found)
-        at_ms = self._clock.now_ms()
+        at_ms, common_ms = self._clock.now_ms(), self._common.ms()
 
         def plan(state: State) -> tuple[State, list[Entry]] | None:
             if state.rollback is None or state.rollback.verified_at_ms is not None:
@@ -159,7 +160,7 @@ class Steward:
             verified = msgspec.structs.replace(state.rollback, verified_at_ms=at_ms)
             details = {
                 "replica": self._replica, "stored": stored, "probes": PROBES, "elsewhere": elsewhere,
-                "after_ms": at_ms - state.rollback.at_ms,
+                "after_ms": common_ms - state.rollback.common_ms,
             }  # fmt: skip
             return msgspec.structs.replace(state, rollback=verified), [Entry("experiment.rollback_verified", details)]
 
@@ -171,7 +172,7 @@ class Steward:
     async def step(self, experiment: Experiment, *, by: str = "canary", forced: bool = False) -> tuple[str, ...]:
         """Let a canary go on if it may; return what it waits for, nothing when it went on."""
         definition = experiment.definition
-        canary, at_ms = definition.canary, self._clock.now_ms()
+        canary, at_ms, common_ms = definition.canary, self._clock.now_ms(), self._common.ms()
         if canary is None:
             return ("there is no canary",)
         waiting: tuple[str, ...] = ()
@@ -179,7 +180,7 @@ class Steward:
         def plan(state: State) -> tuple[State, list[Entry]] | None:
             nonlocal waiting
             propensities = experiment.split.stages[0 if state.step is None else state.step.number]
-            waiting = waiting_for(definition, state, experiment.totals, propensities, at_ms, forced=forced)
+            waiting = waiting_for(definition, state, experiment.totals, propensities, common_ms, forced=forced)
             trip = None if waiting else trip_of(definition, experiment.totals, experiment.cells)
             if trip is not None:
                 # Whoever asks for a step may be ahead of the look that rolls back.
@@ -198,14 +199,15 @@ class Steward:
             details = {
                 "actor": by, "percent": canary.steps[state.step.number],
                 "next_percent": None if last else canary.steps[state.step.number + 1],
-                "approved": state.step.approved, "after_ms": at_ms - state.step.started_at_ms,
+                "approved": state.step.approved, "after_ms": common_ms - state.began_ms,
                 "samples_before": dict(zip(definition.names, state.step.samples, strict=True)),
                 "min_samples": canary.min_samples, "min_seconds": canary.min_seconds, "guardrails": "hold",
                 "failures": {letter: counts_of(experiment.totals, letter, len(samples)) for letter in "eol"},
                 "inputs": inputs_of(definition, look) | {"guardrails": guardrails},
             }  # fmt: skip
             kind = "experiment.canary_completed" if last else "experiment.step"
-            return msgspec.structs.replace(state, step=following), [Entry(kind, details)]
+            began_ms = state.stage_ms if last else common_ms
+            return msgspec.structs.replace(state, step=following, stage_ms=began_ms), [Entry(kind, details)]
 
         await self._catalog().change(experiment, plan)
         return waiting
@@ -267,17 +269,20 @@ class Steward:
         self._weighed[definition.name] = (now_s, total)
 
     async def _look_at_canaries(self) -> None:
-        now_ms = self._clock.now_ms()
         now_s = asyncio.get_running_loop().time()
         for name, experiment in list(self._later.items()):
             if now_s - experiment.believed_s >= BELIEVE_INTERVAL_S:
                 del self._later[name]
                 self.notice(experiment)
+        await self._common.agree()
+        now_ms = self._common.ms()
         for experiment in self._catalog():
-            canary, step = experiment.definition.canary, experiment.state.step
-            if canary is None or step is None or step.completed or experiment.state.status != "running":
+            canary, state = experiment.definition.canary, experiment.state
+            step = state.step
+            if canary is None or step is None or step.completed or state.status != "running":
                 continue
-            if now_ms - step.started_at_ms >= canary.min_seconds * 1000 and (step.approved or not canary.requires_approval):
+            over = now_ms - state.began_ms >= canary.min_seconds * MS_PER_S
+            if over and (step.approved or not canary.requires_approval):
                 await experiment.refresh()
                 self.notice(experiment)
 

@@ -311,14 +311,14 @@ def definition_of(body: NewExperiment) -> Definition:
         canary=None if body.canary is None else _canary(body.canary),
         event=body.event,
     )
-    check_shares(definition, first_state(definition, body.coverage, 0), "/variants")
+    check_shares(definition, first_state(definition, body.coverage, 0, 0), "/variants")
     return definition
 
 
-def first_state(definition: Definition, coverage: float, at_ms: int) -> State:
-    """Return where an experiment stands when it begins."""
-    nothing = (0,) * len(definition.variants)
-    return State(coverages=(coverage,), step=None if definition.canary is None else CanaryStep(0, at_ms, nothing))
+def first_state(definition: Definition, coverage: float, at_ms: int, common_ms: int) -> State:
+    """Return where an experiment stands when it begins: in Unix ms, and by the replicas' common clock."""
+    step = None if definition.canary is None else CanaryStep(0, at_ms, (0,) * len(definition.variants))
+    return State(coverages=(coverage,), stage_ms=common_ms, step=step)
 
 
 def check_shares(definition: Definition, state: State, pointer: str) -> None:

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from app.db.keys import experiment_key
+from app.clock import now_ms
+from app.db.keys import SHADOW_CLOCK, experiment_key
 from app.db.topology import make_topology
 from app.shadow import steady
 from app.shadow.counters import Counters, EventsFull, Forgot, Known, Work
 from app.shadow.journal import event_number, got, numbers, pack, pairs, ungot
-from app.shadow.steady import SteadyClock
+from app.shadow.steady import CommonClock, SteadyClock
 from tests.credits.ledger_client import fresh
 from tests.shadow.conftest import Replicas
 
@@ -133,6 +134,32 @@ def test_setting_the_clock_does_not_move_a_step(monkeypatch: pytest.MonkeyPatch)
 
     assert 0 <= clock.now_ms() - before_ms < 60_000
     assert SteadyClock().now_ms() < 60_000
+
+
+async def test_the_common_clock_is_that_of_the_replicas_whatever_wall_clock_a_process_starts_with(
+    place: Place, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = place.counters.clock
+    await clock.begin(0)
+
+    async def off_ms(day: int, least_ms: int, *, forgets: bool) -> int:
+        """Return how far the clock of a process is off that starts with a wall clock off by a day."""
+        monkeypatch.setattr(steady, "now_ms", lambda: now_ms() + day * 86_400_000)
+        if forgets:
+            await replicas.redis("DEL", SHADOW_CLOCK)
+        other = CommonClock(place.counters._keep_clock)
+        await other.begin(least_ms)
+        return abs(other.ms() - clock.ms())
+
+    assert max([await off_ms(day, 0, forgets=False) for day in (1, -1)]) < 10_000
+    assert max([await off_ms(day, clock.ms(), forgets=True) for day in (1, -1)]) < 10_000
+    await replicas.redis("DEL", SHADOW_CLOCK)
+    await clock.agree()
+    assert await off_ms(1, 0, forgets=False) < 10_000
+    stayed = CommonClock(place.counters._keep_clock)
+    stayed._offset_ms -= 172_800_000  # a machine that slept for a day
+    await stayed.agree()
+    assert abs(stayed.ms() - clock.ms()) < 10_000
 
 
 async def test_a_redis_that_is_emptied_while_it_is_laid_is_not_opened_with_half_of_a_journal(

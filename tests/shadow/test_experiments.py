@@ -260,13 +260,12 @@ async def test_outcomes_are_sorted_by_where_the_experiment_stands_when_they_are_
     name = await made(shadow, canary=NewCanary(steps=[50, 60, 100], min_seconds=3600, min_samples=10))
     experiment = shadow.catalog.get(name)
     assert experiment is not None
-    experiment.adopted_s -= 3600  # the first step has held for an hour
     told = reports("b", SLICE + 10, 0)
 
     sorting = asyncio.create_task(Sorter(experiment, "").sort(told))
     for _ in range(2):
         await asyncio.sleep(0)  # the first outcomes are looked at
-    following = replace(experiment.state, step=CanaryStep(1, 0, (0, 0)))
+    following = replace(experiment.state, step=CanaryStep(1, 0, (0, 0)), stage_ms=experiment.state.stage_ms)
     experiment.adopt(following, experiment.revision, experiment.changed_at)
     found = await sorting
 

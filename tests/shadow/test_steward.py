@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from app.clock import now_ms
+from app.shadow import steady
 from app.shadow.rules_wire import Promotion, RuleChange
 from app.shadow.steward import PROBES
 from app.shadow.wire import CanaryCall, Deploy, ExperimentChange, NewCanary, NewGuardrails, RollbackCall
@@ -108,28 +111,33 @@ async def test_a_canary_advances_by_itself_waits_for_approval_and_records_its_st
     assert kinds == ["experiment.create", "experiment.approve", "experiment.step", "experiment.canary_completed"]
 
 
-async def test_a_clock_of_postgres_that_is_set_back_makes_no_outcome_without_unit_evidence_too_soon(
-    replicas: Replicas,
+async def test_no_clock_that_is_set_passes_or_holds_a_step_or_makes_evidence_too_soon(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shadow = await replicas.start()
-    name = await made(shadow, canary=NewCanary(steps=[50, 60, 100], min_seconds=0, min_samples=10))
-    await tell(shadow, name, [*reports("a", 10, 1), *reports("b", 10, 1)])
-    await until(lambda: state_of(shadow, name).stage == 1, "the step")
-    experiment = shadow.catalog.get(name)
-    assert experiment is not None
-    changed_at = experiment.changed_at
+    one = await replicas.start("one")
+    name = await made(one, canary=NewCanary(steps=[50, 60, 100], min_seconds=0, min_samples=10))
+    slow = await made(one, canary=NewCanary(steps=[50, 100], min_seconds=3600, min_samples=1))
+    for experiment in (name, slow):
+        await tell(one, experiment, [*reports("a", 10, 1), *reports("b", 10, 1)])
+    await until(lambda: state_of(one, name).stage == 1, "the step")
     await replicas.rows(
         "WITH raised AS (UPDATE shadow_revision SET revision = revision + 1 RETURNING revision) UPDATE experiments AS e "
-        "SET revision = raised.revision, changed_at = now() - interval '1 hour' FROM raised WHERE name = $1",
+        "SET revision = raised.revision, changed_at = now() - interval '1 day' FROM raised WHERE name = $1",
         name,
     )
-    await until(lambda: experiment.changed_at < changed_at, "the change")
+    for replica, day in (("forward", 1), ("back", -1), ("alone", 1)):
+        monkeypatch.setattr(steady, "now_ms", lambda day=day: now_ms() + day * 86_400_000)
+        if replica == "alone":
+            await one.stop()
 
-    told = await tell(shadow, name, reports("b", 5, 5))
+        other = await replicas.start(replica)
+        canary = (await calls_of(other).read(slow)).canary
 
-    assert (told.accepted, told.without_evidence) == (5, 5)
-    other = await replicas.start("two")  # it finds the step an hour old
-    assert (await tell(other, name, reports("b", 5, 5))).without_evidence == 0
+        assert canary is not None
+        assert 3_300 <= int(canary.waiting_for[-1].removesuffix(" seconds")) <= 3_600, replica
+        assert (await tell(other, name, reports("b", 5, 5))).without_evidence == 5, replica
+        other.catalog.get(name).state = replace(state_of(other, name), stage_ms=state_of(other, name).stage_ms - 600_000)  # type: ignore[union-attr]
+        assert (await tell(other, name, reports("b", 5, 5))).without_evidence == 0, replica
 
 
 async def test_a_paused_canary_holds_and_a_paused_sampler_takes_nobody_in(shadow: Shadow) -> None:
