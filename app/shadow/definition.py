@@ -65,6 +65,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     confidence          what the exact probability to be best must exceed
     max_false_positive  what the anytime-valid test is held to
     event               name of the tracked event that is an outcome, None for the name of the experiment
+    begins_with         probabilities of the first units under Thompson sampling, None for the weights as they are
     """
 
     name: str
@@ -78,6 +79,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     guardrails: Guardrails | None = None
     canary: Canary | None = None
     event: str | None = None
+    begins_with: tuple[float, ...] | None = None
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -99,6 +101,11 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """The weights, summing to 1."""
         total = sum(variant.weight for variant in self.variants)
         return tuple(variant.weight / total for variant in self.variants)
+
+    @property
+    def first_weights(self) -> tuple[float, ...]:
+        """Version 0 of the weights under Thompson sampling, which holds until something is learnt."""
+        return self.begins_with or self.weights
 
     @property
     def floor(self) -> float:

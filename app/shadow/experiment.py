@@ -69,7 +69,7 @@ class Experiment(Actor[Add]):
         self.known = Known()
         self.version = 0
         self.weights_saved = 0
-        self.weights: dict[int, tuple[float, ...]] = {0: row.definition.weights}
+        self.weights: dict[int, tuple[float, ...]] = {0: row.definition.first_weights}
         self.odd: frozenset[str] = frozenset()
         self._counters = counters
         self._store = store
@@ -292,7 +292,9 @@ class Experiment(Actor[Add]):
         assert place is not None
         if place.born != self.known.born:
             texts = await self._counters.all_weights(name)
-            self.weights = {0: self.definition.weights} | {number: tuple(orjson.loads(one)) for number, one in texts.items()}
+            self.weights = {0: self.definition.first_weights} | {
+                number: tuple(orjson.loads(one)) for number, one in texts.items()
+            }
             self.version = max(self.weights)
             self.odd = frozenset(await self._counters.odd(name))
             self._units.clear()

@@ -36,8 +36,12 @@ def weights_of(successes: Sequence[int], samples: Sequence[int], floor: float = 
     count = len(samples)
     if not 0 <= floor * count <= 1:
         raise ValueError(f"the floor must be from 0 to 1/{count} for {count} variants")
-    best = probability_best(a, b)
-    return tuple((floor + (1 - count * floor) * best).tolist())
+    return with_floor(probability_best(a, b).tolist(), floor)
+
+
+def with_floor(shares: Sequence[float], floor: float) -> tuple[float, ...]:
+    """Return shares that sum to 1 mixed with even ones, so that none is below the floor."""
+    return tuple(floor + (1 - len(shares) * floor) * share for share in shares)
 
 
 def draw(seed: str, unit: str, weights: Sequence[float]) -> int:

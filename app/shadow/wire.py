@@ -6,6 +6,7 @@ import secrets
 from itertools import pairwise
 from typing import Annotated, Any, Final, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from app.shadow.assignment import propensities_of, stages_of
@@ -25,6 +26,7 @@ from app.shadow.definition import (
     Variant,
 )
 from app.shadow.tallies import LATENCY_MAX_MS
+from app.shadow.thompson import with_floor
 from app.web.fields import Input, Metadata, Name
 from app.web.problems import FieldError, Problem, invalid
 
@@ -311,6 +313,8 @@ def definition_of(body: NewExperiment) -> Definition:
         canary=None if body.canary is None else _canary(body.canary),
         event=body.event,
     )
+    if definition.allocation == "thompson" and min(definition.weights) < definition.floor:
+        definition = msgspec.structs.replace(definition, begins_with=with_floor(definition.weights, definition.floor))
     check_shares(definition, first_state(definition, body.coverage, 0, 0), "/variants")
     return definition
 

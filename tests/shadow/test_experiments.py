@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
+import orjson
 import pytest
 from msgspec.structs import replace
 
@@ -17,7 +18,8 @@ from app.shadow.definition import FLOOR, CanaryStep
 from app.shadow.intake import take_in
 from app.shadow.outcomes import SLICE, Sorter
 from app.shadow.tallies import Class
-from app.shadow.wire import ExperimentChange, NewCanary, Outcome, Outcomes, Taken
+from app.shadow.thompson import draw, with_floor
+from app.shadow.wire import ExperimentChange, NewCanary, NewVariant, Outcome, Outcomes, Taken
 from app.web.problems import Problem
 from tests.credits.ledger_client import fresh
 from tests.shadow.conftest import Replicas, Shadow, calls_of, made, new, refused, reports, samples, tell, until
@@ -65,6 +67,31 @@ async def test_a_sampled_unit_keeps_its_variant_on_every_replica_and_after_new_w
     assert {one.version for one in before} == {0}
     assert sum(given.variant == "b" for given in fresh_units if given.version) > 40
     assert all((given.propensity or 0) >= FLOOR - 1e-9 for given in fresh_units)
+
+
+async def test_the_probability_that_is_told_is_that_of_the_draw_from_the_first_unit_on_and_on_every_replica(
+    replicas: Replicas,
+) -> None:
+    one, two = await replicas.start("one"), await replicas.start("two")
+    rare = [NewVariant("a", control=True, weight=99.0), NewVariant("b", weight=1.0)]
+    name = await made(one, allocation="thompson", variants=rare)
+    ahead, behind = one.catalog.get(name), (await two.catalog.find(name))
+    assert ahead is not None
+    given = {unit: await one.assign(name, unit) for unit in (f"first-{number}" for number in range(100))}
+    await behind.prepare()
+    await ahead.weigh((0.3, 0.7))  # two has not heard of it
+    for shadow, prefix in ((one, "ahead"), (two, "behind"), (two, "after"), (await replicas.start("three"), "started")):
+        given |= {unit: await shadow.assign(name, unit) for unit in (f"{prefix}-{number}" for number in range(50))}
+
+    texts = await replicas.redis("HVALS", f"{{x:{name}}}:weights")
+    kept = [with_floor((0.99, 0.01), FLOOR), *(tuple(orjson.loads(text)) for text in texts)]
+
+    assert [one.version for one in given.values()].count(0) >= 101
+    assert kept[1] == (0.3, 0.7)
+    for unit, assignment in given.items():
+        weights = kept[assignment.version or 0]
+        assert assignment.index == draw(ahead.definition.seed, unit, weights)
+        assert assignment.propensity == weights[assignment.index] >= FLOOR
 
 
 async def test_many_units_that_come_first_and_at_once_ask_postgres_once(replicas: Replicas) -> None:
