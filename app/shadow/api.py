@@ -196,6 +196,7 @@ _AWAY: Final = (503, "unavailable")
 _NONE: Final = (404, "no_experiment")
 _ARCHIVED: Final = (409, "experiment_archived")
 _OVER: Final = (_ARCHIVED, (409, "experiment_rolled_back"))
+_ENDED: Final = (*_OVER, (409, "experiment_deployed"))
 _LIMITED: Final = (429, "rate_limited")
 _BUSY: Final = (409, "version_conflict")
 _ONE: Final = "/v1/experiments/{name}"
@@ -218,7 +219,7 @@ EXPERIMENT_ROUTES: Final = (
     _route("GET", "/v1/experiments", list_experiments, "List experiments, archived ones too", query=_PAGE,
            answers={200: ExperimentPage}),
     _route("GET", _ONE, read_experiment, "Read an experiment"),
-    _route("PATCH", _ONE, change_experiment, "Pause, resume, change the coverage", *_OVER, _BUSY,
+    _route("PATCH", _ONE, change_experiment, "Pause, resume, change the coverage", *_ENDED, _BUSY,
            (409, "too_many_changes"), body=ExperimentChange),
     _route("DELETE", _ONE, archive_experiment, "Archive an experiment", _BUSY),
     _route("POST", _ONE + "/assign", _Assign(), "Tell what a unit gets: always the same", _LIMITED, body=AssignCall,
@@ -232,6 +233,6 @@ EXPERIMENT_ROUTES: Final = (
            (409, "unsafe_deployment"), body=Deploy),
     _route("POST", _ONE + "/rollback", roll_back, "Give all units the control, for good", _ARCHIVED, _BUSY,
            body=RollbackCall),
-    _route("POST", _ONE + "/canary", change_canary, "Pause, resume, advance or approve a canary", *_OVER, _BUSY,
+    _route("POST", _ONE + "/canary", change_canary, "Pause, resume, advance or approve a canary", *_ENDED, _BUSY,
            (409, "no_canary"), (409, "canary_waits"), body=CanaryCall),
 )  # fmt: skip

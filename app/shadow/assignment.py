@@ -227,7 +227,8 @@ def settled(definition: Definition, state: State) -> Assignment | None:
     control = definition.control
     if state.status == "rolled_back":
         return Assignment(definition.names[control], control, "rolled_back")
-    if state.deployment is not None:
+    # A rollback is for good: what had been deployed before it does not come back when the experiment is put away.
+    if state.deployment is not None and state.rollback is None:
         index = definition.index_of(state.deployment.variant)
         if index is None:
             raise AssertionError("what is deployed is a variant of the experiment")

@@ -53,6 +53,12 @@ def rolled_back() -> Problem:
     return Problem(409, "experiment_rolled_back", "The experiment was rolled back for good; make a new one.")
 
 
+def deployed() -> Problem:
+    """Return the refusal for a change of a test that has ended with a deployment."""
+    detail = "A variant is deployed to all units and the test is over; deploy another one, or roll back."
+    return Problem(409, "experiment_deployed", detail)
+
+
 class ExperimentCalls:
     """What the calls need, and the calls. `actor` is the id of the key that calls."""
 
@@ -92,7 +98,7 @@ class ExperimentCalls:
 
         def plan(state: State) -> Planned:
             _check_version(experiment, version)
-            _check_open(state)
+            _check_tested(state)
             after, entries = state, []
             if body.status is not None and body.status != state.status:
                 after = msgspec.structs.replace(after, status=body.status)
@@ -232,7 +238,7 @@ class ExperimentCalls:
         experiment = await self._catalog.find(name)
         if experiment.definition.canary is None:
             raise Problem(409, "no_canary", "The experiment has no canary.")
-        _check_open(experiment.state)
+        _check_tested(experiment.state)
         if body.action == "advance":
             await experiment.refresh()
             waiting = await self._steward.step(experiment, by=actor, forced=True)
@@ -243,7 +249,7 @@ class ExperimentCalls:
         status = {"pause": "paused", "resume": "running"}.get(body.action)
 
         def plan(state: State) -> Planned:
-            _check_open(state)
+            _check_tested(state)
             if status is None:
                 if state.step is None or state.step.approved or state.step.completed:
                     return None
@@ -283,6 +289,12 @@ def _check_open(state: State) -> None:
         raise archived()
     if state.status == "rolled_back":
         raise rolled_back()
+
+
+def _check_tested(state: State) -> None:
+    _check_open(state)
+    if state.deployment is not None:
+        raise deployed()
 
 
 def _check_version(experiment: Experiment, version: int | None) -> None:

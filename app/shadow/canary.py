@@ -32,6 +32,8 @@ def waiting_for(
     canary, step = definition.canary, state.step
     if canary is None or step is None or step.completed:
         return ("the canary is over",)
+    if state.deployment is not None:
+        return (f"nothing: {state.deployment.variant} is deployed to all units",)
     reasons = []
     if state.status != "running":
         reasons.append(f"the experiment is {state.status}")

@@ -67,18 +67,24 @@ def _canary(experiment: Experiment, now_ms: int) -> CanaryView | None:
     if canary is None or step is None:
         return None
     waiting = waiting_for(definition, state, experiment.totals, experiment.split.stages[step.number], now_ms)
-    status = "completed" if step.completed else state.status
+    status: str = "completed" if step.completed else state.status
+    percent = canary.steps[step.number]
+    if state.rollback is not None:
+        status, percent, waiting = "rolled_back", 0.0, ()
+    elif state.deployment is not None:
+        everybody = state.deployment.variant != definition.names[definition.control]
+        status, percent, waiting = "deployed", 100.0 if everybody else 0.0, ()
     return CanaryView(
         steps=list(canary.steps),
         min_seconds=canary.min_seconds,
         min_samples=canary.min_samples,
         requires_approval=canary.requires_approval,
         step=step.number + 1,
-        percent=0.0 if state.status == "rolled_back" else canary.steps[step.number],
-        status="rolled_back" if state.status == "rolled_back" else status,
+        percent=percent,
+        status=status,
         started_at=time_text(step.started_at_ms),
         approved=step.approved,
-        waiting_for=[] if state.status == "rolled_back" else list(waiting),
+        waiting_for=list(waiting),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from app.shadow.assignment import propensities_of, stages_of
+from app.shadow.assignment import PERCENT, propensities_of, stages_of
 from app.shadow.bucketing import BUCKETS
 from app.shadow.definition import (
     STEPS_MAX,
@@ -217,7 +217,10 @@ class Decision(Struct):
 
 
 class CanaryView(Struct):
-    """Where a canary stands. `status`: running, paused, completed, rolled_back."""
+    """Where a canary stands. `status`: running, paused, completed, deployed, rolled_back.
+
+    percent  of all units that get a challenger: of the step, or of what was deployed or rolled back
+    """
 
     steps: list[float]
     min_seconds: int
@@ -327,8 +330,14 @@ def first_state(definition: Definition, coverage: float, at_ms: int, common_ms: 
 
 def check_shares(definition: Definition, state: State, pointer: str) -> None:
     """Raise Problem 422 if some variant would get less than 0.01 % of all units: it could never be told apart."""
-    # The first bucket belongs to whoever begins at 0, however little that is asked for.
-    if min(definition.weights) < LEAST_SHARE:
+    # A variant gets the bucket in which its range begins, however little is asked for: that would be more than was asked.
+    coverage, least = state.coverages[-1], min(definition.weights)
+    if definition.canary is not None:
+        coverage = definition.canary.steps[0] / PERCENT
+        least = min(definition.weights[index] for index in definition.challengers) / (
+            1 - definition.weights[definition.control]
+        )
+    if min(*definition.weights, coverage * least) < LEAST_SHARE:
         raise invalid(pointer, _SMALL_SHARE)
     for stage, ranges in enumerate(stages_of(definition, state)):
         shares = propensities_of(ranges)

@@ -22,6 +22,7 @@ TITLES: Final[Mapping[str, str]] = MappingProxyType(
         "experiment_archived": "The experiment is archived",
         "experiment_exists": "The experiment exists already",
         "experiment_rolled_back": "The experiment was rolled back",
+        "experiment_deployed": "A variant is deployed",
         "ambiguous_id": "The id names several instances",
         "stale_generation": "The start of the instance is not the registered one",
         "too_many_instances": "There are as many instances as there may be",

@@ -156,6 +156,7 @@ def test_an_outcome_without_a_unit_is_in_no_cell_while_those_of_other_shares_may
         (State(deployment=Deployment("b", 1, "k")), "b", "deployed"),
         (State(status="archived", deployment=Deployment("b", 1, "k")), "b", "archived"),
         (State(status="archived"), "a", "archived"),
+        (State(status="archived", rollback=ROLLBACK, deployment=Deployment("b", 1, "k")), "a", "archived"),
     ],
 )
 def test_when_nothing_is_tested_every_unit_gets_the_same(state: State, variant: str, reason: str) -> None:

@@ -95,6 +95,11 @@ async def test_an_experiment_is_read_listed_changed_and_archived(client: Client)
         ({"canary": {"steps": [5, 5]}}, "/canary/steps"),
         ({"canary": {"steps": [0]}}, "/canary/steps/0"),
         ({"canary": {"min_seconds": -1}}, "/canary/min_seconds"),
+        (
+            {"canary": {"steps": [0.01]}, "variants": [{"name": "a", "control": True}, {"name": "b"}, {"name": "c"}]},
+            "/variants",
+        ),
+        ({"coverage": 0.00015}, "/variants"),
         ({"canary": STEPS, "allocation": "thompson"}, "/canary"),
         ({"canary": STEPS, "coverage": 0.5}, "/coverage"),
         ({"allocation": "thompson", "coverage": 0.5}, "/coverage"),
@@ -195,6 +200,28 @@ async def test_an_unsafe_deployment_names_every_failed_check_and_a_reader_may_no
     assert all(check in refused.body["detail"] for check in checks)
     assert reader.refusal == (403, "forbidden")
     assert (blank.refusal, blank.body["errors"][0]["pointer"]) == ((422, "invalid_request"), "/reason")
+
+
+async def test_a_deployment_ends_the_test_and_a_rollback_ends_the_deployment_also_when_it_is_archived(
+    client: Client,
+) -> None:
+    made = body(canary=STEPS)
+    path = f"/v1/experiments/{made['name']}"
+    await client.done("/v1/experiments", made)
+    await client.done(path + "/deploy", {"variant": "b", "override": True, "reason": "we must"})
+
+    deployed = (await client.get(path)).body["canary"]
+    acted = [await client.post(path + "/canary", {"action": one}) for one in ("advance", "approve", "pause", "resume")]
+    paused = await client.call("PATCH", path, {"status": "paused"})
+    everybody = await client.done(path + "/assign", {"unit_id": "u"})
+    await client.done(path + "/rollback", {"reason": "it was bad"})
+    await client.call("DELETE", path)
+
+    assert (deployed["status"], deployed["percent"], deployed["waiting_for"]) == ("deployed", 100, [])
+    assert {one.refusal for one in (*acted, paused)} == {(409, "experiment_deployed")}
+    assert everybody["variant"] == "b"
+    assert (await client.done(path + "/assign", {"unit_id": "u"}))["variant"] == "a"
+    assert (await client.get(path)).body["canary"]["percent"] == 0
 
 
 async def test_entries_and_metrics_tell_of_experiments(client: Client) -> None:
