@@ -14,7 +14,7 @@ from app.turns import answer_from_task
 from app.web.problems import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from app.actor import Reply
@@ -130,6 +130,11 @@ class Catalog:
         """Return experiments by name from the first beyond `after`, and the next `after`."""
         names = sorted(name for name in self._experiments if name > after)
         return [self._experiments[name] for name in names[:limit]], names[limit - 1] if len(names) > limit else None
+
+    async def behind(self, experiments: Sequence[Experiment]) -> list[tuple[int, Experiment]]:
+        """Return those of which Redis holds more than was seen here, each with the seq there. Raises what Redis raises."""
+        places = await self._counters.places([one.definition.name for one in experiments])
+        return [(at.seq, one) for at, one in zip(places, experiments, strict=True) if at is not None and at.seq > one.seq]
 
     async def create(self, definition: Definition, state: State, maker: str) -> Experiment:
         """Make an experiment. Raises Problem 409 `experiment_exists` or `too_many_experiments`."""

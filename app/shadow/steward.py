@@ -3,7 +3,8 @@
 Each replica looks after every merge of its own, at most ten times a second, at the totals of all replicas: so whoever merges
 the outcome that trips a guardrail rolls back, within a fraction of a second. Guardrails are watched by a task that asks no
 store: here units get the control at once, whatever statement of whatever experiment the other task waits for, which
-then brings the rollback to Postgres. Twice a second it looks for canaries whose step is over.
+then brings the rollback to Postgres. Twice a second it looks for canaries whose step is over, and at what others have merged
+where guardrails are watched: they may have died before they looked.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
@@ -45,6 +47,7 @@ log = logging.getLogger(__name__)
 LOOK_INTERVAL_S: Final = 0.1  # a tenth of the second that a rollback may take
 CANARY_INTERVAL_S: Final = 0.5  # steps take seconds at least
 PROBES: Final = 64  # units that are asked for after a rollback: one that still got a challenger would show
+WATCHED_AT_ONCE: Final = 50  # experiments whose totals are read in one go, where others merge: 20 ms
 WEIGH_INTERVAL_S: Final = 1.0
 BELIEVE_INTERVAL_S: Final = 5.0  # how old the probabilities of the metrics may be
 # Outcomes grow by this part between two versions of the weights: so there are at most 1,500 versions in a million outcomes.
@@ -274,6 +277,7 @@ class Steward:
             if now_s - experiment.believed_s >= BELIEVE_INTERVAL_S:
                 del self._later[name]
                 self.notice(experiment)
+        await self._watch_others()
         await self._common.agree()
         now_ms = self._common.ms()
         for experiment in self._catalog():
@@ -285,6 +289,18 @@ class Steward:
             if over and (step.approved or not canary.requires_approval):
                 await experiment.refresh()
                 self.notice(experiment)
+
+    async def _watch_others(self) -> None:
+        """See what others merged where guardrails are watched: whoever did may die before it looks."""
+        open_ = [
+            one for one in self._catalog()
+            if one.definition.guardrails is not None and one.settled is None and one.state.rollback is None
+        ]  # fmt: skip
+        behind = await self._catalog().behind(open_)
+        for seq, experiment in random.sample(behind, min(len(behind), WATCHED_AT_ONCE)):
+            await experiment.refresh()
+            experiment.seq = max(experiment.seq, seq)
+            self.notice(experiment)
 
     async def _round(self) -> None:
         due, self._due = self._due, {}

@@ -230,6 +230,25 @@ async def test_a_guardrail_takes_effect_while_the_stewards_statements_do_not_ret
     assert await replicas.entries(name) == ["experiment.create", "experiment.rollback"]
 
 
+async def test_a_rollback_that_a_process_owed_when_it_died_is_made_by_another_within_a_second(replicas: Replicas) -> None:
+    one, two = await replicas.start("one"), await replicas.start("two")
+    name = await made(one, **GUARDED)
+    assert one._parts is not None
+    assert two._parts is not None
+    await one._parts.steward.stop()  # it dies between the merge and the look
+    for shadow in (one, two):
+        assert shadow._parts is not None
+        await shadow._parts.checkpoints.stop()
+    await calls_of(two).read(name)
+
+    await tell(one, name, [*reports("a", 300, 0), *reports("b", 300, 0, errors=150)])
+
+    async def everybody() -> bool:
+        return (await two.assign(name, "u")).reason == "rolled_back"
+
+    assert await until(everybody, "the rollback") < ROLLBACK_MAX_S
+
+
 async def test_a_rollback_that_a_dead_process_owed_is_made_by_the_next_one(replicas: Replicas) -> None:
     one = await replicas.start("one")
     name = await made(one, **GUARDED)
