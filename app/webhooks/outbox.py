@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -13,7 +14,7 @@ from app.clock import time_text
 from app.db.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     import asyncpg
 
@@ -72,12 +73,16 @@ class Claim(NamedTuple):
 
 
 class Portion(NamedTuple):
-    """What one endpoint and one owner may have of a claim, and which of them get nothing this time."""
+    """What one endpoint and one owner may have under way in a process, and what of that they have.
+
+    of_endpoint     deliveries of one endpoint in one claim; one of `busy_endpoints` gets none
+    of_owner        attempts of one owner, those of `busy_owners` (attempts under way by owner) included
+    """
 
     of_endpoint: int
     of_owner: int
     busy_endpoints: Sequence[str] = ()
-    busy_owners: Sequence[str] = ()
+    busy_owners: Mapping[str, int] = MappingProxyType({})
 
 
 class Spread(NamedTuple):
@@ -135,7 +140,7 @@ class Outbox:
         """Take at most `count` due deliveries for `lease_s`, and of each endpoint and owner no more than their portion."""
         rows = await self._statements.rows(
             query("claim_deliveries"), count, portion.of_endpoint, list(portion.busy_endpoints), lease_s, portion.of_owner,
-            list(portion.busy_owners),
+            list(portion.busy_owners), list(portion.busy_owners.values()),
         )  # fmt: skip
         return [Claim(*row) for row in rows]
 

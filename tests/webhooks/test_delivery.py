@@ -295,6 +295,26 @@ async def test_a_tenant_whose_endpoints_all_hang_leaves_room_for_other_tenants(
         await deliverer.stop()
 
 
+async def test_a_tenant_with_attempts_under_way_gets_only_what_they_leave_of_its_portion(
+    calls: WebhookCalls, deliverer: Deliverer, receiver: Receiver, statements: Statements, owner: Connection
+) -> None:
+    receiver.silent = True
+    for _ in range(OF_OWNER_MAX - 1):
+        await calls.create(NewEndpoint(url=receiver.url, tenant_id="slow"), "root", None)
+    await put_out(statements.rows, message(1, tenant="slow"))
+    first = await deliverer.round()
+    for _ in range(OF_OWNER_MAX):
+        await calls.create(NewEndpoint(url=receiver.url, tenant_id="slow"), "root", None)
+    await put_out(statements.rows, message(2, tenant="slow"))
+
+    later = [await deliverer.round() for _ in range(2)]
+
+    assert (first, later) == (OF_OWNER_MAX - 1, [1, 0])
+    receiver.silent = False
+    await asyncio.gather(*deliverer._attempts)
+    assert await finish(deliverer) == OF_OWNER_MAX, "and all of it when they have ended"
+
+
 async def test_a_rotated_secret_signs_beside_the_old_one_for_the_overlap(
     calls: WebhookCalls, deliverer: Deliverer, receiver: Receiver, statements: Statements, owner: Connection
 ) -> None:
