@@ -320,6 +320,19 @@ def transfer_fields(events: Sequence[Event]) -> str:
     )
 
 
+async def entries_of(book: Book, identifier: str) -> list[Event]:
+    """Return what a transaction of one shard has in the chain: its event, of a transfer one for each leg; [] for no such one."""
+    position = position_of(identifier, book.mask)
+    if position is None or position[0] >= len(book.ledgers):
+        return []
+    events = await book.records.events(*position)
+    if not events or events[0].transaction_id != identifier:
+        return []
+    if events[0].type != "transfer":
+        return events
+    return await book.records.events(*position, orjson.loads(events[0].details or "{}")["legs"])
+
+
 async def _transfer_view(request: Request, book: Book, identifier: str) -> bytes:
     """Return a transaction over shards; one leg that the key may not see hides it."""
     answer = await book.transfers.view(identifier)
@@ -332,21 +345,19 @@ async def transaction(request: Request) -> Handled:
     """GET /v1/transactions/{transaction_id}."""
     book = book_of(request)
     identifier = request.match_info["transaction_id"]
-    position = position_of(identifier, book.mask)
-    events = await book.records.events(*position) if position is not None and position[0] < len(book.ledgers) else []
-    if not events or events[0].transaction_id != identifier or not events[0].tenant_id:
+    events = await entries_of(book, identifier)
+    if not events or not events[0].tenant_id:
         return json_answer(await _transfer_view(request, book, identifier))
-    event = events[0]
-    if not sees(request, event.tenant_id):
+    if not all([sees(request, event.tenant_id) for event in events]):
         raise no_transaction()
+    event = events[0]
     seal = await book.records.seal(event.shard, event.seq)
     audit = (
         f'"audit":{{"shard":{event.shard},"seq":{event.seq},"hash":"{seal.hash.hex()}",'
         f'"prev_hash":"{seal.prev_hash.hex()}"}}'
     )
     if event.type == "transfer":
-        legs = orjson.loads(event.details or "{}")["legs"]
-        fields = f'"type":"transfer",{transfer_fields(await book.records.events(event.shard, event.seq, legs))}'
+        fields = f'"type":"transfer",{transfer_fields(events)}'
     else:
         fields = f'{transaction_fields(event)},"status":"committed"{await _payment_field(request, event)}'
     return json_answer(f"{{{fields},{audit}}}".encode())
