@@ -39,7 +39,7 @@ CHECKPOINT_MAX: Final = 16_384  # characters; a note with a dozen cosignatures h
 Seq = Annotated[int, Meta(ge=0, le=2**48)]
 Size = Annotated[int, Meta(ge=1, le=2**48)]
 Number = Annotated[int, Meta(ge=0, le=255)]
-LegNumber = Annotated[int, Meta(ge=0, lt=LEGS_MAX, description="Which leg of a transfer, in their order; the first by default.")]
+LegNumber = Annotated[int, Meta(ge=0, lt=LEGS_MAX, description="Of a transfer: the leg, from 0, the first by default.")]
 TilePath = Annotated[str, Meta(min_length=1, max_length=64, description="checkpoint, or tile/... as C2SP tlog-tiles says.")]
 
 

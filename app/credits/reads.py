@@ -321,7 +321,7 @@ def transfer_fields(events: Sequence[Event]) -> str:
 
 
 async def entries_of(book: Book, identifier: str) -> list[Event]:
-    """Return what a transaction of one shard has in the chain: its event, of a transfer one for each leg; [] for no such one."""
+    """Return the events of a transaction of one shard, of a transfer one for each leg; [] when there is no such one."""
     position = position_of(identifier, book.mask)
     if position is None or position[0] >= len(book.ledgers):
         return []
@@ -348,7 +348,7 @@ async def transaction(request: Request) -> Handled:
     events = await entries_of(book, identifier)
     if not events or not events[0].tenant_id:
         return json_answer(await _transfer_view(request, book, identifier))
-    if not all([sees(request, event.tenant_id) for event in events]):
+    if not all(sees(request, event.tenant_id) for event in events):
         raise no_transaction()
     event = events[0]
     seal = await book.records.seal(event.shard, event.seq)
