@@ -367,7 +367,8 @@ async def _payment_field(request: Request, event: Event) -> str:
     if event.type != "topup" or event.details is None or event.idempotency is None:
         return ""
     try:
-        shown = await store_of(request).shown(event.idempotency)
+        named = bytes.fromhex(orjson.loads(event.details)["payment"])
+        shown = await store_of(request).shown(event.idempotency, named)
     except NoRecord:
         shown = {"erased": True}
     return f',"payment":{orjson.dumps(shown).decode()}'

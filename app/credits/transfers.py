@@ -192,7 +192,7 @@ class Transfers:
         return await self.body(_transfer(rows[0])) if rows else None
 
     async def settled(self, identifier: str) -> list[Event]:
-        """Return the events that settled the legs of a transaction over shards, in their order; [] unless it is committed."""
+        """Return the events that settled the legs of a transaction over shards, by leg; [] unless it is committed."""
         rows = await self._records.rows(query("transfer"), UUID(identifier))
         transfer = _transfer(rows[0]) if rows else None
         return await self._settled(transfer) if transfer is not None and transfer.state == "committed" else []
