@@ -35,6 +35,14 @@ SELECT count(*) FROM (
   SELECT FROM webhook_messages UNION ALL SELECT FROM webhook_deliveries WHERE state = 'pending' LIMIT $1) AS due
 """
 _FORGET: Final = "DELETE FROM webhook_deliveries WHERE state <> 'pending' AND closed_at < now() - make_interval(days => $1)"
+# Made in the moment in which the endpoint was deleted or disabled: nobody will ever claim them.
+_CLOSE_STRAYS: Final = """
+UPDATE webhook_deliveries AS d
+SET state = 'failed', closed_at = now(), last_error = CASE WHEN e.deleted_at IS NULL THEN 'disabled' ELSE 'deleted' END
+FROM webhook_endpoints AS e
+WHERE d.state = 'pending' AND e.endpoint_id = d.endpoint_id AND (e.deleted_at IS NOT NULL OR e.disabled_at IS NOT NULL)
+RETURNING d.delivery_id
+"""
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +177,8 @@ class Outbox:
         return int(rows[0][0])
 
     async def forget(self) -> None:
-        """Remove deliveries that were closed more than KEEP_DAYS ago."""
+        """Remove deliveries that were closed more than KEEP_DAYS ago; give up those of endpoints that get nothing more."""
+        await self._statements.rows(_CLOSE_STRAYS)
         await self._statements.rows(_FORGET, KEEP_DAYS)
 
     async def create(
