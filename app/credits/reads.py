@@ -364,11 +364,11 @@ async def transaction(request: Request) -> Handled:
 
 
 async def _payment_field(request: Request, event: Event) -> str:
-    if event.type != "topup" or event.details is None or event.idempotency is None:
+    named = orjson.loads(event.details or "{}").get("payment") if event.type == "topup" else None
+    if named is None or event.idempotency is None:
         return ""
     try:
-        named = bytes.fromhex(orjson.loads(event.details)["payment"])
-        shown = await store_of(request).shown(event.idempotency, named)
+        shown = await store_of(request).shown(event.idempotency, bytes.fromhex(named))
     except NoRecord:
         shown = {"erased": True}
     return f',"payment":{orjson.dumps(shown).decode()}'
