@@ -289,7 +289,10 @@ async def usage(request: Request) -> Handled:
     """GET /v1/accounts/{tenant_id}/usage; the last 24 hours by the hour, unless asked otherwise."""
     granularity = query(request, "granularity", Literal["hour", "day"], "hour")
     until = time(request, "to") or datetime.now(UTC)
-    since = time(request, "from") or until - timedelta(days=1 if granularity == "hour" else 30)
+    try:
+        since = time(request, "from") or until - timedelta(days=1 if granularity == "hour" else 30)
+    except OverflowError:
+        raise invalid("?to", "Expected a later time") from None
     width = timedelta(hours=1) if granularity == "hour" else timedelta(days=1)
     if since >= until or (until - since) / width > USAGE_BUCKETS_MAX:
         raise invalid("?from", f"Expected a time before `to` and at most {USAGE_BUCKETS_MAX} buckets earlier")
