@@ -9,6 +9,7 @@ from typing import Final
 
 # Microseconds from the Unix epoch to 2000-01-01, where PostgreSQL's binary timestamptz starts.
 POSTGRES_EPOCH_US: Final = 946_684_800_000_000
+LAST_MS: Final = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z: what rounds to a later time has no text
 
 
 def now_ms() -> int:
@@ -18,7 +19,7 @@ def now_ms() -> int:
 
 @lru_cache(maxsize=64)
 def _second_text(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S.")
+    return datetime.fromtimestamp(second, UTC).replace(tzinfo=None).isoformat() + "."  # strftime writes the year 1 as "1"
 
 
 @lru_cache(maxsize=1024)
@@ -34,5 +35,5 @@ def time_of(at_ms: int) -> datetime:
 
 
 def ms_of(at: datetime) -> int:
-    """Return an aware datetime as whole Unix milliseconds."""
-    return round(at.timestamp() * 1000)
+    """Return an aware datetime as whole Unix milliseconds, at most LAST_MS."""
+    return min(round(at.timestamp() * 1000), LAST_MS)

@@ -15,14 +15,14 @@ import asyncpg
 import msgspec
 
 from app.audit.archive_check import check_archive
-from app.audit.entry import ENTRY_PREFIX, Record, genesis_hash
+from app.audit.entry import ENTRY_PREFIX, Record, entry_hash, genesis_hash
 from app.audit.fact_check import all_reservations
 from app.audit.facts import Given
 from app.audit.fold import BALANCE_MAX, Hold, Transfer, detail
 from app.audit.ground import ground_fault
 from app.audit.log import log_origin
 from app.audit.merkle import EMPTY_ROOT, Frontier, Node, Span, inclusion_spans, root_of_inclusion, span_hash
-from app.audit.private import judge_private
+from app.audit.private import claim_of, judge_private
 from app.audit.ranges import PLAN_SQL, Range, prove
 from app.audit.report import Bad, Finding, PrivateReport, Report, ShardReport
 from app.audit.state import REFUNDS_SQL, Findings, alerts_since, stated_fault, told_fault
@@ -69,6 +69,9 @@ _HOLDS: Final = """
 _REFUNDS: Final = "SELECT transaction_id::text, consumed FROM credit_refunds WHERE transaction_id = ANY($1::text[]::uuid[])"
 _ENTRY: Final = "SELECT entry FROM audit_chain WHERE shard = $1 AND seq = $2"
 _TOMBSTONES: Final = "SELECT entry FROM audit_chain WHERE type = ANY($1) AND (shard <> $2 OR seq < $3)"
+_TOPUPS: Final = """
+    SELECT seq, entry FROM audit_chain WHERE tenant_id = ANY($1) AND shard = $2 AND seq < $3 AND type = 'topup' ORDER BY seq
+"""
 _HASHES: Final = (
     # Hashes of archived entries stand in audit_tree.
     """
@@ -242,10 +245,7 @@ class Increment:
 
     async def _record(self, seq: int) -> Record | None:
         entry = await self._connection.fetchval(_ENTRY, self._shard, seq)
-        try:
-            return msgspec.json.decode((entry or b"").removeprefix(ENTRY_PREFIX), type=Record)
-        except msgspec.MsgspecError:
-            return None
+        return _decoded(entry or b"")
 
     async def _nodes(self, spans: Sequence[Span]) -> Callable[[Node], bytes] | None:
         found = {}
@@ -264,8 +264,34 @@ class Increment:
             msgspec.json.decode(row[0].removeprefix(ENTRY_PREFIX), type=Record)
             for row in await self._connection.fetch(_TOMBSTONES, sorted(TOMBSTONES), self._shard, self._checkpoint.size)
         ]
-        self.private = await judge_private(self._connection, self._totals.private, findings, older)
+        private = self._totals.private
+        self.private = await judge_private(self._connection, private, findings, older, self._first_told)
         return findings.first.get(self._shard)
+
+    async def _first_told(self, lost: Mapping[tuple[str, bytes, bytes], str]) -> Mapping[tuple[str, bytes, bytes], str]:
+        """Return when entries below the checkpoint first spoke of these private records, tenant by record.
+
+        An entry counts when the tree of the checkpoint holds it: nobody can put one there.
+        """
+        told: dict[tuple[str, bytes, bytes], str] = {}
+        tenants = sorted(set(lost.values()))
+        rows = self._connection.cursor(_TOPUPS, tenants, self._shard, self._checkpoint.size, prefetch=1_000)
+        candidates = [(seq, entry, claim) async for seq, entry in rows
+                      if (record := _decoded(entry)) is not None and (claim := claim_of(record)) is not None
+                      and claim.record in lost]  # fmt: skip
+        for seq, entry, claim in candidates:
+            if claim.record not in told and await self._stands(seq, entry):
+                told[claim.record] = claim.at
+        return told
+
+    async def _stands(self, seq: int, entry: bytes) -> bool:
+        """Return whether the tree of the checkpoint has this entry at `seq`."""
+        spans = inclusion_spans(seq, self._checkpoint.size)
+        lookup = await self._nodes(spans)
+        if lookup is None:
+            return False
+        proof = [span_hash(span, lookup) for span in spans]
+        return root_of_inclusion(seq, self._checkpoint.size, entry_hash(entry), proof) == self._checkpoint.root
 
     async def _controls_fault(self) -> Bad | None:
         """Hold what the entries say of settings, quotas, thresholds and alerts against the tables."""
@@ -296,3 +322,11 @@ class Increment:
             if there.get(tenant) != (account.balance, account.reserved, account.version)
         ]  # fmt: skip
         return min(faults, key=lambda bad: bad.seq or 0, default=None)
+
+
+def _decoded(entry: bytes) -> Record | None:
+    """Return what an entry below the checkpoint says, None when it cannot be read."""
+    try:
+        return msgspec.json.decode(entry.removeprefix(ENTRY_PREFIX), type=Record)
+    except msgspec.MsgspecError:
+        return None

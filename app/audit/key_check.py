@@ -6,6 +6,7 @@ counts as well, because it will be in the chain in a moment.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from app.audit.entry import Record
     from app.audit.state import Findings
 
+ROUNDING_MS: Final = 1  # a time with microseconds and the same an overlap later may be rounded otherwise
 KEY_ENTRIES: Final = ("key.create", "key.rotate", "key.revoke")  # as they may follow each other
 _PENDING: Final = (
     "SELECT at, kind, details::text AS details FROM pending_entries WHERE recorded_at IS NULL AND kind = ANY($1)"
@@ -32,12 +34,16 @@ _KEYS: Final = """
 
 
 class ToldKey(NamedTuple):
-    """A key as entries tell of it. `hash` is None where an entry of an older release does not name it."""
+    """A key as entries tell of it. `hash` is None where an entry of an older release does not name it.
+
+    replaced_end_ms  Unix ms at which it ends beside its successor; None when the entry does not say it
+    """
 
     hash: str | None
     rights: tuple[Any, ...]
     expires_at: str | None
     successor: str | None = None
+    replaced_end_ms: int | None = None
     revoked: bool = False
 
 
@@ -52,8 +58,8 @@ async def compare_keys(connection: asyncpg.Connection[Any], records: Iterable[Re
     ]
     told: dict[str, ToldKey] = {}
     # Replicas hand their entries over side by side, so the chain may have them in another order than they were made.
-    for _, kind, details in sorted(changes, key=lambda change: (change[0], KEY_ENTRIES.index(change[1]))):
-        _take(told, kind, details)
+    for at, kind, details in sorted(changes, key=lambda change: (change[0], KEY_ENTRIES.index(change[1]))):
+        _take(told, at, kind, details)
     for row in await connection.fetch(_KEYS):
         fault = key_fault(row, told.pop(row["key_id"], None))
         if fault is not None:
@@ -78,10 +84,12 @@ def key_fault(row: Mapping[str, Any], told: ToldKey | None) -> str | None:
     right = ends == told.expires_at
     if told.successor is not None:  # the database has dated its end, not later than the one that it had
         right = ends is not None and ends <= (told.expires_at or ends)
+        if right and told.replaced_end_ms is not None:
+            right = abs(ms_of(row["expires_at"]) - told.replaced_end_ms) <= ROUNDING_MS
     return None if right else "which ends at another time than the chain tells"
 
 
-def _take(told: dict[str, ToldKey], kind: str, details: Mapping[str, Any]) -> None:
+def _take(told: dict[str, ToldKey], at: str, kind: str, details: Mapping[str, Any]) -> None:
     key_id = str(details.get("key_id"))
     known = told.get(key_id)
     if kind == "key.create":
@@ -91,8 +99,18 @@ def _take(told: dict[str, ToldKey], kind: str, details: Mapping[str, Any]) -> No
         told[key_id] = known._replace(revoked=True)
     elif known is not None:
         successor = str(details.get("new_key_id"))
-        told[key_id] = known._replace(successor=successor)
+        told[key_id] = known._replace(successor=successor, replaced_end_ms=_replaced_end_ms(known, at, details))
         told.setdefault(successor, ToldKey(details.get("hash"), known.rights, details.get("expires_at")))
+
+
+def _replaced_end_ms(known: ToldKey, at: str, details: Mapping[str, Any]) -> int | None:
+    """Return when a key ends that was replaced `at`: after the overlap, or when it would have ended anyway."""
+    overlap_s = details.get("overlap_seconds")
+    try:
+        ends = [] if known.expires_at is None else [ms_of(datetime.fromisoformat(known.expires_at))]
+        return None if overlap_s is None else min([*ends, ms_of(datetime.fromisoformat(at)) + int(overlap_s) * 1000])
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 def _rights(role: Any, tenants: Any, services: Any, rate_milli: Any, burst: Any) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ class and time up to which records were. A record that is gone without a tombsto
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,45 +26,62 @@ if TYPE_CHECKING:
 KEPT_MIN: Final = timedelta(hours=23)  # SHIELDX_PAYMENT_KEEP_DAYS is 1 or more; an hour for clocks that differ
 
 
+# Of each of these claims that an earlier entry makes as well: the time of the first, by the record that it speaks of.
+Earlier = Callable[[Mapping[tuple[str, bytes, bytes], str]], Awaitable[Mapping[tuple[str, bytes, bytes], str]]]
+
+
 async def judge_private(
-    connection: asyncpg.Connection[Any], records: Sequence[Record], findings: Findings, older: Iterable[Record] = ()
-) -> PrivateReport:
+    connection: asyncpg.Connection[Any], records: Sequence[Record], findings: Findings, older: Iterable[Record] = (),
+    earlier: Earlier | None = None,
+) -> PrivateReport:  # fmt: skip
     """Hold every claim against the private records and the tombstones; note the first that is missing of each shard.
 
     records  top-ups with details and tombstones, proved; older: tombstones from before them
+    earlier  for claims that seem to be missing, tenant by record: finds those which entries before `records` make too
     """
     report = PrivateReport()
-    claims = [record for record in records if record.type == "topup" and "payment" in (record.details or {})]
-    if not claims:
+    topups = [record for record in records if record.type == "topup" and "payment" in (record.details or {})]
+    if not topups:
         return report
-    tombstones = []
-    for one in (*records, *older):
-        if one.type == RETENTION and not _past(one):
-            reason = "the tombstone says that records were past their time which cannot have been"
-            findings.note(one.shard, one.seq, reason)
-        elif one.type in TOMBSTONES:
-            tombstones.append((one.type, one.details or {}))
-    evidence = await Evidence.read(connection, tombstones)
+    evidence = await Evidence.read(connection, _tombstones([*records, *older], findings))
+    claims = [(record, claim_of(record)) for record in topups]
+    # A key may be used again after a day, for the same payment: then two entries speak of one record.
     first_at: dict[tuple[str, bytes, bytes], str] = {}
-    gone: set[str] = set()
-    for record in claims:
-        claim = _claim(record)
+    for _, claim in claims:
         if claim is not None:
-            # A key may be used again after a day, for the same payment: then two entries speak of one record.
-            of_record = claim.record_id, claim.commitment, claim.dek_id
-            claim = claim._replace(at=first_at.setdefault(of_record, claim.at))
-        state = "missing" if claim is None else evidence.state(claim)
+            first_at.setdefault(claim.record, claim.at)
+    lost = {
+        claim.record: record.tenant_id for record, claim in claims
+        if claim is not None and evidence.state(claim._replace(at=first_at[claim.record])) == "missing"
+    }  # fmt: skip
+    if lost and earlier is not None:
+        first_at |= await earlier(lost)
+    gone: set[tuple[str, bytes, bytes]] = set()
+    for record, claim in claims:
+        state = "missing" if claim is None else evidence.state(claim._replace(at=first_at[claim.record]))
         setattr(report, state, getattr(report, state) + 1)
         if state == "missing":
             reason = "the private record of this entry is missing or another, and no tombstone says that it was erased"
             findings.note(record.shard, record.seq, reason)
-        if claim is None or state != "erased" or claim.record_id in gone:
+        if claim is None or state != "erased" or claim.record in gone:
             continue
-        gone.add(claim.record_id)
+        gone.add(claim.record)
         if len(gone) == evidence.told(CLASS) + 1:
             reason = f"more private records are gone than the {evidence.told(CLASS)} of which tombstones tell; this is one"
             findings.note(record.shard, record.seq, reason)
     return report
+
+
+def _tombstones(records: Iterable[Record], findings: Findings) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return type and details of the tombstones that are evidence; note those that cannot be true."""
+    found: list[tuple[str, Mapping[str, Any]]] = []
+    for one in records:
+        if one.type == RETENTION and not _past(one):
+            reason = "the tombstone says that records were past their time which cannot have been"
+            findings.note(one.shard, one.seq, reason)
+        elif one.type in TOMBSTONES:
+            found.append((one.type, one.details or {}))
+    return found
 
 
 def _past(tombstone: Record) -> bool:
@@ -75,7 +93,8 @@ def _past(tombstone: Record) -> bool:
         return False
 
 
-def _claim(record: Record) -> Claim | None:
+def claim_of(record: Record) -> Claim | None:
+    """Return what the entry of a top-up says of its private record, None when that cannot be read."""
     details = record.details or {}
     try:
         payment, key = bytes.fromhex(str(details["payment"])), bytes.fromhex(str(details["private_key"]))

@@ -31,7 +31,7 @@ from app.db.sql import query
 from app.turns import pause
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from app.audit.log import Log
     from app.audit.shard import Shard
@@ -72,9 +72,16 @@ NOTHING: Final = Signed(-1, b"", "")
 class ShardSigner:
     """Signs one shard's log."""
 
-    def __init__(self, shard: Shard, log_: Log, link: RedisLink, signers: Sequence[Signer]) -> None:
-        """`link` is the signer's own; `signers` have the shard's origin as their name, the newest key first."""
+    def __init__(
+        self, shard: Shard, log_: Log, link: RedisLink, signers: Sequence[Signer],
+        note_keys: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:  # fmt: skip
+        """`link` is the signer's own; `signers` have the shard's origin as their name, the newest key first.
+
+        note_keys  awaited before the first checkpoint under other keys than the last: no key signs that nobody knows of
+        """
         assert signers, "a log needs a key"
+        self._note_keys = note_keys
         self._shard = shard
         self._log = log_
         self._link = link
@@ -162,6 +169,8 @@ class ShardSigner:
         """
         if self._frontier is None:
             await self._load()
+        if self._note_keys is not None and self._last.signers != self._signed_by:
+            await self._note_keys()
         while self._last.size < self._shard.durable + 1 or self._last.signers != self._signed_by:
             epoch = self._shard.epoch
             known = await self._memory()

@@ -18,10 +18,9 @@ from app.audit.note import NoteRefused, parse_note
 from app.audit.tiles import TileRefused, parse_path
 from app.audit.verify import CannotCheckError
 from app.credits.api import CREDITS, book_of, unavailable
-from app.credits.operation import position_of
 from app.credits.permits import no_transaction, sees
-from app.credits.reads import decode_cursor, encode_cursor
-from app.credits.wire import Id
+from app.credits.reads import decode_cursor, encode_cursor, entries_of
+from app.credits.wire import LEGS_MAX, Id
 from app.web.answers import Answer
 from app.web.body import Body
 from app.web.fields import Cursor, Input, Limit
@@ -40,6 +39,7 @@ CHECKPOINT_MAX: Final = 16_384  # characters; a note with a dozen cosignatures h
 Seq = Annotated[int, Meta(ge=0, le=2**48)]
 Size = Annotated[int, Meta(ge=1, le=2**48)]
 Number = Annotated[int, Meta(ge=0, le=255)]
+LegNumber = Annotated[int, Meta(ge=0, lt=LEGS_MAX, description="Of a transfer: the leg, from 0, the first by default.")]
 TilePath = Annotated[str, Meta(min_length=1, max_length=64, description="checkpoint, or tile/... as C2SP tlog-tiles says.")]
 
 
@@ -194,15 +194,15 @@ async def consistency(request: Request) -> Handled:
 
 
 async def receipt(request: Request) -> Handled:
-    """GET /v1/audit/receipts/{transaction_id}."""
+    """GET /v1/audit/receipts/{transaction_id}: of the entry that the transaction names, or of that of another leg."""
     book, identifier = book_of(request), request.match_info["transaction_id"]
-    position = position_of(identifier, book.mask)
-    known = position is not None and position[0] < len(book.ledgers)
-    events = await book.records.events(*position) if position is not None and known else []
-    if not events or events[0].transaction_id != identifier or not sees(request, events[0].tenant_id):
+    leg: int = query(request, "leg", LegNumber, 0)
+    events = await entries_of(book, identifier) or await book.transfers.settled(identifier)
+    event = events[leg] if leg < len(events) else None
+    if event is None or not sees(request, event.tenant_id):
         raise no_transaction()
     try:
-        made = await _log(request).receipt(events[0].shard, events[0].seq)
+        made = await _log(request).receipt(event.shard, event.seq)
     except NotPublished:
         raise not_published() from None
     return Answer(made.text.encode(), content_type=TEXT)
@@ -270,7 +270,7 @@ AUDIT_ROUTES: Final = (
     Route("GET", "/v1/audit/proof/consistency", consistency, summary="Prove that a tree extends another", tag="audit",
           query={**_SHARD, "from": Size, "to": Size}, answers=_PAGE_OF_ONE, problems=_LATER),
     Route("GET", "/v1/audit/receipts/{transaction_id}", receipt, summary="Read a receipt (C2SP tlog-proof)", tag="audit",
-          path_fields={"transaction_id": Id}, answers={200: None}, media_type=TEXT,
+          path_fields={"transaction_id": Id}, query={"leg": LegNumber}, answers={200: None}, media_type=TEXT,
           problems=((404, "no_transaction"), *_LATER)),
     Route("POST", "/v1/audit/verify", verify, summary="Verify the ledger", tag="audit", body=Verify, body_optional=True,
           answers={200: Verified}, problems=((503, "unavailable"),)),

@@ -257,7 +257,7 @@ class Credits:
                 functools.partial(subscribe, topology, applied_channel(number)), self.stores.replica_name,
             )  # fmt: skip
             ledger = make_ledger(shard, writer, ledger_link, records, mask)
-            signer = ShardSigner(shard, log_, signer_link, keys[number])
+            signer = ShardSigner(shard, log_, signer_link, keys[number], self._note_log_keys)
             feeds = [WitnessFeed(shard, log_, signer, one, self._signing.post) for one in self._signing.witnesses]
             self._parts.append(ShardParts(shard, writer, recovery, keeper, ledger, signer, feeds))
         for parts in self._parts:
@@ -296,6 +296,10 @@ class Credits:
             "shieldx_partition_days_ahead", "Days until entries or reservations have no partition",
             lambda: float("nan") if upkeep.partitions_end is None else (ms_of(upkeep.partitions_end) - now_ms()) / DAY_MS,
         )  # fmt: skip
+
+    async def _note_log_keys(self) -> None:
+        if self.log_keys is not None:
+            await self.log_keys.note()
 
     def _contradictions(self) -> int:
         return sum(one.shard.state == "refused" or one.signer.state == "refused" for one in self._parts)

@@ -52,7 +52,7 @@ async def keep_payment(store: PrivateStore, fields: dict[str, Any], payment: Pay
 
     faults  OtherPayment; what `PrivateStore.keep` raises: then the operation must not be submitted
     """
-    kept = await store.keep(fields["key"], fields["tenant"], fields["tenant"], payment)
+    kept = await store.keep(fields["key"], fields["tenant"], fields["tenant"], payment, fields["fp"])
     fields["details"] = details_of(kept)
     return kept
 
@@ -60,13 +60,14 @@ async def keep_payment(store: PrivateStore, fields: dict[str, Any], payment: Pay
 async def settle_payment(store: PrivateStore, kept: Kept, outcome: Settled | Problem) -> None:
     """Destroy what was kept for a top-up unless an entry of the chain names it.
 
-    The record of a key that an earlier request has used stays: it is that request's.
+    The record of a key that an earlier request has used stays: it is that request's. So does one that was kept before the
+    key could be used again: an entry of that time may name it.
     """
     if isinstance(outcome, Applied):
         named = orjson.loads(outcome.events[0].details or "{}").get("payment")
         if named == kept.commitment.hex():
             return
-    if kept.made or isinstance(outcome, Refused):
+    if kept.made or (isinstance(outcome, Refused) and not kept.old):
         await store.forget(kept.record_id)
 
 

@@ -289,7 +289,10 @@ async def usage(request: Request) -> Handled:
     """GET /v1/accounts/{tenant_id}/usage; the last 24 hours by the hour, unless asked otherwise."""
     granularity = query(request, "granularity", Literal["hour", "day"], "hour")
     until = time(request, "to") or datetime.now(UTC)
-    since = time(request, "from") or until - timedelta(days=1 if granularity == "hour" else 30)
+    try:
+        since = time(request, "from") or until - timedelta(days=1 if granularity == "hour" else 30)
+    except OverflowError:
+        raise invalid("?to", "Expected a later time") from None
     width = timedelta(hours=1) if granularity == "hour" else timedelta(days=1)
     if since >= until or (until - since) / width > USAGE_BUCKETS_MAX:
         raise invalid("?from", f"Expected a time before `to` and at most {USAGE_BUCKETS_MAX} buckets earlier")
@@ -320,6 +323,19 @@ def transfer_fields(events: Sequence[Event]) -> str:
     )
 
 
+async def entries_of(book: Book, identifier: str) -> list[Event]:
+    """Return the events of a transaction of one shard, of a transfer one for each leg; [] when there is no such one."""
+    position = position_of(identifier, book.mask)
+    if position is None or position[0] >= len(book.ledgers):
+        return []
+    events = await book.records.events(*position)
+    if not events or events[0].transaction_id != identifier:
+        return []
+    if events[0].type != "transfer":
+        return events
+    return await book.records.events(*position, orjson.loads(events[0].details or "{}")["legs"])
+
+
 async def _transfer_view(request: Request, book: Book, identifier: str) -> bytes:
     """Return a transaction over shards; one leg that the key may not see hides it."""
     answer = await book.transfers.view(identifier)
@@ -332,31 +348,30 @@ async def transaction(request: Request) -> Handled:
     """GET /v1/transactions/{transaction_id}."""
     book = book_of(request)
     identifier = request.match_info["transaction_id"]
-    position = position_of(identifier, book.mask)
-    events = await book.records.events(*position) if position is not None and position[0] < len(book.ledgers) else []
-    if not events or events[0].transaction_id != identifier or not events[0].tenant_id:
+    events = await entries_of(book, identifier)
+    if not events or not events[0].tenant_id:
         return json_answer(await _transfer_view(request, book, identifier))
-    event = events[0]
-    if not sees(request, event.tenant_id):
+    if not all(sees(request, event.tenant_id) for event in events):
         raise no_transaction()
+    event = events[0]
     seal = await book.records.seal(event.shard, event.seq)
     audit = (
         f'"audit":{{"shard":{event.shard},"seq":{event.seq},"hash":"{seal.hash.hex()}",'
         f'"prev_hash":"{seal.prev_hash.hex()}"}}'
     )
     if event.type == "transfer":
-        legs = orjson.loads(event.details or "{}")["legs"]
-        fields = f'"type":"transfer",{transfer_fields(await book.records.events(event.shard, event.seq, legs))}'
+        fields = f'"type":"transfer",{transfer_fields(events)}'
     else:
         fields = f'{transaction_fields(event)},"status":"committed"{await _payment_field(request, event)}'
     return json_answer(f"{{{fields},{audit}}}".encode())
 
 
 async def _payment_field(request: Request, event: Event) -> str:
-    if event.type != "topup" or event.details is None or event.idempotency is None:
+    named = orjson.loads(event.details or "{}").get("payment") if event.type == "topup" else None
+    if named is None or event.idempotency is None:
         return ""
     try:
-        shown = await store_of(request).shown(event.idempotency)
+        shown = await store_of(request).shown(event.idempotency, bytes.fromhex(named))
     except NoRecord:
         shown = {"erased": True}
     return f',"payment":{orjson.dumps(shown).decode()}'

@@ -191,6 +191,12 @@ class Transfers:
         rows = await self._records.rows(query("transfer"), UUID(identifier))
         return await self.body(_transfer(rows[0])) if rows else None
 
+    async def settled(self, identifier: str) -> list[Event]:
+        """Return the events that settled the legs of a transaction over shards, by leg; [] unless it is committed."""
+        rows = await self._records.rows(query("transfer"), UUID(identifier))
+        transfer = _transfer(rows[0]) if rows else None
+        return await self._settled(transfer) if transfer is not None and transfer.state == "committed" else []
+
     async def body(self, transfer: Transfer) -> bytes:
         """Return the JSON of a transaction: each leg with its account right after it, and the place of the first one."""
         answer: dict[str, Any] = {

@@ -19,7 +19,7 @@ import asyncpg
 import msgspec
 import orjson
 
-from app.clock import time_of, time_text
+from app.clock import ms_of, time_of, time_text
 from app.db.postgres import open_transaction
 from app.db.retry import retry
 from app.db.sql import query
@@ -40,9 +40,15 @@ RecordFact = Callable[[str, dict[str, Any]], Awaitable[None]]
 WAIT_S: Final = 0.7  # for a free connection
 WORK_S: Final = 1.2  # of one transaction: a caller hears of an outage within 2 s
 KEEP_TIMEOUT_S: Final = 2.0  # of all attempts to keep one record
+KEY_FREE_MS: Final = 23 * 3_600_000  # an idempotency key is remembered for a day; an hour for clocks that differ
 KEY_ATTEMPTS: Final = 3  # a subject may be erased between two statements, but not again and again
 ERASURE: Final = "privacy.erasure"
 RETENTION: Final = "privacy.retention"
+
+_KEPT: Final = """
+    SELECT tenant_id, subject, dek_id, commitment, sealed, shown::text, created_at, fingerprint
+    FROM private_records WHERE record_id = $1
+"""
 
 
 class NoRecord(Exception):
@@ -50,13 +56,14 @@ class NoRecord(Exception):
 
 
 class OtherPayment(Exception):
-    """The record of this idempotency key holds other payment data, or that of another subject."""
+    """The record of this idempotency key is that of another request: other payment data, another subject, another amount."""
 
 
 class Kept(NamedTuple):
     """What an entry of the chain may say of a record: its commitment and the id of the key that it is under.
 
     made  whether this call made the record; otherwise it is that of an earlier request with the same key
+    old   whether it was kept before the key could be used again: the entry of a request that is over may name it
     """
 
     record_id: str
@@ -64,6 +71,7 @@ class Kept(NamedTuple):
     dek_id: bytes
     shown: dict[str, Any]
     made: bool
+    old: bool
 
 
 class Disclosed(NamedTuple):
@@ -125,23 +133,26 @@ class PrivateStore:
             self.reload()  # A rotation has just wrapped it under a key that is new.
         return self._masters.unwrap(row["kek_id"], row["wrapped"], subject, row["dek_id"])
 
-    async def keep(self, record_id: str, tenant: str, subject: str, payment: Payment) -> Kept:
+    async def keep(
+        self, record_id: str, tenant: str, subject: str, payment: Payment, fingerprint: str | None = None
+    ) -> Kept:
         """Keep the payment data of an operation, before the operation itself; a second call keeps what the first did.
 
-        record_id  hash of the operation's idempotency key
-        refuses    OtherPayment when the record holds something else
+        record_id    hash of the operation's idempotency key
+        fingerprint  keyed hash of the request: another request does not share the record while the key is remembered
+        refuses      OtherPayment when the record holds something else, or is that of another request
         faults     asyncpg's errors when Postgres is away: then the operation must not be applied
         """
         async with asyncio.timeout(KEEP_TIMEOUT_S):
-            return await retry(lambda: self._keep(record_id, tenant, subject, payment))
+            return await retry(lambda: self._keep(record_id, tenant, subject, payment, fingerprint))
 
-    async def _keep(self, record_id: str, tenant: str, subject: str, payment: Payment) -> Kept:
+    async def _keep(self, record_id: str, tenant: str, subject: str, payment: Payment, fingerprint: str | None) -> Kept:
         for _ in range(KEY_ATTEMPTS):
             try:
                 async with self._transaction() as connection:
                     row = await self._key(connection, subject)
                     if row is not None:
-                        return await self._insert(connection, record_id, tenant, subject, payment, row)
+                        return await self._insert(connection, record_id, tenant, subject, payment, fingerprint, row)
             except asyncpg.ForeignKeyViolationError:
                 pass  # The subject was erased meanwhile: under another key it is another subject.
         raise NoRecord(f"the subject of record {record_id} is being erased again and again")
@@ -153,30 +164,31 @@ class PrivateStore:
         tenant: str,
         subject: str,
         payment: Payment,
+        fingerprint: str | None,
         row: asyncpg.Record,
     ) -> Kept:
         key = self._unwrap(row, subject)
-        content, salt = payment.canonical(), make_salt()
+        content, salt, now_ms = payment.canonical(), make_salt(), self._clock_ms()
         sealed = [
             key.encrypt(value, Place(tenant, subject, record_id, field), self._masters.current_id)
             for field, value in (("salt", salt), ("values", content))
         ]
         made = await connection.fetchval(
             query("keep_private_record"), record_id, CLASS, tenant, subject, key.key_id, commitment(salt, CLASS, content),
-            orjson.dumps(payment.shown()).decode(), *sealed, time_of(self._clock_ms()),
+            orjson.dumps(payment.shown()).decode(), *sealed, time_of(now_ms), fingerprint,
         )  # fmt: skip
-        kept = await connection.fetchrow(
-            "SELECT tenant_id, subject, dek_id, commitment, sealed, shown::text FROM private_records WHERE record_id = $1",
-            record_id,
-        )
+        kept = await connection.fetchrow(_KEPT, record_id)
         if kept is None:
             raise NoRecord(f"private record {record_id} was destroyed as it was kept")
+        old = now_ms - ms_of(kept["created_at"]) > KEY_FREE_MS
         if made is None:
+            if not old and kept["fingerprint"] not in {None, fingerprint}:
+                raise OtherPayment
             if (kept["tenant_id"], kept["subject"], kept["dek_id"]) != (tenant, subject, key.key_id):
                 raise OtherPayment
             if not hmac.compare_digest(key.decrypt(kept["sealed"], Place(tenant, subject, record_id, "values")), content):
                 raise OtherPayment
-        return Kept(record_id, kept["commitment"], kept["dek_id"], orjson.loads(kept["shown"]), made is not None)
+        return Kept(record_id, kept["commitment"], kept["dek_id"], orjson.loads(kept["shown"]), made is not None, old)
 
     async def _key(self, connection: asyncpg.Connection[Any], subject: str) -> asyncpg.Record | None:
         """Return the row of a subject's key, made if there is none; None when it was destroyed in the same moment."""
@@ -204,10 +216,14 @@ class PrivateStore:
                 async with self._transaction() as connection:
                     await connection.execute(query("forget_private_key"), *gone)
 
-    async def shown(self, record_id: str) -> dict[str, Any]:
-        """Return the masked form of a record. Raises NoRecord."""
+    async def shown(self, record_id: str, commitment: bytes | None = None) -> dict[str, Any]:
+        """Return the masked form of a record. Raises NoRecord, also when another record has had its id since.
+
+        commitment  32 bytes, as the entry of the record names it; None for whichever record there is
+        """
+        sql = "SELECT shown::text FROM private_records WHERE record_id = $1 AND commitment = coalesce($2, commitment)"
         async with self._transaction() as connection:
-            text = await connection.fetchval("SELECT shown::text FROM private_records WHERE record_id = $1", record_id)
+            text = await connection.fetchval(sql, record_id, commitment)
         if text is None:
             raise NoRecord(f"no private record {record_id}")
         shown: dict[str, Any] = orjson.loads(text)

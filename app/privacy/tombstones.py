@@ -53,6 +53,11 @@ class Claim(NamedTuple):
     at: str
     kind: str
 
+    @property
+    def record(self) -> tuple[str, bytes, bytes]:
+        """Of which record it speaks: a record id is given again when the first that had it was destroyed."""
+        return self.record_id, self.commitment, self.dek_id
+
 
 def _later(text: str) -> str:
     """Return a time as text, ENTRY_LAG later; empty when it is none."""
@@ -118,11 +123,10 @@ class Evidence:
 
         verified  the record is there, with the commitment and the key that the entry names
         erased    it is not there, and there is a tombstone of its key, or of its class and a later time
-        missing   neither, or another record stands in its place: somebody has tampered
+        missing   neither: somebody has tampered, or put another record in its place
         """
-        found = self._records.get(claim.record_id)
-        if found is not None:
-            return "verified" if found == (claim.commitment, claim.dek_id) else "missing"
+        if self._records.get(claim.record_id) == (claim.commitment, claim.dek_id):
+            return "verified"
         if claim.dek_id.hex() in self._keys or claim.at < self._before.get(claim.kind, ""):
             return "erased"
         return "missing"

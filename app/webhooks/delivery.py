@@ -93,12 +93,11 @@ class Deliverer:
         room = CONCURRENCY_MAX - len(self._attempts)
         if room <= 0:
             return 0
-        under_way = Counter(claim.owner for claim in self._attempts.values())
         portion = Portion(
             OF_ENDPOINT_MAX,
             OF_OWNER_MAX,
             [claim.endpoint_id for claim in self._attempts.values()],  # one that answers quickly gets its turn next time
-            [owner for owner, count in under_way.items() if count >= OF_OWNER_MAX],
+            Counter(claim.owner for claim in self._attempts.values()),
         )
         claims = await self._outbox.claim(room, portion, LEASE_S)
         for claim in claims:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -13,7 +14,7 @@ from app.clock import time_text
 from app.db.sql import query
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     import asyncpg
 
@@ -34,6 +35,14 @@ SELECT count(*) FROM (
   SELECT FROM webhook_messages UNION ALL SELECT FROM webhook_deliveries WHERE state = 'pending' LIMIT $1) AS due
 """
 _FORGET: Final = "DELETE FROM webhook_deliveries WHERE state <> 'pending' AND closed_at < now() - make_interval(days => $1)"
+# Made in the moment in which the endpoint was deleted or disabled: nobody will ever claim them.
+_CLOSE_STRAYS: Final = """
+UPDATE webhook_deliveries AS d
+SET state = 'failed', closed_at = now(), last_error = CASE WHEN e.deleted_at IS NULL THEN 'disabled' ELSE 'deleted' END
+FROM webhook_endpoints AS e
+WHERE d.state = 'pending' AND e.endpoint_id = d.endpoint_id AND (e.deleted_at IS NOT NULL OR e.disabled_at IS NOT NULL)
+RETURNING d.delivery_id
+"""
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,12 +81,16 @@ class Claim(NamedTuple):
 
 
 class Portion(NamedTuple):
-    """What one endpoint and one owner may have of a claim, and which of them get nothing this time."""
+    """What one endpoint and one owner may have under way in a process, and what of that they have.
+
+    of_endpoint     deliveries of one endpoint in one claim; one of `busy_endpoints` gets none
+    of_owner        attempts of one owner, those of `busy_owners` (attempts under way by owner) included
+    """
 
     of_endpoint: int
     of_owner: int
     busy_endpoints: Sequence[str] = ()
-    busy_owners: Sequence[str] = ()
+    busy_owners: Mapping[str, int] = MappingProxyType({})
 
 
 class Spread(NamedTuple):
@@ -135,7 +148,7 @@ class Outbox:
         """Take at most `count` due deliveries for `lease_s`, and of each endpoint and owner no more than their portion."""
         rows = await self._statements.rows(
             query("claim_deliveries"), count, portion.of_endpoint, list(portion.busy_endpoints), lease_s, portion.of_owner,
-            list(portion.busy_owners),
+            list(portion.busy_owners), list(portion.busy_owners.values()),
         )  # fmt: skip
         return [Claim(*row) for row in rows]
 
@@ -164,7 +177,8 @@ class Outbox:
         return int(rows[0][0])
 
     async def forget(self) -> None:
-        """Remove deliveries that were closed more than KEEP_DAYS ago."""
+        """Remove deliveries that were closed more than KEEP_DAYS ago; give up those of endpoints that get nothing more."""
+        await self._statements.rows(_CLOSE_STRAYS)
         await self._statements.rows(_FORGET, KEEP_DAYS)
 
     async def create(

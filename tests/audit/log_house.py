@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -44,9 +44,12 @@ class LogHouse:
     leaves: list[bytes] = field(default_factory=list)
     signers: list[ShardSigner] = field(default_factory=list)
 
-    def signer(self, *keys: Signer, shard: Shard | None = None) -> ShardSigner:
+    def signer(
+        self, *keys: Signer, shard: Shard | None = None, note_keys: Callable[[], Awaitable[None]] | None = None
+    ) -> ShardSigner:
         """Return a signer as a process has after its start; KEY is the key if none is named."""
-        self.signers.append(ShardSigner(shard or self.shard, self.log, RedisLink(self.links, "{t}:"), keys or (KEY,)))
+        link = RedisLink(self.links, "{t}:")
+        self.signers.append(ShardSigner(shard or self.shard, self.log, link, keys or (KEY,), note_keys))
         return self.signers[-1]
 
     async def write(self, events: Sequence[Event]) -> None:

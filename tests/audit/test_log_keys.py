@@ -15,6 +15,8 @@ from app.audit.signing_keys import signers_of
 from app.db.migrate import migrate
 from app.db.postgres import open_pool
 from app.db.statements import Statements
+from tests.audit.chain import mixed_events
+from tests.audit.log_house import KEY, LOG_ORIGIN, LogHouse
 
 ORIGIN = "shieldx/test/s00"
 OLD, NEW = (signers_of([bytes([number]) * 32], ORIGIN)[0] for number in (1, 2))
@@ -88,3 +90,27 @@ async def test_an_overlap_is_two_entries_with_the_sizes_between_which_a_key_sign
         {"shard": 0, "origin": ORIGIN, "size": 9, "signing": [new], "added": [], "retired": [old]},
     ]
     assert [(one.vkey, one.from_size, one.until_size) for one in await keys.known()] == [(new, 5, None), (old, 0, 9)]
+
+
+async def test_a_key_is_noted_before_it_signs(house: LogHouse) -> None:
+    await house.write(mixed_events(30, 3))
+    house.shard.durable = 9
+    await house.signer().round()
+    new = signers_of([bytes([7]) * 32], LOG_ORIGIN)[0]
+    signed: list[str] = []
+
+    async def noted() -> None:
+        signed.append(await house.database.session.fetchval("SELECT string_agg(signers, ' ') FROM audit_checkpoints"))
+
+    async def away() -> None:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        await house.signer(new, note_keys=away).round()
+    signer = house.signer(new, note_keys=noted)
+    await signer.round()
+    house.shard.durable = 19
+    await signer.round()
+
+    assert signed == [KEY.verifier.key_id.hex()], "once, before the first checkpoint of the new key"
+    assert (await house.opened(new.verifier)).checkpoint.size == 20

@@ -9,8 +9,11 @@ import orjson
 import pytest
 from msgspec.structs import replace
 
-from app.audit.entry import Event
-from app.audit.report import PrivateReport, report_text
+from app.audit.checkpoint import Checkpoint
+from app.audit.entry import Event, entry_bytes
+from app.audit.increment import verify_since
+from app.audit.report import PrivateReport, Report, report_text
+from app.audit.trust import Trust
 from app.audit.verify import verify_ledger
 from app.clock import time_text
 from app.credits.payment import details_of
@@ -20,6 +23,8 @@ from app.privacy.payment import Payment
 from app.privacy.store import PrivateStore
 from tests.audit.chain import STARTED_MS, Book, make_chain
 from tests.audit.conftest import LedgerDatabase
+from tests.audit.log_house import LOG_ORIGIN, LogHouse
+from tests.audit.naive_tree import root_of
 from tests.audit.tamper import change
 
 PAYMENT = Payment("4111111111111111", "John Doe", "12/27")
@@ -174,34 +179,90 @@ async def test_more_records_than_tombstones_tell_of_cannot_go(database: LedgerDa
     assert (seq, reason) == (SECOND, "more private records are gone than the 1 of which tombstones tell; this is one")
 
 
-@pytest.mark.parametrize("kind", ["privacy.erasure", "privacy.retention"])
-async def test_a_record_of_which_two_entries_speak_is_destroyed_once(
-    database: LedgerDatabase, store: PrivateStore, kind: str
-) -> None:
-    """An idempotency key is used again for the same payment, a day and more after the first time."""
+async def twice(database: LedgerDatabase, store: PrivateStore, kind: str) -> list[Event]:
+    """A payment that was sent again under its key, a day and more later; what was kept of it is destroyed."""
     book = Book()
     book.account("t1")
     first = book.topup("t1", 100)
     book.at_ms += TWO_DAYS_MS
     again = book.topup("t1", 100)
     details = details_of(await store.keep(first.idempotency or "", "t1", "t1", PAYMENT))
+    erasure = await store.erase("t1", request_id="q", basis="gdpr-17")
+    assert erasure is not None
+    await database.session.execute("DELETE FROM private_erasures")
+    before = time_text(first.at_ms + 3_600_000)
+    past = {"before": before, "class": "payment", "entry_id": "e", "records": 1}
+    told = orjson.loads(erasure.tombstone) if kind == erasure.kind else past
     events = [
         book.events[0],
         replace(first, details=details),
         replace(again, details=details, idempotency=first.idempotency),
     ]
-    erasure = await store.erase("t1", request_id="q", basis="gdpr-17")
-    assert erasure is not None
-    before = time_text(first.at_ms + 3_600_000)
-    past = {"before": before, "class": "payment", "entry_id": "e", "records": 1}
-    told = orjson.loads(erasure.tombstone) if kind == erasure.kind else past
-    await database.session.execute("DELETE FROM private_erasures")
-    await make_chain(database.session, with_tombstone(events, kind, told))
+    return with_tombstone(events, kind, told)
+
+
+@pytest.mark.parametrize("kind", ["privacy.erasure", "privacy.retention"])
+async def test_a_record_of_which_two_entries_speak_is_destroyed_once(
+    database: LedgerDatabase, store: PrivateStore, kind: str
+) -> None:
+    await make_chain(database.session, await twice(database, store, kind))
 
     report = await database.verify()
 
     assert (report.ok, report.first_bad) == (True, None)
     assert report.private == PrivateReport(erased=2)
+
+
+async def since(house: LogHouse, size: int) -> Report:
+    trust = Trust(checkpoints={LOG_ORIGIN: Checkpoint(LOG_ORIGIN, size, root_of(house.leaves[:size]))})
+    return await verify_since(house.database.url, seals={}, progress=lambda *_: None, trust=trust)
+
+
+@pytest.mark.parametrize("kind", ["privacy.erasure", "privacy.retention"])
+async def test_the_first_entry_of_a_record_may_stand_below_a_trusted_checkpoint(
+    house: LogHouse, store: PrivateStore, kind: str
+) -> None:
+    await house.write(await twice(house.database, store, kind))
+
+    reports = [await since(house, size) for size in (1, 2)]
+
+    assert [(report.first_bad, report.private.erased) for report in reports] == [(None, 2), (None, 1)]
+
+
+async def test_nobody_puts_an_earlier_entry_of_a_record_below_a_trusted_checkpoint(
+    house: LogHouse, store: PrivateStore
+) -> None:
+    events = await twice(house.database, store, "privacy.retention")
+    await house.write([events[0], replace(events[1], details=None), *events[2:]])
+    honest = await since(house, 2)
+    await change(
+        house.database.session, "UPDATE audit_entries SET entry = $1 WHERE seq = 1", entry_bytes(events[1], house.leaves[0])
+    )
+
+    forged = await since(house, 2)
+
+    assert [report.first_bad and report.first_bad.reason for report in (honest, forged)] == [LOST, LOST]
+
+
+@pytest.mark.parametrize("kind", ["privacy.erasure", "privacy.retention"])
+async def test_an_id_of_a_destroyed_record_may_be_given_again(house: LogHouse, store: PrivateStore, kind: str) -> None:
+    """A client uses an idempotency key again, after the payment that had it first was erased or past its time."""
+    events = await twice(house.database, store, kind)
+    spent, tombstone = events[2:]
+    kept = await store.keep(spent.idempotency or "", "t1", "t1", PAYMENT)
+    last = replace(
+        spent, seq=tombstone.seq + 1, at_ms=tombstone.at_ms + 1, balance=spent.balance + 100, version=spent.version + 1,
+        transaction_id="01a201e0-3c7c-7000-adad-e9f95266ab01", details=details_of(kept),
+    )  # fmt: skip
+    await house.write([*events, last])
+
+    whole, part = await house.database.verify(), await since(house, 1)
+    await house.database.session.execute("DELETE FROM private_records")
+    taken = await house.database.verify()
+
+    assert [(report.first_bad, report.private) for report in (whole, part)] == [(None, PrivateReport(1, 2))] * 2
+    assert taken.first_bad is not None
+    assert (taken.first_bad.seq, taken.first_bad.reason) == (4, LOST)
 
 
 CLOSED = "cannot be opened: a value was changed, or is that of another record"

@@ -186,11 +186,12 @@ async def key_rows(ledger: LedgerDatabase) -> None:
     row = "INSERT INTO api_keys (key_id, hash, shown, name, role, tenants, created_by, expires_at, replaced_by) VALUES "
     await ledger.session.execute(
         f"{row} ('key_{'B' * 16}', sha256('b'), 's', 'n', 'writer', '{{t}}', 'root', NULL, NULL), "
-        f"('key_{'A' * 16}', sha256('a'), 's', 'n', 'writer', '{{t}}', 'root', '2027-01-01', 'key_{'B' * 16}')"
+        f"('key_{'A' * 16}', sha256('a'), 's', 'n', 'writer', '{{t}}', 'root', '2026-01-02', 'key_{'B' * 16}')"
     )
     told = (
         "INSERT INTO pending_entries (at, kind, details) SELECT '2026-01-01', kind, details::json FROM (VALUES "
-        '(\'key.rotate\', \'{"key_id":"key_\' || $1 || \'","new_key_id":"key_\' || $2 || \'","hash":"\' || $4 || \'"}\'), '
+        '(\'key.rotate\', \'{"key_id":"key_\' || $1 || \'","new_key_id":"key_\' || $2 || \'","hash":"\' || $4 || \'",'
+        '"overlap_seconds":86400}\'), '
         '(\'key.create\', \'{"key_id":"key_\' || $1 || \'","role":"writer","tenants":["t"],"hash":"\' || $3 || \'"}\')'
         ") AS v (kind, details)"
     )
@@ -214,6 +215,7 @@ async def test_keys_that_the_chain_tells_of_are_intact(ledger: LedgerDatabase) -
      ("UPDATE api_keys SET tenants = NULL WHERE name = 'n' AND replaced_by IS NULL", "with other rights"),
      ("UPDATE api_keys SET hash = sha256('c') WHERE replaced_by IS NULL", "with another secret"),
      ("UPDATE api_keys SET expires_at = NULL WHERE replaced_by IS NOT NULL", "which ends at another time"),
+     ("UPDATE api_keys SET expires_at = '2026-02-02' WHERE replaced_by IS NOT NULL", "which ends at another time"),
      ("UPDATE api_keys SET replaced_by = NULL WHERE replaced_by IS NOT NULL", "which is revoked or replaced otherwise"),
      ("UPDATE api_keys SET revoked_at = now() WHERE replaced_by IS NULL", "which is revoked or replaced otherwise"),
      ("UPDATE api_keys SET replaced_by = NULL; DELETE FROM api_keys WHERE key_id LIKE '%B'", "which is revoked or replaced")],

@@ -106,6 +106,18 @@ async def test_the_balance_at_a_time_is_the_one_after_its_last_event(client: Cli
     assert await at("") == (70, 20, 50, 4)
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [("0001-01-01T00:00:00Z", "0001-01-01T00:00:00.000Z"), ("9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999Z")],
+)
+async def test_the_first_and_the_last_time_that_can_be_written_are_times(client: Client, given: str, told: str) -> None:
+    tenant = await client.tenant(100)
+
+    balance = (await client.get(f"/v1/accounts/{tenant}/balance?at={given}")).body
+
+    assert (balance["at"], balance["balance"]) == (told, 0 if given < "1" else 100)
+
+
 async def test_usage_sums_by_hour_and_day(client: Client) -> None:
     tenant = await client.tenant(100)
     spent = await client.consume(tenant, 30)
@@ -134,6 +146,7 @@ async def test_usage_sums_by_hour_and_day(client: Client) -> None:
         "granularity=minute",
         "from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z",
         "from=2020-01-01T00:00:00Z&to=2026-01-01T00:00:00Z",
+        "to=0001-01-01T00:00:00Z",
     ],
 )
 async def test_usage_refuses_what_it_cannot_sum(client: Client, query: str) -> None:

@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
+from app.audit.note import Verifier
+from app.audit.receipt import parse_receipt, verify_receipt
 from tests.credits.ledger_client import Client, fresh
+from tests.flow.test_audit_calls import signed
+from tests.flow.test_limited_keys import limited
 
 AMOUNT_MAX = 10**14 - 1
 NOBODY = "01890000-0000-7000-8000-000000000000"
@@ -254,3 +258,39 @@ async def test_legs_of_a_two_phase_commit_are_no_reservations_of_the_tenant(wide
     identifier = history[1]["transaction_id"]
     assert (await wide.get(f"/v1/credits/reservations/{identifier}")).refusal == (404, "no_reservation")
     assert (await wide.post(f"/v1/credits/reservations/{identifier}/abort")).refusal == (404, "no_reservation")
+
+
+@pytest.mark.parametrize("shards", [(0, 0), (0, 1), (1, 0)])
+async def test_each_leg_has_a_receipt_that_proves_its_entry(wide: Client, shards: tuple[int, int]) -> None:
+    giver, taker = await tenant_of(wide, shards[0], 50), await tenant_of(wide, shards[1])
+    body = await wide.done(PATH, legs((giver, -20), (taker, 20)))
+    path = f"/v1/audit/receipts/{body['transaction_id']}"
+    keys = [Verifier.from_vkey(item["key"]) for item in (await wide.get("/v1/audit/keys")).body["data"]]
+
+    receipts = [parse_receipt((await signed(wide, f"{path}{leg}")).raw) for leg in ("", "?leg=0", "?leg=1")]
+    beyond = [await wide.get(f"{path}?leg={leg}") for leg in ("2", "100", "-1")]
+
+    assert [receipt.seq for receipt in receipts] == [body["legs"][leg]["seq"] for leg in (0, 0, 1)]
+    for receipt, leg in zip(receipts, (0, 0, 1), strict=True):
+        assert verify_receipt(receipt, keys).checkpoint.origin.endswith(f"/s{body['legs'][leg]['shard']:02d}")
+        assert body["legs"][leg]["tenant_id"].encode() in (receipt.entry or b"")
+    assert [reply.status for reply in beyond] == [404, 422, 422]
+
+
+@pytest.mark.parametrize("shards", [(0, 0), (0, 1)])
+async def test_a_key_sees_a_transaction_of_its_tenants_alone_and_has_a_receipt_of_its_own_leg(
+    wide: Client, shards: tuple[int, int]
+) -> None:
+    giver, taker = await tenant_of(wide, shards[0], 50), await tenant_of(wide, shards[1])
+    body = await wide.done(PATH, legs((giver, -20), (taker, 20)))
+    path = f"/v1/audit/receipts/{body['transaction_id']}"
+    shown, receipts = [], []
+
+    for tenants in ([giver], [taker], [giver, taker]):
+        _, header = await limited(wide, "auditor", tenants=tenants)
+        shown.append((await wide.call("GET", f"{PATH}/{body['transaction_id']}", Authorization=header)).status)
+        replies = [await wide.call("GET", f"{path}?leg={leg}", Authorization=header) for leg in (0, 1)]
+        receipts.append([reply.status == 404 and reply.code == "no_transaction" for reply in replies])
+
+    assert shown == [404, 404, 200], "a transaction shows the balances of all its tenants"
+    assert receipts == [[False, True], [True, False], [False, False]]

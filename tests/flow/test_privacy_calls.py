@@ -133,6 +133,17 @@ async def test_a_payment_is_shown_masked_and_in_the_clear_only_on_the_record(
     assert CARD not in "".join(row[0] for row in pending)
 
 
+async def test_a_top_up_shows_a_payment_if_it_had_one_whatever_else_its_entry_says(client: Client) -> None:
+    tenant = await client.tenant(low_balance_threshold=10)
+    without = await client.topup(tenant, 50)
+    paid = (await pay(client, tenant, fresh("pay"))).body
+
+    seen = [(await client.get(f"/v1/transactions/{one['transaction_id']}")).body for one in (without, paid)]
+
+    assert ([one["status"] for one in seen], "payment" in seen[0]) == (["committed"] * 2, False)
+    assert seen[1]["payment"]["card_number"] == "****-****-****-1111"
+
+
 async def test_a_limited_admin_erases_its_own_tenants_only(client: Client) -> None:
     mine, foreign = await client.tenant(), await client.tenant()
     for name in (mine, foreign):

@@ -225,12 +225,41 @@ async def test_what_no_entry_names_is_destroyed_with_its_key(
     assert await owner.fetchval("SELECT count(*) FROM private_keys") == 0
 
 
+async def test_two_requests_under_one_key_do_not_share_a_record(store: PrivateStore) -> None:
+    first, payment = topup(5)
+    kept = await keep_payment(store, first, payment)
+
+    with pytest.raises(OtherPayment):
+        await keep_payment(store, *topup(6))
+
+    await settle_payment(store, await keep_payment(store, *topup(5)), applied(first))
+    assert await store.shown(kept.record_id) == payment.shown()
+
+
+async def test_a_refusal_a_day_later_leaves_the_record_of_the_first_request(
+    store: PrivateStore, owner: asyncpg.Connection[Any]
+) -> None:
+    first, payment = topup(5)
+    kept = await keep_payment(store, first, payment)
+    await settle_payment(store, kept, applied(first))
+    await owner.execute("UPDATE private_records SET created_at = created_at - interval '1 day'")
+
+    for amount in (5, 6):
+        again = await keep_payment(store, *topup(amount))
+        await settle_payment(store, again, Refused("balance_limit", (), "r"))
+
+        assert again.commitment == kept.commitment
+        assert await store.shown(kept.record_id) == payment.shown()
+
+
 async def test_a_retry_after_an_erasure_leaves_nothing_behind(store: PrivateStore) -> None:
     first, payment = topup()
-    await keep_payment(store, first, payment)
+    kept = await keep_payment(store, first, payment)
     await store.erase("t1", request_id="q", basis="gdpr-17")
 
     again = await keep_payment(store, *topup())
+    with pytest.raises(NoRecord):
+        await store.shown(again.record_id, kept.commitment)
     await settle_payment(store, again, applied(first)._replace(replayed=True))
 
     with pytest.raises(NoRecord):

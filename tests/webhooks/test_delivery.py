@@ -295,6 +295,26 @@ async def test_a_tenant_whose_endpoints_all_hang_leaves_room_for_other_tenants(
         await deliverer.stop()
 
 
+async def test_a_tenant_with_attempts_under_way_gets_only_what_they_leave_of_its_portion(
+    calls: WebhookCalls, deliverer: Deliverer, receiver: Receiver, statements: Statements, owner: Connection
+) -> None:
+    receiver.silent = True
+    for _ in range(OF_OWNER_MAX - 1):
+        await calls.create(NewEndpoint(url=receiver.url, tenant_id="slow"), "root", None)
+    await put_out(statements.rows, message(1, tenant="slow"))
+    first = await deliverer.round()
+    for _ in range(OF_OWNER_MAX):
+        await calls.create(NewEndpoint(url=receiver.url, tenant_id="slow"), "root", None)
+    await put_out(statements.rows, message(2, tenant="slow"))
+
+    later = [await deliverer.round() for _ in range(2)]
+
+    assert (first, later) == (OF_OWNER_MAX - 1, [1, 0])
+    receiver.silent = False
+    await asyncio.gather(*deliverer._attempts)
+    assert await finish(deliverer) == OF_OWNER_MAX, "and all of it when they have ended"
+
+
 async def test_a_rotated_secret_signs_beside_the_old_one_for_the_overlap(
     calls: WebhookCalls, deliverer: Deliverer, receiver: Receiver, statements: Statements, owner: Connection
 ) -> None:
@@ -350,6 +370,27 @@ async def test_an_address_that_became_an_inner_one_is_not_sent_to(
     await strict.close()
     assert await states(owner) == [("pending", 1, None, "address")]
     assert receiver.requests == []
+
+
+async def test_deliveries_made_as_their_endpoint_went_are_given_up(
+    calls: WebhookCalls, outbox: Outbox, statements: Statements, owner: Connection
+) -> None:
+    made = [await calls.create(NewEndpoint(url=HERE_URL), "root", None) for _ in range(3)]
+    await put_out(statements.rows, message())
+    await owner.execute("UPDATE webhook_endpoints SET deleted_at = now() WHERE endpoint_id = $1", made[0].endpoint_id)
+    await owner.execute(
+        "UPDATE webhook_endpoints SET disabled_at = now(), disabled_for = 'gone' WHERE endpoint_id = $1", made[1].endpoint_id
+    )
+
+    await outbox.forget()
+
+    rows = await owner.fetch("SELECT endpoint_id, state, last_error FROM webhook_deliveries")
+    assert {row["endpoint_id"]: (row["state"], row["last_error"]) for row in rows} == {
+        made[0].endpoint_id: ("failed", "deleted"),
+        made[1].endpoint_id: ("failed", "disabled"),
+        made[2].endpoint_id: ("pending", None),
+    }
+    assert await outbox.count_pending() == 1
 
 
 async def test_old_deliveries_are_forgotten_and_open_ones_never(
