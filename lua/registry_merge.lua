@@ -31,7 +31,8 @@
 --             suspect  ms of silence         no longer to be looked up
 --             evict    ms of silence         remove
 --             hand     replica, text: nothing of an instance, is published
---             restore  lease, mode, check, age of the last heartbeat in ms, body   what Redis has forgotten
+--             restore  lease, mode, check, age of the last heartbeat in ms, revision, tombstone ms, body
+--                                            what Redis has forgotten, or has as it was at a lower revision
 -- Returns {incarnation, revision, now, replicas of the last 15 s, changes, answers}; an answer is "ok <revision>", "known 0",
 --         "unknown 0", "stale 0" (another generation), "ended 0" (a tombstone), "kept 0" (too many at once), or
 --         "fresh <ms>": silent for no longer than that
@@ -77,9 +78,16 @@ end
 
 local function restore(field, generation, words)
   if ended(field, generation) then return 'ended 0' end
-  if read(field) then return 'known 0' end
-  redis.call('HSET', KEYS[3], field, now - words[7])
-  return write('restore', field, {lease = words[4], mode = words[5], check = words[6], generation = generation, body = words[8]})
+  local one, at = read(field), now - words[7]
+  if one and one.revision >= words[8] then return 'known 0' end
+  if one and one.generation == generation then
+    at = math.max(at, tonumber(redis.call('HGET', KEYS[3], field) or '0'))
+  elseif one then
+    redis.call('ZADD', KEYS[4], now + words[9], field .. '/' .. one.generation)
+  end
+  redis.call('HSET', KEYS[3], field, string.format('%.0f', at))
+  local laid = {lease = words[4], mode = words[5], check = words[6], generation = generation, body = words[10]}
+  return write('restore', field, laid)
 end
 
 local function change(words)

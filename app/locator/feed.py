@@ -18,7 +18,7 @@ import redis.exceptions
 from app.actor import ActorStopped, InboxFull
 from app.db.keys import LOCATOR_BEATS, LOCATOR_CHANGES, LOCATOR_HEAD, LOCATOR_INSTANCES
 from app.db.retry import TRANSIENT
-from app.locator.record import Fact, parse_fact, split_field
+from app.locator.record import Fact, Record, parse_fact, split_field
 from app.locator.registry import fresh_incarnation
 from app.turns import end_task
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from app.db.redis import RedisLink
-    from app.locator.record import Record
+    from app.locator.directory import End
     from app.locator.registry import Answer, Registry
 
 log = logging.getLogger(__name__)
@@ -63,8 +63,8 @@ class Feed:
         self._last_id = "0-0"
         self._seen = 0  # revision up to which the stream has been followed
         self._since_ms = 0  # the registry's clock when this data was first read: heartbeats after it were heard meanwhile
-        self._forgotten: dict[str, Record] = {}  # by Redis, and not laid again yet
-        self._laying: dict[str, Record] = {}
+        self._forgotten: dict[str, Record | End] = {}  # by Redis, and not laid again yet
+        self._laying: dict[str, Record | End] = {}
         self.following = False
         self.loaded = False  # at least once: before that, nothing is known of any service
         self.reloads = 0
@@ -125,18 +125,20 @@ class Feed:
         same = known == self._registry.incarnation
         self._seen = int(revision or 0)
         now_s = self._clock_s()
-        clock = await command("HGET", LOCATOR_HEAD, "clock")
+        clock, reached = await command("HMGET", LOCATOR_HEAD, "clock", "revision")
         if self.loaded and same:
             silent_s = await self._silence(facts, int(clock or 0))
         else:
             silent_s, self._since_ms = {}, int(clock or 0)
         laid = self._forgotten.keys() | self._laying.keys()
-        forgotten = self._directory.reconcile(facts, self._seen, now_s, same=same, silent_s=silent_s, kept=laid)
+        forgotten = self._directory.reconcile(
+            facts, self._seen, now_s, reached=int(reached or 0), same=same, silent_s=silent_s, kept=laid
+        )
         self._registry.incarnation = known
         self.loaded = True
         self.reloads += 1
         if forgotten:
-            log.warning("redis has forgotten registered instances; they are laid again", extra={"count": len(forgotten)})
+            log.warning("redis has forgotten changes of instances; they are laid again", extra={"count": len(forgotten)})
         self._forgotten = {field: record for field, record in forgotten if field not in self._laying}
 
     async def _silence(self, facts: Mapping[str, Fact], now_ms: int) -> dict[str, float]:
@@ -163,19 +165,24 @@ class Feed:
     def _lay(self) -> None:
         """Lay what Redis has forgotten, some at a time; what fails is tried again after the next read of the stream."""
         for field in list(islice(self._forgotten, LAYING_MAX - len(self._laying))):
-            record = self._forgotten.pop(field)
-            if self._directory.find(*split_field(field)) is not record:
+            known = self._forgotten.pop(field)
+            service, id_ = split_field(field)
+            record = self._directory.find(service, id_)
+            if record is not (known if isinstance(known, Record) else None):
                 continue  # it was registered anew, or has ended
-            self._laying[field] = record
+            self._laying[field] = known
 
-            def settle(answer: Answer | None, _: Exception | None, field: str = field, record: Record = record) -> None:
+            def settle(answer: Answer | None, _: Exception | None, field: str = field, known: Record | End = known) -> None:
                 del self._laying[field]
                 if answer is None:
-                    self._forgotten[field] = record
+                    self._forgotten[field] = known
 
             try:
-                silent_s = max(0.0, self._clock_s() - record.renewed_s)
-                self._registry.submit(self._registry.restore(field, record, silent_s), settle)
+                if isinstance(known, Record):
+                    change = self._registry.restore(field, known, max(0.0, self._clock_s() - known.renewed_s))
+                else:
+                    change = self._registry.drop(service, id_, known.generation)
+                self._registry.submit(change, settle)
             except (InboxFull, ActorStopped) as error:
                 settle(None, error)
 

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from app.db.keys import LOCATOR_BEATS, LOCATOR_INSTANCES
 from app.locator.instance import State
+from app.locator.record import Fact, parse_fact
 from app.web.problems import Problem
 from tests.locator.replicas import Replica, eventually, instance, replicas
 from tests.stores import PrivateRedis, run_apart
@@ -200,6 +201,71 @@ async def test_a_redis_that_has_forgotten_everything_is_told_again(own_redis: Pr
         assert record.generation == "g1"
 
 
+async def rewind(redis_url: str, kept: dict[bytes, bytes] | None = None) -> dict[bytes, bytes]:
+    """Return all keys as they are, or make Redis what it was, as a failover does that loses the last changes."""
+    async with Redis.from_url(redis_url) as redis:
+        if kept is None:
+            return {key: await redis.dump(key) for key in await redis.keys()}
+        await redis.flushall()
+        for key, value in kept.items():
+            await redis.restore(key, 0, value)
+        await redis.client_kill_filter(_type="normal")
+    return kept
+
+
+async def redis_knows(redis_url: str) -> dict[str, Fact]:
+    """Return the instances that Redis holds."""
+    async with Redis.from_url(redis_url) as redis:
+        return {field.decode(): parse_fact(text) for field, text in (await redis.hgetall(LOCATOR_INSTANCES)).items()}
+
+
+async def test_changes_and_ends_that_a_failover_lost_are_laid_again_and_nothing_ended_returns(
+    own_redis: PrivateRedis,
+) -> None:
+    async with replicas(own_redis.url, 2) as (one, other):
+        for id_ in ("ended", "renewed", "drained", "left"):
+            await one.register("web", id_, "g1", instance())
+        kept = await rewind(own_redis.url)
+        await one.change(lambda registry: registry.drop("web", "ended", "g1"))
+        await one.register("web", "renewed", "g2", instance(port=81))
+        await one.change(lambda registry: registry.order("web", "drained", "", "draining"))
+        await one.register("web", "new", "g1", instance())
+        expected = {"drained": "draining", "left": "up", "new": "up", "renewed": "up"}
+        await eventually(lambda: other.states("web") == expected)
+        reloads = [replica.feed.reloads for replica in (one, other) if replica.feed is not None]
+
+        await rewind(own_redis.url, kept)
+        async with replicas(own_redis.url, 1) as (third,):
+            await eventually(lambda: [r.feed.reloads for r in (one, other) if r.feed is not None] > reloads)
+            await eventually(lambda: third.states("web").keys() == expected.keys())
+            await eventually(lambda: third.state("web", "drained") is State.DRAINING)
+
+            assert one.states("web") == other.states("web") == expected
+            for replica in (one, other, third):
+                assert replica.directory.services["web"].records["renewed"].generation == "g2"
+            facts = await redis_knows(own_redis.url)
+            assert facts.keys() == {f"web/{id_}" for id_ in expected}
+            assert (facts["web/drained"].mode, facts["web/renewed"].generation) == ("draining", "g2")
+            for id_, generation in (("ended", "g1"), ("renewed", "g1")):
+                with pytest.raises(Problem, match="stale_generation"):
+                    await third.register("web", id_, generation, instance())
+
+
+async def test_a_redis_with_other_data_counts_anew_also_for_what_has_ended_before(own_redis: PrivateRedis) -> None:
+    async with replicas(own_redis.url, 1) as (one,):
+        for number in range(10):
+            await one.register("web", "ended", f"g{number}", instance(port=80 + number))
+        await one.change(lambda registry: registry.drop("web", "ended", ""))
+        run_apart(own_redis.flush())
+
+        async with replicas(own_redis.url, 1) as (fresh,):  # it counts from the beginning
+            await fresh.register("web", "other", None, instance())
+            await eventually(lambda: one.state("web", "other"))
+            await fresh.register("web", "ended", None, instance())
+
+            await eventually(lambda: one.state("web", "ended") is State.UP)
+
+
 async def test_more_than_the_mailbox_takes_is_laid_again_to_the_last_instance(
     own_redis: PrivateRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +329,35 @@ async def test_the_replicas_are_named_in_the_same_order_whoever_called_last(redi
             named |= {one.registry.replicas, other.registry.replicas}
 
         assert {names for names in named if len(names) == 2} == {tuple(sorted((one.replica, other.replica)))}
+
+
+async def test_a_half_open_instance_gets_one_call_from_each_replica_and_each_finds_out_for_itself(redis_url: str) -> None:
+    def leases_on_a(replica: Replica, lookups: int) -> list[str]:
+        snapshot, now_s = replica.directory.services["web"].snapshot, replica.clock_s()
+        picks = [replica.balancer.pick(snapshot, "round_robin", now_s=now_s) for _ in range(lookups)]
+        return [pick.lease_id for pick in picks if pick is not None and pick.instance.id == "a"]
+
+    def breaker(replica: Replica) -> str:
+        load = replica.balancer.view("web", "a", replica.clock_s())
+        return "" if load is None else load.breaker.value
+
+    async with replicas(redis_url, 2) as both:
+        for id_ in ("a", "b"):
+            await both[0].register("web", id_, None, instance())
+        await eventually(lambda: len(both[1].states("web")) == 2)
+        for replica in both:
+            for lease in leases_on_a(replica, 6):
+                replica.report("web", lease, "k1", ok=False, latency_ms=None)
+            replica.clock.now_s += 30.0
+
+        one, other = (leases_on_a(replica, 40) for replica in both)
+        assert (len(one), len(other)) == (1, 1)
+        both[0].report("web", one[0], "k1", ok=True, latency_ms=1.0)
+
+        assert [breaker(replica) for replica in both] == ["closed", "half_open"]
+        assert leases_on_a(both[1], 40) == []
+        both[1].report("web", other[0], "k1", ok=False, latency_ms=None)
+        assert [breaker(replica) for replica in both] == ["closed", "open"]
 
 
 async def test_an_isolation_holds_on_every_replica_until_it_is_reset(redis_url: str) -> None:
