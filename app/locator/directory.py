@@ -319,11 +319,10 @@ class Directory:
                 forgotten.append((field, record))
         for field, end in [one for one in self._gone.items() if one[1].revision > reached]:
             self._gone[field] = end._replace(revision=reached)
-        changed = [
-            (service, ids, max((r.revision for i in ids if (r := service.records.get(i))), default=0))
-            for service, ids in ((self.services[name], ids) for name, ids in touched.items())
-        ]
-        self._publish(changed, now_s, least=revision)
+        # A number of its own, above all that Redis has counted: the highest revision of what is left would be that of a
+        # time before something ended, and who has seen it then would not hear of the end.
+        own = own_after(max(reached, self.index))
+        self._publish([(self.services[name], ids, own) for name, ids in touched.items()], now_s, least=revision)
         return forgotten
 
     def _end_of(self, field: str, fact: Fact) -> End | None:

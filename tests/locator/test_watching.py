@@ -114,6 +114,18 @@ def test_changes_that_are_known_or_older_change_nothing() -> None:
     assert (directory.instances, directory.leased, dict(directory.owned)) == (0, 0, {})
 
 
+def test_a_watcher_hears_after_a_restart_of_what_ended_meanwhile() -> None:
+    before, after = Directory(), Directory()
+    before.apply([change(2, "ended"), change(3, "left")], 0.0)
+    seen = before.services["web"].snapshot.revision
+
+    facts = {"web/left": Fact(3, "up", "none", "none", "g1", str(change(3, "left")[-1]))}
+    after.reconcile(facts, 4, 0.0, reached=4, same=False, silent_s={})
+
+    assert after.services["web"].changed_since(seen) is None
+    assert after.services["web"].snapshot.revision > 4
+
+
 def test_what_other_data_has_counted_is_newer_than_what_was_known_before() -> None:
     directory = Directory()
     directory.apply([change(400, "a"), change(401, "b")], 0.0)
