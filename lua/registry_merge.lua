@@ -9,7 +9,8 @@
 -- failover to a machine with another one, or a time in which nobody could be heard.
 --
 -- KEYS[1] {locator}:head        hash    incarnation of this data, revision of the last change; wall, clock: both clocks at
---                                       the last call; evicting, evicted: from when a minute counts removals, how many
+--                                       the last call; evicting, evicted: from when a minute counts removals, how many;
+--                                       since: from when on no step was missing, so that times tell how long ago they are
 -- KEYS[2] {locator}:instances   hash    <service>/<id>: "<revision> <lease> <mode> <check> <generation> <body>"
 -- KEYS[3] {locator}:beats       hash    <service>/<id>: ms of the last heartbeat
 -- KEYS[4] {locator}:tombstones  zset    <service>/<id>/<generation> that has ended, by the ms until which it is known
@@ -122,6 +123,7 @@ redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now)
 redis.call('ZREMRANGEBYRANK', KEYS[4], 0, -(TOMBSTONES_MAX + 1))
 redis.call('HSET', KEYS[1], 'wall', string.format('%.0f', wall), 'clock', string.format('%.0f', now))
 if not head[1] then redis.call('HSET', KEYS[1], 'incarnation', incarnation) end
+if not head[4] or passed < 0 or passed > STEP_MAX_MS then redis.call('HSET', KEYS[1], 'since', string.format('%.0f', now)) end
 if #changes > 0 then redis.call('HSET', KEYS[1], 'revision', string.format('%.0f', revision)) end
 local told = text(changes)
 if #changes + #beats + #handed > 0 then

@@ -217,6 +217,17 @@ class Directory:
         for name, ids in restated.items():
             self.restate(self.services[name], ids, now_s)
 
+    def confirm(self, silent_s: Mapping[str, float], now_s: float) -> None:
+        """Take over for how long instances have been silent that other replicas have heard and this one has not."""
+        restated: dict[str, list[str]] = {}
+        for field, seconds in silent_s.items():
+            name, id_ = split_field(field)
+            record = self.find(name, id_)
+            if record is not None and _catch_up(record, now_s, seconds):
+                restated.setdefault(name, []).append(id_)
+        for name, ids in restated.items():
+            self.restate(self.services[name], ids, now_s)
+
     def take_renewed(self) -> list[tuple[str, str]]:
         """Return the heartbeats to tell, and forget them."""
         renewed, self.renewed = self.renewed, {}

@@ -16,7 +16,7 @@ import orjson
 import redis.exceptions
 
 from app.actor import ActorStopped, InboxFull
-from app.db.keys import LOCATOR_BEATS, LOCATOR_CHANGES, LOCATOR_HEAD, LOCATOR_INSTANCES
+from app.db.keys import LOCATOR_BEATS, LOCATOR_CHANGES, LOCATOR_HEAD, LOCATOR_INSTANCES, LOCATOR_REPLICAS
 from app.db.retry import TRANSIENT
 from app.locator.record import Fact, Record, parse_fact, split_field
 from app.locator.registry import fresh_incarnation
@@ -35,6 +35,7 @@ RECONNECT_S: Final = 0.5  # how often a Redis that is away is tried
 BLOCK_MS: Final = 1_000  # of one read of the stream: below the time after which a link takes Redis for dead
 ENTRIES_MAX: Final = 100  # of one read: about 10 ms of work at most
 SCAN_COUNT: Final = 500  # instances of one step of reading all: about 2 ms of decoding
+CONFIRM_S: Final = 3.0  # after a start: how long another replica is waited for, each of which calls every second
 LAYING_MAX: Final = 1_000  # forgotten instances under way to Redis: the mailbox has room for clients beside them
 
 
@@ -65,6 +66,7 @@ class Feed:
         self._since_ms = 0  # the registry's clock when this data was first read: heartbeats after it were heard meanwhile
         self._forgotten: dict[str, Record | End] = {}  # by Redis, and not laid again yet
         self._laying: dict[str, Record | End] = {}
+        self._confirm_until_s = float("-inf")
         self.following = False
         self.loaded = False  # at least once: before that, nothing is known of any service
         self.reloads = 0
@@ -93,6 +95,7 @@ class Feed:
                 while self._seen >= 0:
                     self._lay()
                     await self._follow()
+                    await self._confirm()
             except FeedBroken:
                 log.info("the registry is read again: the stream has moved on without this replica")
             except (*TRANSIENT, redis.exceptions.RedisError) as error:
@@ -130,6 +133,7 @@ class Feed:
             silent_s = await self._silence(facts, int(clock or 0))
         else:
             silent_s, self._since_ms = {}, int(clock or 0)
+            self._confirm_until_s = now_s + CONFIRM_S
         laid = self._forgotten.keys() | self._laying.keys()
         forgotten = self._directory.reconcile(
             facts, self._seen, now_s, reached=int(reached or 0), same=same, silent_s=silent_s, kept=laid
@@ -161,6 +165,32 @@ class Feed:
             for (field, least_ms), at in zip(after_ms.items(), beats, strict=True)
             if at is not None and int(at) > least_ms
         }
+
+    async def _confirm(self) -> None:
+        """Take over what another replica has heard that was there before this one, and still is.
+
+        At the start of a process nothing tells whether anybody listened. A replica that calls after it did; and what was
+        heard since times tell how long ago they are was heard so long ago.
+        """
+        now_s = self._clock_s()
+        if now_s >= self._confirm_until_s:
+            return
+        command = self._link.command
+        called = await command("ZRANGE", LOCATOR_REPLICAS, f"({self._since_ms}", "+inf", "BYSCORE")
+        if all(name.decode() == self._registry.replica for name in called):
+            return
+        self._confirm_until_s = float("-inf")
+        clock, since = await command("HMGET", LOCATOR_HEAD, "clock", "since")
+        restored = [f"{service.name}/{id_}" for service, id_, record in self._directory.records() if not record.verified]
+        if not restored or clock is None or since is None:
+            return
+        beats = await command("HMGET", LOCATOR_BEATS, *restored)
+        silent_s = {
+            field: max(0, int(clock) - int(at)) / 1000
+            for field, at in zip(restored, beats, strict=True)
+            if at is not None and int(at) >= int(since)
+        }
+        self._directory.confirm(silent_s, self._clock_s())
 
     def _lay(self) -> None:
         """Lay what Redis has forgotten, some at a time; what fails is tried again after the next read of the stream."""

@@ -9,7 +9,7 @@ import time
 import pytest
 from redis.asyncio import Redis
 
-from app.db.keys import LOCATOR_BEATS
+from app.db.keys import LOCATOR_BEATS, LOCATOR_HEAD
 from app.locator.instance import State
 from app.web.problems import Problem
 from tests.locator.replicas import Replica, eventually, instance, replicas
@@ -23,6 +23,12 @@ async def age(redis_url: str, seconds: float) -> None:
     async with Redis.from_url(redis_url) as redis:
         for field, at in (await redis.hgetall(LOCATOR_BEATS)).items():
             await redis.hset(LOCATOR_BEATS, field, int(at) - int(seconds * 1000))
+
+
+async def set_beat(redis_url: str, field: str, at_ms: int) -> None:
+    """Set the time of an instance's last heartbeat, by the registry's clock."""
+    async with Redis.from_url(redis_url) as redis:
+        await redis.hset(LOCATOR_BEATS, field, at_ms)
 
 
 async def test_a_change_is_visible_on_another_replica_within_100_ms(redis_url: str) -> None:
@@ -306,3 +312,31 @@ async def test_what_others_have_heard_while_a_replica_did_not_follow_is_verified
 
             await eventually(lambda: other.feed is not None and other.feed.reloads == 2)
             assert other.states("web") == {"heard": "up", "silent": "unverified"}
+
+
+async def test_a_replica_that_starts_takes_over_what_another_one_has_heard_and_no_more(redis_url: str) -> None:
+    async with replicas(redis_url, 1) as (one,):
+        for id_ in ("heard", "unheard"):
+            await one.register("web", id_, None, instance())
+        await set_beat(redis_url, "web/unheard", 0)
+        async with replicas(redis_url, 1) as (alone,):
+            assert alone.states("web") == {"heard": "unverified", "unheard": "unverified"}
+
+            await one.tick()
+
+            await eventually(lambda: alone.states("web") == {"heard": "up", "unheard": "unverified"})
+
+
+async def test_what_was_heard_before_a_time_without_any_replica_is_not_taken_over(redis_url: str) -> None:
+    async with replicas(redis_url, 1) as (before,):
+        await before.register("web", "a", None, instance())
+    async with Redis.from_url(redis_url) as redis:
+        await redis.hincrby(LOCATOR_HEAD, "wall", -60_000)  # for a minute nobody called
+    async with replicas(redis_url, 2) as (one, other):
+        for _ in range(3):
+            await one.tick()
+            await other.tick()
+        await one.register("web", "b", None, instance())
+        await eventually(lambda: other.state("web", "b"))
+
+        assert one.states("web") == other.states("web") == {"a": "unverified", "b": "up"}
