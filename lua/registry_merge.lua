@@ -9,7 +9,8 @@
 -- failover to a machine with another one, or a time in which nobody could be heard.
 --
 -- KEYS[1] {locator}:head        hash    incarnation of this data, revision of the last change; wall, clock: both clocks at
---                                       the last call; evicting, evicted: from when a minute counts removals, how many
+--                                       the last call; evicting, evicted: from when a minute counts removals, how many;
+--                                       since: from when on no step was missing, so that times tell how long ago they are
 -- KEYS[2] {locator}:instances   hash    <service>/<id>: "<revision> <lease> <mode> <check> <generation> <body>"
 -- KEYS[3] {locator}:beats       hash    <service>/<id>: ms of the last heartbeat
 -- KEYS[4] {locator}:tombstones  zset    <service>/<id>/<generation> that has ended, by the ms until which it is known
@@ -31,7 +32,8 @@
 --             suspect  ms of silence         no longer to be looked up
 --             evict    ms of silence         remove
 --             hand     replica, text: nothing of an instance, is published
---             restore  lease, mode, check, age of the last heartbeat in ms, body   what Redis has forgotten
+--             restore  lease, mode, check, age of the last heartbeat in ms, revision, tombstone ms, body
+--                                            what Redis has forgotten, or has as it was at a lower revision
 -- Returns {incarnation, revision, now, replicas of the last 15 s, changes, answers}; an answer is "ok <revision>", "known 0",
 --         "unknown 0", "stale 0" (another generation), "ended 0" (a tombstone), "kept 0" (too many at once), or
 --         "fresh <ms>": silent for no longer than that
@@ -77,9 +79,16 @@ end
 
 local function restore(field, generation, words)
   if ended(field, generation) then return 'ended 0' end
-  if read(field) then return 'known 0' end
-  redis.call('HSET', KEYS[3], field, now - words[7])
-  return write('restore', field, {lease = words[4], mode = words[5], check = words[6], generation = generation, body = words[8]})
+  local one, at = read(field), now - words[7]
+  if one and one.revision >= words[8] then return 'known 0' end
+  if one and one.generation == generation then
+    at = math.max(at, tonumber(redis.call('HGET', KEYS[3], field) or '0'))
+  elseif one then
+    redis.call('ZADD', KEYS[4], now + words[9], field .. '/' .. one.generation)
+  end
+  redis.call('HSET', KEYS[3], field, string.format('%.0f', at))
+  local laid = {lease = words[4], mode = words[5], check = words[6], generation = generation, body = words[10]}
+  return write('restore', field, laid)
 end
 
 local function change(words)
@@ -114,6 +123,7 @@ redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now)
 redis.call('ZREMRANGEBYRANK', KEYS[4], 0, -(TOMBSTONES_MAX + 1))
 redis.call('HSET', KEYS[1], 'wall', string.format('%.0f', wall), 'clock', string.format('%.0f', now))
 if not head[1] then redis.call('HSET', KEYS[1], 'incarnation', incarnation) end
+if not head[4] or passed < 0 or passed > STEP_MAX_MS then redis.call('HSET', KEYS[1], 'since', string.format('%.0f', now)) end
 if #changes > 0 then redis.call('HSET', KEYS[1], 'revision', string.format('%.0f', revision)) end
 local told = text(changes)
 if #changes + #beats + #handed > 0 then

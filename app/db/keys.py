@@ -96,12 +96,13 @@ LOCATOR_TAG: Final = "{locator}:"  # all of the registry is in one slot: one scr
 LOCATOR_HEAD: Final = f"{LOCATOR_TAG}head"
 LOCATOR_INSTANCES: Final = f"{LOCATOR_TAG}instances"
 LOCATOR_BEATS: Final = f"{LOCATOR_TAG}beats"
+LOCATOR_REPLICAS: Final = f"{LOCATOR_TAG}replicas"
 LOCATOR_CHANGES: Final = f"{LOCATOR_TAG}changes"
 
 
 def locator_keys() -> tuple[str, ...]:
     """Return the keys that the registry's script names, in its order."""
     return (
-        LOCATOR_HEAD, LOCATOR_INSTANCES, LOCATOR_BEATS, f"{LOCATOR_TAG}tombstones", f"{LOCATOR_TAG}replicas",
+        LOCATOR_HEAD, LOCATOR_INSTANCES, LOCATOR_BEATS, f"{LOCATOR_TAG}tombstones", LOCATOR_REPLICAS,
         LOCATOR_CHANGES,
     )  # fmt: skip

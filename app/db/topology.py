@@ -57,6 +57,9 @@ class Topology(Protocol):
         Raises ConnectionError when nobody knows at the moment.
         """
 
+    def holds(self, pool: ConnectionPool) -> bool:
+        """Return whether a pool is still that of a server with keys; one that is not is not given again."""
+
     def outdate(self) -> None:
         """Ask again before the next answer: a server was away, or said that the keys live elsewhere."""
 
@@ -159,6 +162,10 @@ class OneServer:
         """Return the settings of connections to the server."""
         return self._pool
 
+    def holds(self, pool: ConnectionPool) -> bool:
+        """Return whether it is the server's."""
+        return pool is self._pool
+
     def outdate(self) -> None:
         """Change nothing: there is only one answer."""
 
@@ -184,6 +191,10 @@ class _Group:
         if pool is None:
             pool = self._pools[address] = self._login.pool(address)
         return pool
+
+    def holds(self, pool: ConnectionPool) -> bool:
+        """Return whether it is the pool of a server that had keys when they were last asked for."""
+        return any(pool is one for one in self._pools.values())
 
     async def _ask(self, *words: str) -> tuple[Address, Any]:
         """Return the first answer that is none of an error, and who gave it. Raises ConnectionError without one."""

@@ -9,11 +9,11 @@ from aiohttp import web
 
 from app.access.api import key_of
 from app.locator.balancing import STRATEGIES, Strategy
-from app.locator.directory import Roster
 from app.locator.instance import State
 from app.locator.opening import Locator
 from app.locator.record import Record
 from app.locator.registry import unknown_instance
+from app.locator.roster import Roster
 from app.locator.views import parts_of
 from app.locator.wire import (
     HashKey,

@@ -27,9 +27,9 @@ from app.web.routes import Answer, Handled, json_answer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from app.locator.directory import Roster
     from app.locator.opening import Locator
     from app.locator.record import Record
+    from app.locator.roster import Roster
     from app.web.request import Request
 
 WAIT_DEFAULT_S: Final = 300.0  # Consul's

@@ -5,71 +5,29 @@ It is memory only: time comes in as an argument. Every service has an immutable 
 
 from __future__ import annotations
 
-import random
-from collections import Counter, OrderedDict, deque
-from typing import TYPE_CHECKING, Any, Final
+from collections import Counter, OrderedDict
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from app.locator.instance import Snapshot
 from app.locator.record import Fact, Record, split_field
+from app.locator.roster import Roster, own_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
 ALL: Final = ""  # the name of the watch over all services: no service has it
-HISTORY_MAX: Final = 256  # changes of a service that a watcher may have missed and still gets singly
-GONE_MAX: Final = 20_000  # instances whose end is remembered, until the feed has passed it
+GONE_MAX: Final = 20_000  # instances whose end is remembered: 6 MB
 EMPTY_S: Final = 600.0  # a service without instances is forgotten after this
-# Revisions that this replica makes by itself lie up to so far above those of Redis, at random: a watcher that goes from one
-# replica to another must not find there, under the number it has seen, something else than what it has seen.
-OWN_STEP_MAX: Final = 1 << 16
 RENEWAL_SHARE: Final = 0.25  # of the time to suspicion: how often heartbeats of an instance are told to other replicas
+UNCOUNTED: Final = 1  # the revision of what the present data has not counted: an index begins here, so all others are higher
 
 
-class Roster:
-    """The instances of one service. `history` holds (revision before, revision, ids that changed) of the last changes."""
+class End(NamedTuple):
+    """The end of an instance: at which revision, of which generation, and whether somebody has asked for it."""
 
-    __slots__ = ("empty_since_s", "history", "name", "records", "snapshot")
-
-    def __init__(self, name: str, revision: int, now_s: float) -> None:
-        """Begin without instances, at the revision before the first change."""
-        self.name: Final = name
-        self.records: dict[str, Record] = {}
-        self.snapshot = Snapshot.of(name, (), revision)
-        self.history: deque[tuple[int, int, tuple[str, ...]]] = deque(maxlen=HISTORY_MAX)
-        self.empty_since_s = now_s
-
-    def publish(self, ids: Iterable[str], revision: int) -> bool:
-        """Swap the snapshot for one in which these ids are as their records say.
-
-        Returns whether the catalogue has changed: which ids there are, and their tags.
-        """
-        put, removed = [], []
-        known = self.snapshot.by_id
-        for id_ in ids:
-            record = self.records.get(id_)
-            if record is None:
-                removed.append(id_)
-            else:
-                put.append(record.instance)
-        anew = bool(removed) or any(one.id not in known or known[one.id].tags != one.tags for one in put)
-        before = self.snapshot.revision
-        self.snapshot = self.snapshot.evolve(put, removed, revision=revision if revision > before else _own_after(before))
-        self.history.append((before, self.snapshot.revision, self.snapshot.changed))
-        return anew
-
-    def changed_since(self, revision: int) -> frozenset[str] | None:
-        """Return the ids that changed after a revision, or None when that is too long ago, or was never here."""
-        ids: set[str] = set()
-        if revision == self.snapshot.revision:
-            return frozenset()
-        for before, _, changed in reversed(self.history):
-            ids.update(changed)
-            if before == revision:
-                return frozenset(ids)
-            if before < revision:
-                break
-        return None
+    revision: int
+    generation: str
+    asked: bool
 
 
 class Directory:
@@ -96,8 +54,8 @@ class Directory:
         on_purge   gets the names of services that are forgotten
         """
         self.services: dict[str, Roster] = {}
-        self.index = 1  # Consul's indexes begin above 0
-        self.catalogue = 1
+        self.index = UNCOUNTED  # Consul's indexes begin above 0
+        self.catalogue = UNCOUNTED
         self.instances = 0
         self.leased = 0
         self.owned: Counter[str] = Counter()
@@ -105,7 +63,7 @@ class Directory:
         self.checked: set[str] = set()
         self.renewed: dict[str, str] = {}
         self._owned_in: Counter[tuple[str, str]] = Counter()
-        self._gone: OrderedDict[str, int] = OrderedDict()
+        self._gone: OrderedDict[str, End] = OrderedDict()
         self._on_change = on_change
         self._on_word = on_word
         self._on_purge = on_purge
@@ -144,10 +102,11 @@ class Directory:
         name, id_ = split_field(field)
         service = self._service(name, now_s)
         record = service.records.get(id_)
-        if fact.revision <= (self._gone.get(field, 0) if record is None else record.revision):
+        known = self._gone.get(field) if record is None else record
+        if known is not None and fact.revision <= known.revision:
             return False
         if not fact.body:
-            self._remove(service, id_, fact.revision)
+            self._remove(service, id_, End(fact.revision, fact.generation, kind == "drop"))
             return record is not None
         if record is None or record.generation != fact.generation:
             if record is not None:
@@ -202,9 +161,9 @@ class Directory:
             del self.owned[record.owner]
             del self.owned_services[record.owner]
 
-    def _remove(self, service: Roster, id_: str, revision: int) -> None:
+    def _remove(self, service: Roster, id_: str, end: End) -> None:
         field = f"{service.name}/{id_}"
-        self._gone[field] = revision
+        self._gone[field] = end
         self._gone.move_to_end(field)
         if len(self._gone) > GONE_MAX:
             self._gone.popitem(last=False)
@@ -224,7 +183,7 @@ class Directory:
         anew = [service.publish(ids, revision) for service, ids, revision in changed]
         self.index = max(before, least, *(service.snapshot.revision for service, _, _ in changed))
         if changed and self.index == before:
-            self.index = _own_after(before)
+            self.index = own_after(before)
         if any(anew):
             self.catalogue = self.index
         for service, _, _ in changed:
@@ -234,7 +193,7 @@ class Directory:
 
     def restate(self, service: Roster, ids: Iterable[str], now_s: float) -> None:
         """Publish instances whose state this replica has judged by itself. No replica is told."""
-        self._publish([(service, ids, _own_after(self.index))], now_s)
+        self._publish([(service, ids, own_after(self.index))], now_s)
 
     # --- heartbeats -------------------------------------------------------------------------------------------------
 
@@ -254,6 +213,17 @@ class Directory:
             name, id_ = split_field(field)
             record = self.find(name, id_)
             if record is not None and record.generation == generation and record.heard(now_s):
+                restated.setdefault(name, []).append(id_)
+        for name, ids in restated.items():
+            self.restate(self.services[name], ids, now_s)
+
+    def confirm(self, silent_s: Mapping[str, float], now_s: float) -> None:
+        """Take over for how long instances have been silent that other replicas have heard and this one has not."""
+        restated: dict[str, list[str]] = {}
+        for field, seconds in silent_s.items():
+            name, id_ = split_field(field)
+            record = self.find(name, id_)
+            if record is not None and _catch_up(record, now_s, seconds):
                 restated.setdefault(name, []).append(id_)
         for name, ids in restated.items():
             self.restate(self.services[name], ids, now_s)
@@ -320,56 +290,80 @@ class Directory:
         revision: int,
         now_s: float,
         *,
+        reached: int,
         same: bool,
         silent_s: Mapping[str, float],
         kept: AbstractSet[str] = frozenset(),
-    ) -> list[tuple[str, Record]]:
-        """Take over all that Redis holds, read after `revision` was; return what it has forgotten.
+    ) -> list[tuple[str, Record | End]]:
+        """Take over all that Redis holds, read after `revision` was; return what it has forgotten: instances, and ends.
 
-        same      whether it is the data that this process has seen before: then what is missing and older has ended
+        reached   the revision after all was read: what is known here beyond it, Redis counts anew
+        same      whether it is the data that this process has seen before: then what is missing and older has ended, and
+                  what is older than it is known here was forgotten
         silent_s  for how long instances have been silent by Redis' clock; what is not named counts as unverified
         kept      fields that are forgotten still: an earlier call returned them, and they are not laid again yet
         """
+        if not same:
+            self._gone.clear()
         touched: dict[str, set[str]] = {}
+        forgotten: list[tuple[str, Record | End]] = []
         for field, fact in facts.items():
             name, id_ = split_field(field)
-            service = self._service(name, now_s)
-            record = service.records.get(id_)
-            if record is not None and record.generation == fact.generation:
-                verified = _catch_up(record, now_s, silent_s.get(field))
-                if fact.revision <= record.revision and same:
-                    if not verified:
-                        continue
-                else:
-                    self._forget(record)
-                    record.take(service.name, record.instance.id, fact)
-                    self._count(record)
-            else:
-                if record is not None:
-                    self._forget(record)
-                    id_ = record.instance.id
-                self._add(service, id_, _restored(service.name, id_, fact, now_s, silent_s.get(field)))
-            touched.setdefault(name, set()).add(id_)
-        forgotten = []
+            end = self._end_of(field, fact)
+            if end is not None:
+                forgotten.append((field, end))
+                continue
+            record = self.find(name, id_)
+            if record is not None and same and fact.revision < record.revision:
+                forgotten.append((field, record))
+            if self._take_over(name, id_, fact, now_s, same=same, silent_s=silent_s.get(field)):
+                touched.setdefault(name, set()).add(id_)
         for service, id_, record in list(self.records()):
             field = f"{service.name}/{id_}"
             if field in facts:
                 continue
             if same and record.revision <= revision and field not in kept:
-                self._remove(service, id_, revision)
+                self._remove(service, id_, End(revision, record.generation, asked=False))
                 touched.setdefault(service.name, set()).add(id_)
             else:
+                record.revision = record.revision if same else UNCOUNTED
                 forgotten.append((field, record))
-        changed = [
-            (service, ids, max((r.revision for i in ids if (r := service.records.get(i))), default=0))
-            for service, ids in ((self.services[name], ids) for name, ids in touched.items())
-        ]
-        self._publish(changed, now_s, least=revision)
+        for field, end in [one for one in self._gone.items() if one[1].revision > reached]:
+            self._gone[field] = end._replace(revision=reached)
+        # A number of its own, above all that Redis has counted: the highest revision of what is left would be that of a
+        # time before something ended, and who has seen it then would not hear of the end.
+        own = own_after(max(reached, self.index))
+        self._publish([(self.services[name], ids, own) for name, ids in touched.items()], now_s, least=revision)
         return forgotten
 
+    def _end_of(self, field: str, fact: Fact) -> End | None:
+        """Return the end that somebody has asked for and Redis has forgotten."""
+        end = self._gone.get(field)
+        if end is None or not end.asked or end.generation != fact.generation or end.revision < fact.revision:
+            return None
+        return end
 
-def _own_after(revision: int) -> int:
-    return revision + 1 + random.randrange(OWN_STEP_MAX)  # noqa: S311 - apart, not secret
+    def _take_over(self, name: str, id_: str, fact: Fact, now_s: float, *, same: bool, silent_s: float | None) -> bool:
+        """Take over one instance that Redis holds; returns whether anything has changed here."""
+        service = self._service(name, now_s)
+        record = service.records.get(id_)
+        if record is None:
+            self._add(service, id_, _restored(service.name, id_, fact, now_s, silent_s))
+            return True
+        known = same and fact.revision <= record.revision
+        if record.generation == fact.generation:
+            verified = _catch_up(record, now_s, silent_s)
+            if known:
+                return verified
+            self._forget(record)
+            record.take(service.name, record.instance.id, fact)
+            self._count(record)
+            return True
+        if known:
+            return False
+        self._forget(record)
+        self._add(service, record.instance.id, _restored(service.name, record.instance.id, fact, now_s, silent_s))
+        return True
 
 
 def _catch_up(record: Record, now_s: float, silent_s: float | None) -> bool:

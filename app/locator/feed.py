@@ -16,9 +16,9 @@ import orjson
 import redis.exceptions
 
 from app.actor import ActorStopped, InboxFull
-from app.db.keys import LOCATOR_BEATS, LOCATOR_CHANGES, LOCATOR_HEAD, LOCATOR_INSTANCES
+from app.db.keys import LOCATOR_BEATS, LOCATOR_CHANGES, LOCATOR_HEAD, LOCATOR_INSTANCES, LOCATOR_REPLICAS
 from app.db.retry import TRANSIENT
-from app.locator.record import Fact, parse_fact, split_field
+from app.locator.record import Fact, Record, parse_fact, split_field
 from app.locator.registry import fresh_incarnation
 from app.turns import end_task
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from app.db.redis import RedisLink
-    from app.locator.record import Record
+    from app.locator.directory import End
     from app.locator.registry import Answer, Registry
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ RECONNECT_S: Final = 0.5  # how often a Redis that is away is tried
 BLOCK_MS: Final = 1_000  # of one read of the stream: below the time after which a link takes Redis for dead
 ENTRIES_MAX: Final = 100  # of one read: about 10 ms of work at most
 SCAN_COUNT: Final = 500  # instances of one step of reading all: about 2 ms of decoding
+CONFIRM_S: Final = 3.0  # after a start: how long another replica is waited for, each of which calls every second
 LAYING_MAX: Final = 1_000  # forgotten instances under way to Redis: the mailbox has room for clients beside them
 
 
@@ -63,8 +64,9 @@ class Feed:
         self._last_id = "0-0"
         self._seen = 0  # revision up to which the stream has been followed
         self._since_ms = 0  # the registry's clock when this data was first read: heartbeats after it were heard meanwhile
-        self._forgotten: dict[str, Record] = {}  # by Redis, and not laid again yet
-        self._laying: dict[str, Record] = {}
+        self._forgotten: dict[str, Record | End] = {}  # by Redis, and not laid again yet
+        self._laying: dict[str, Record | End] = {}
+        self._confirm_until_s = float("-inf")
         self.following = False
         self.loaded = False  # at least once: before that, nothing is known of any service
         self.reloads = 0
@@ -93,6 +95,7 @@ class Feed:
                 while self._seen >= 0:
                     self._lay()
                     await self._follow()
+                    await self._confirm()
             except FeedBroken:
                 log.info("the registry is read again: the stream has moved on without this replica")
             except (*TRANSIENT, redis.exceptions.RedisError) as error:
@@ -125,18 +128,21 @@ class Feed:
         same = known == self._registry.incarnation
         self._seen = int(revision or 0)
         now_s = self._clock_s()
-        clock = await command("HGET", LOCATOR_HEAD, "clock")
+        clock, reached = await command("HMGET", LOCATOR_HEAD, "clock", "revision")
         if self.loaded and same:
             silent_s = await self._silence(facts, int(clock or 0))
         else:
             silent_s, self._since_ms = {}, int(clock or 0)
+            self._confirm_until_s = now_s + CONFIRM_S
         laid = self._forgotten.keys() | self._laying.keys()
-        forgotten = self._directory.reconcile(facts, self._seen, now_s, same=same, silent_s=silent_s, kept=laid)
+        forgotten = self._directory.reconcile(
+            facts, self._seen, now_s, reached=int(reached or 0), same=same, silent_s=silent_s, kept=laid
+        )
         self._registry.incarnation = known
         self.loaded = True
         self.reloads += 1
         if forgotten:
-            log.warning("redis has forgotten registered instances; they are laid again", extra={"count": len(forgotten)})
+            log.warning("redis has forgotten changes of instances; they are laid again", extra={"count": len(forgotten)})
         self._forgotten = {field: record for field, record in forgotten if field not in self._laying}
 
     async def _silence(self, facts: Mapping[str, Fact], now_ms: int) -> dict[str, float]:
@@ -160,22 +166,53 @@ class Feed:
             if at is not None and int(at) > least_ms
         }
 
+    async def _confirm(self) -> None:
+        """Take over what another replica has heard that was there before this one, and still is.
+
+        At the start of a process nothing tells whether anybody listened. A replica that calls after it did; and what was
+        heard since times tell how long ago they are was heard so long ago.
+        """
+        now_s = self._clock_s()
+        if now_s >= self._confirm_until_s:
+            return
+        command = self._link.command
+        called = await command("ZRANGE", LOCATOR_REPLICAS, f"({self._since_ms}", "+inf", "BYSCORE")
+        if all(name.decode() == self._registry.replica for name in called):
+            return
+        self._confirm_until_s = float("-inf")
+        clock, since = await command("HMGET", LOCATOR_HEAD, "clock", "since")
+        restored = [f"{service.name}/{id_}" for service, id_, record in self._directory.records() if not record.verified]
+        if not restored or clock is None or since is None:
+            return
+        beats = await command("HMGET", LOCATOR_BEATS, *restored)
+        silent_s = {
+            field: max(0, int(clock) - int(at)) / 1000
+            for field, at in zip(restored, beats, strict=True)
+            if at is not None and int(at) >= int(since)
+        }
+        self._directory.confirm(silent_s, self._clock_s())
+
     def _lay(self) -> None:
         """Lay what Redis has forgotten, some at a time; what fails is tried again after the next read of the stream."""
         for field in list(islice(self._forgotten, LAYING_MAX - len(self._laying))):
-            record = self._forgotten.pop(field)
-            if self._directory.find(*split_field(field)) is not record:
+            known = self._forgotten.pop(field)
+            service, id_ = split_field(field)
+            record = self._directory.find(service, id_)
+            if record is not (known if isinstance(known, Record) else None):
                 continue  # it was registered anew, or has ended
-            self._laying[field] = record
+            self._laying[field] = known
 
-            def settle(answer: Answer | None, _: Exception | None, field: str = field, record: Record = record) -> None:
+            def settle(answer: Answer | None, _: Exception | None, field: str = field, known: Record | End = known) -> None:
                 del self._laying[field]
                 if answer is None:
-                    self._forgotten[field] = record
+                    self._forgotten[field] = known
 
             try:
-                silent_s = max(0.0, self._clock_s() - record.renewed_s)
-                self._registry.submit(self._registry.restore(field, record, silent_s), settle)
+                if isinstance(known, Record):
+                    change = self._registry.restore(field, known, max(0.0, self._clock_s() - known.renewed_s))
+                else:
+                    change = self._registry.drop(service, id_, known.generation)
+                self._registry.submit(change, settle)
             except (InboxFull, ActorStopped) as error:
                 settle(None, error)
 

@@ -16,7 +16,7 @@ from app.db.keys import LOCATOR_TAG
 from app.db.redis import RedisLink, redis_breaker
 from app.db.retry import TRANSIENT
 from app.locator.checks import Checks
-from app.locator.directory import ALL, Directory, Roster
+from app.locator.directory import ALL, Directory
 from app.locator.feed import Feed
 from app.locator.leases import Reported, replica_of
 from app.locator.pick import Balancer
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from app.db.topology import Topology
     from app.locator.instance import Instance
     from app.locator.record import Record, Registered
+    from app.locator.roster import Roster
     from app.locator.target import IPNetwork
     from app.metrics import Metrics
 

@@ -148,14 +148,14 @@ class Registry(Actor[Change]):
 
     def put(self, service: str, id_: str, generation: str, registered: Registered) -> Change:
         """Return the change that registers an instance."""
-        kept_ms = max(TOMBSTONE_MS_MIN, int(registered.ttl_s * 1000))
+        kept_ms = _tombstone_ms(registered.ttl_s)
         return Change(service, ["put", f"{service}/{id_}", generation, kept_ms, encode(registered).decode()])
 
     def drop(self, service: str, id_: str, generation: str) -> Change:
         """Return the change that ends an instance; an empty generation means whichever there is."""
         record = self.directory.find(service, id_)
         ttl_s = 0.0 if record is None else record.instance.ttl_s
-        return Change(service, ["drop", f"{service}/{id_}", generation, max(TOMBSTONE_MS_MIN, int(ttl_s * 1000))])
+        return Change(service, ["drop", f"{service}/{id_}", generation, _tombstone_ms(ttl_s)])
 
     def order(self, service: str, id_: str, generation: str, mode: str) -> Change:
         """Return the change to a mode: "none", "draining", "maintenance" or "isolated"."""
@@ -183,15 +183,22 @@ class Registry(Actor[Change]):
         return Change(split_field(field)[0], [kind, field, record.generation, int(least_s * 1000)])
 
     def restore(self, field: str, record: Record, silent_s: float) -> Change:
-        """Return what lays an instance over a Redis that has forgotten it."""
-        body = encode(record.registered()).decode()
-        words = ["restore", field, record.generation, record.lease, record.mode, record.check, int(silent_s * 1000), body]
+        """Return what lays an instance over a Redis that has forgotten it, or its last change."""
+        words = [
+            "restore", field, record.generation, record.lease, record.mode, record.check, int(silent_s * 1000),
+            record.revision, _tombstone_ms(record.instance.ttl_s), encode(record.registered()).decode(),
+        ]  # fmt: skip
         return Change(split_field(field)[0], words)
 
 
 def fresh_incarnation() -> str:
     """Return a name for the data of a Redis that is empty: another one each time, so that losing all of it is noticed."""
     return secrets.token_hex(8)
+
+
+def _tombstone_ms(ttl_s: float) -> int:
+    """Return for how long an ended generation is known, by the time to live of its instance."""
+    return max(TOMBSTONE_MS_MIN, int(ttl_s * 1000))
 
 
 def _answer(text: bytes) -> Answer:

@@ -18,9 +18,9 @@ from app.web.routes import Answer, Handled, query
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from app.locator.directory import Roster
     from app.locator.instance import Instance, Snapshot
     from app.locator.opening import Locator
+    from app.locator.roster import Roster
     from app.web.event_stream import Event
     from app.web.request import Request
 

@@ -123,6 +123,23 @@ class _Server:
         for links, count in ((self.links, LINKS), (self.enrol_links, ENROL_LINKS)):
             for _ in range(count):
                 links.put_nowait(_Link(breaker))
+        self._left = False
+
+    async def leave(self) -> None:
+        """Close the connections; those in use end with their users. The places stay: somebody may wait for one."""
+        self._left = True
+        for links in (self.links, self.enrol_links):
+            for place in [links.get_nowait() for _ in range(links.qsize())]:
+                await self.put_back(links, place)
+        await self.client.aclose()
+
+    async def put_back(self, links: asyncio.Queue[_Link], place: _Link) -> None:
+        """Give a place to the next who waits for one."""
+        try:
+            if self._left:
+                await place.close()
+        finally:
+            links.put_nowait(place)
 
 
 class _Link:
@@ -139,6 +156,11 @@ class _Link:
             self.link = RedisLink(topology, tag, self._breaker)
             self.run_id = await self.link.open()
         return self.link
+
+    async def close(self) -> None:
+        """Drop the connection; the next user opens another one, to where the keys live then."""
+        if self.link is not None:
+            await self.link.close()
 
 
 class Counters:
@@ -159,12 +181,7 @@ class Counters:
     async def close(self) -> None:
         """Close the connections that nobody uses."""
         for server in self._servers.values():
-            for links in (server.links, server.enrol_links):
-                while not links.empty():
-                    link = links.get_nowait().link
-                    if link is not None:
-                        await link.close()
-            await server.client.aclose()
+            await server.leave()
         await self._topology.close()
 
     async def ping(self) -> None:
@@ -315,6 +332,9 @@ class Counters:
         server = self._servers.get(pool)
         if server is None:
             server = self._servers[pool] = _Server(pool, self._breaker)
+            left = [one for one in self._servers if not self._topology.holds(one)]
+            for gone in [self._servers.pop(one) for one in left]:
+                await gone.leave()
         return server
 
     async def _read(self, name: str, fill: Callable[[Pipeline], Any], *, transaction: bool = True) -> list[Any]:
@@ -339,7 +359,7 @@ class Counters:
             await place.open(self._topology, experiment_tag(name))
             return place.run_id
         finally:
-            server.links.put_nowait(place)
+            await server.put_back(server.links, place)
 
     async def _run(
         self, script: Script, name: str, parts: Sequence[str], *words: str | int | bytes, run_id: str | None = None,
@@ -355,7 +375,7 @@ class Counters:
                 raise Forgot(name)
             answer = await link.evaluate(script, [experiment_key(name, part) for part in parts], words)
         finally:
-            links.put_nowait(place)
+            await server.put_back(links, place)
         match answer[0]:
             case b"OK":
                 return answer

@@ -3,8 +3,8 @@
 local function read(field)
   local found = redis.call('HGET', KEYS[2], field)
   if not found then return nil end
-  local _, lease, mode, check, generation, body = string.match(found, '^(%d+) (%S+) (%S+) (%S+) (%S+) (.*)$')
-  return {lease = lease, mode = mode, check = check, generation = generation, body = body}
+  local revision, lease, mode, check, generation, body = string.match(found, '^(%d+) (%S+) (%S+) (%S+) (%S+) (.*)$')
+  return {revision = tonumber(revision), lease = lease, mode = mode, check = check, generation = generation, body = body}
 end
 
 local function publish(kind, field, one)

@@ -10,10 +10,10 @@ from ipaddress import ip_network
 from typing import Any, Final
 
 from app.db.topology import Topology, make_topology
-from app.locator.directory import Roster
 from app.locator.instance import Instance, State
 from app.locator.opening import Locator
 from app.locator.record import Registered
+from app.locator.roster import Roster
 from app.metrics import Metrics
 
 DEADLINE_S: Final = 90.0

@@ -9,7 +9,7 @@ import time
 import pytest
 from redis.asyncio import Redis
 
-from app.db.keys import LOCATOR_BEATS, LOCATOR_INSTANCES
+from app.db.keys import LOCATOR_BEATS, LOCATOR_HEAD
 from app.locator.instance import State
 from app.web.problems import Problem
 from tests.locator.replicas import Replica, eventually, instance, replicas
@@ -23,6 +23,12 @@ async def age(redis_url: str, seconds: float) -> None:
     async with Redis.from_url(redis_url) as redis:
         for field, at in (await redis.hgetall(LOCATOR_BEATS)).items():
             await redis.hset(LOCATOR_BEATS, field, int(at) - int(seconds * 1000))
+
+
+async def set_beat(redis_url: str, field: str, at_ms: int) -> None:
+    """Set the time of an instance's last heartbeat, by the registry's clock."""
+    async with Redis.from_url(redis_url) as redis:
+        await redis.hset(LOCATOR_BEATS, field, at_ms)
 
 
 async def test_a_change_is_visible_on_another_replica_within_100_ms(redis_url: str) -> None:
@@ -179,52 +185,6 @@ async def test_lookups_and_heartbeats_go_on_while_redis_is_away_and_a_lone_repli
         assert len(one.states("web")) == 2
 
 
-async def test_a_redis_that_has_forgotten_everything_is_told_again(own_redis: PrivateRedis) -> None:
-    async with replicas(own_redis.url, 2) as (one, other):
-        record, _ = await one.register("web", "a", "g1", instance())
-        await one.change(lambda registry: registry.order("web", "a", "", "draining"))
-        await eventually(lambda: other.state("web", "a") is State.DRAINING)
-        index = one.directory.index
-        run_apart(own_redis.flush())
-
-        await one.tick()
-        await other.tick()
-
-        async with Redis.from_url(own_redis.url) as redis:
-            deadline_s = time.monotonic() + 5
-            while not await redis.hexists(LOCATOR_INSTANCES, "web/a"):
-                assert time.monotonic() < deadline_s
-                await asyncio.sleep(0.01)
-        await eventually(lambda: one.directory.index == other.directory.index > index)
-        assert one.states("web") == other.states("web") == {"a": "draining"}
-        assert record.generation == "g1"
-
-
-async def test_more_than_the_mailbox_takes_is_laid_again_to_the_last_instance(
-    own_redis: PrivateRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.locator.registry.SERVICE_CHANGES_MAX", 5)
-    async with replicas(own_redis.url, 2) as (one, other):
-        for number in range(11):
-            await one.register("web", f"i{number}", None, instance())
-        await eventually(lambda: len(other.states("web")) == 11)
-        run_apart(own_redis.flush())
-
-        await one.tick()
-        async with Redis.from_url(own_redis.url) as redis:
-            deadline_s = time.monotonic() + 10
-            while await redis.hlen(LOCATOR_INSTANCES) < 11:
-                assert time.monotonic() < deadline_s
-                await asyncio.sleep(0.01)
-
-        assert one.feed is not None
-        one.feed.read_again()
-        reloads = one.feed.reloads
-        await eventually(lambda: one.feed is not None and one.feed.reloads > reloads)
-        assert set(one.states("web").values()) == set(other.states("web").values()) == {"up"}
-        assert len(one.states("web")) == len(other.states("web")) == 11
-
-
 async def test_a_report_that_reaches_another_replica_is_handed_on(redis_url: str) -> None:
     async with replicas(redis_url, 2) as (one, other):
         await one.register("web", "a", None, instance())
@@ -263,6 +223,35 @@ async def test_the_replicas_are_named_in_the_same_order_whoever_called_last(redi
             named |= {one.registry.replicas, other.registry.replicas}
 
         assert {names for names in named if len(names) == 2} == {tuple(sorted((one.replica, other.replica)))}
+
+
+async def test_a_half_open_instance_gets_one_call_from_each_replica_and_each_finds_out_for_itself(redis_url: str) -> None:
+    def leases_on_a(replica: Replica, lookups: int) -> list[str]:
+        snapshot, now_s = replica.directory.services["web"].snapshot, replica.clock_s()
+        picks = [replica.balancer.pick(snapshot, "round_robin", now_s=now_s) for _ in range(lookups)]
+        return [pick.lease_id for pick in picks if pick is not None and pick.instance.id == "a"]
+
+    def breaker(replica: Replica) -> str:
+        load = replica.balancer.view("web", "a", replica.clock_s())
+        return "" if load is None else load.breaker.value
+
+    async with replicas(redis_url, 2) as both:
+        for id_ in ("a", "b"):
+            await both[0].register("web", id_, None, instance())
+        await eventually(lambda: len(both[1].states("web")) == 2)
+        for replica in both:
+            for lease in leases_on_a(replica, 6):
+                replica.report("web", lease, "k1", ok=False, latency_ms=None)
+            replica.clock.now_s += 30.0
+
+        one, other = (leases_on_a(replica, 40) for replica in both)
+        assert (len(one), len(other)) == (1, 1)
+        both[0].report("web", one[0], "k1", ok=True, latency_ms=1.0)
+
+        assert [breaker(replica) for replica in both] == ["closed", "half_open"]
+        assert leases_on_a(both[1], 40) == []
+        both[1].report("web", other[0], "k1", ok=False, latency_ms=None)
+        assert [breaker(replica) for replica in both] == ["closed", "open"]
 
 
 async def test_an_isolation_holds_on_every_replica_until_it_is_reset(redis_url: str) -> None:
@@ -306,21 +295,6 @@ async def test_one_key_cannot_take_the_registry_and_is_told_which_limit_it_met(
         assert dict(one.directory.owned_services) == {"k1": 1, "k2": 1, "k4": 1}
 
 
-async def test_a_stream_that_moved_on_without_a_replica_is_made_good_by_reading_all(redis_url: str) -> None:
-    async with replicas(redis_url, 2) as (one, other):
-        await one.register("web", "gone", None, instance())
-        await eventually(lambda: other.state("web", "gone"))
-        assert other.feed is not None
-        reloads = other.feed.reloads
-        other.feed._seen += 1
-
-        await one.change(lambda registry: registry.drop("web", "gone", ""))
-        await one.register("web", "new", None, instance())
-
-        await eventually(lambda: other.states("web") == {"new": "up"} or other.states("web") == {"new": "unverified"})
-        assert other.feed.reloads == reloads + 1
-
-
 async def test_what_others_have_heard_while_a_replica_did_not_follow_is_verified_there(redis_url: str) -> None:
     async with replicas(redis_url, 1) as (one,):
         for id_ in ("heard", "silent"):
@@ -338,3 +312,31 @@ async def test_what_others_have_heard_while_a_replica_did_not_follow_is_verified
 
             await eventually(lambda: other.feed is not None and other.feed.reloads == 2)
             assert other.states("web") == {"heard": "up", "silent": "unverified"}
+
+
+async def test_a_replica_that_starts_takes_over_what_another_one_has_heard_and_no_more(redis_url: str) -> None:
+    async with replicas(redis_url, 1) as (one,):
+        for id_ in ("heard", "unheard"):
+            await one.register("web", id_, None, instance())
+        await set_beat(redis_url, "web/unheard", 0)
+        async with replicas(redis_url, 1) as (alone,):
+            assert alone.states("web") == {"heard": "unverified", "unheard": "unverified"}
+
+            await one.tick()
+
+            await eventually(lambda: alone.states("web") == {"heard": "up", "unheard": "unverified"})
+
+
+async def test_what_was_heard_before_a_time_without_any_replica_is_not_taken_over(redis_url: str) -> None:
+    async with replicas(redis_url, 1) as (before,):
+        await before.register("web", "a", None, instance())
+    async with Redis.from_url(redis_url) as redis:
+        await redis.hincrby(LOCATOR_HEAD, "wall", -60_000)  # for a minute nobody called
+    async with replicas(redis_url, 2) as (one, other):
+        for _ in range(3):
+            await one.tick()
+            await other.tick()
+        await one.register("web", "b", None, instance())
+        await eventually(lambda: other.state("web", "b"))
+
+        assert one.states("web") == other.states("web") == {"a": "unverified", "b": "up"}

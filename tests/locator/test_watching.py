@@ -8,8 +8,9 @@ from random import Random
 
 import pytest
 
-from app.locator.directory import ALL, Directory, Roster
+from app.locator.directory import ALL, Directory
 from app.locator.record import Fact, encode
+from app.locator.roster import Roster
 from app.web import watches as watches_of_process
 from app.web.problems import Problem
 from app.web.watches import Watches
@@ -66,7 +67,7 @@ def test_a_watcher_gets_what_it_missed_or_hears_that_it_must_read_all() -> None:
 
 
 def test_no_two_replicas_give_one_number_to_different_contents(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.locator.directory.random", Random(7))
+    monkeypatch.setattr("app.locator.roster.random", Random(7))
     one, other = Directory(), Directory()
     for directory in (one, other):
         directory.apply([change(2, "a", kind="restore"), change(3, "b", kind="restore")], 0.0)
@@ -93,7 +94,7 @@ def test_the_index_of_all_moves_with_every_change_also_beyond_what_redis_has_cou
         directory.apply([change(revision, f"x{revision}", "other")], 2.0)
         seen.append((directory.index, directory.catalogue))
     facts = {"web/a": Fact(2, "up", "none", "none", "g1", str(change(2, "a")[-1]))}
-    directory.reconcile(facts, 6, 3.0, same=True, silent_s={})
+    directory.reconcile(facts, 6, 3.0, reached=6, same=True, silent_s={})
     seen.append((directory.index, directory.catalogue))
 
     assert seen[0][1] == 3
@@ -111,6 +112,29 @@ def test_changes_that_are_known_or_older_change_nothing() -> None:
     directory.apply([change(6, "a", kind="drop"), change(5, "a")], 0.0)
     assert directory.services["web"].snapshot.by_id == {}
     assert (directory.instances, directory.leased, dict(directory.owned)) == (0, 0, {})
+
+
+def test_a_watcher_hears_after_a_restart_of_what_ended_meanwhile() -> None:
+    before, after = Directory(), Directory()
+    before.apply([change(2, "ended"), change(3, "left")], 0.0)
+    seen = before.services["web"].snapshot.revision
+
+    facts = {"web/left": Fact(3, "up", "none", "none", "g1", str(change(3, "left")[-1]))}
+    after.reconcile(facts, 4, 0.0, reached=4, same=False, silent_s={})
+
+    assert after.services["web"].changed_since(seen) is None
+    assert after.services["web"].snapshot.revision > 4
+
+
+def test_what_other_data_has_counted_is_newer_than_what_was_known_before() -> None:
+    directory = Directory()
+    directory.apply([change(400, "a"), change(401, "b")], 0.0)
+
+    forgotten = directory.reconcile({}, 0, 1.0, reached=0, same=False, silent_s={})
+    directory.apply([change(2, "a", kind="drop")], 2.0)
+
+    assert sorted(field for field, _ in forgotten) == ["web/a", "web/b"]
+    assert set(directory.services["web"].snapshot.by_id) == {"b"}
 
 
 def test_the_index_of_the_catalogue_stands_still_while_ids_and_tags_do() -> None:

@@ -178,12 +178,24 @@ def test_a_clock_that_stepped_back_starts_the_silence_anew(script: Script) -> No
 
 
 def test_what_redis_forgot_is_laid_once_and_revisions_never_fall(script: Script) -> None:
-    restore = ["restore", "web/a", "g1", "up", "draining", "passing", 30_000, "{}"]
+    restore = ["restore", "web/a", "g1", "up", "draining", "passing", 30_000, 900, MINUTE_MS, "{}"]
 
     assert script.answers(restore, restore, known=900) == ["ok 901", "known 0"]
     assert script.entries()[0]["changes"] == [[901, "restore", "web/a", "up", "draining", "passing", "g1", "{}"]]
     assert script.entries()[0]["first"] == 0
     assert script.answers(["suspect", "web/a", "g1", 29_000]) == ["ok 902"]
+
+
+def test_what_redis_has_as_it_was_before_gives_way_and_what_is_newer_stays(script: Script) -> None:
+    def laid(field: str, generation: str, revision: int) -> list[Any]:
+        return ["restore", field, generation, "up", "draining", "none", 30_000, revision, MINUTE_MS, "{}"]
+
+    script.call(put("web/a"), put("web/b"))  # of revisions 1 and 2
+
+    assert script.answers(laid("web/a", "g1", 1), laid("web/b", "g0", 1)) == ["known 0", "known 0"]
+    assert script.answers(laid("web/a", "g1", 40), laid("web/b", "g2", 40), known=40) == ["ok 41", "ok 42"]
+    assert script.answers(["suspect", "web/a", "g1", 20_000], ["suspect", "web/b", "g2", 20_000])[0].startswith("fresh ")
+    assert script.answers(put("web/b", "g1"), put("web/b", "g2")) == ["ended 0", "ok 44"]
 
 
 def test_a_call_without_changes_says_that_the_replica_lives_and_tells_nothing(script: Script) -> None:

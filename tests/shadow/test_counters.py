@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -15,7 +17,7 @@ from app.shadow.counters import Counters, EventsFull, Forgot, Known, Work
 from app.shadow.journal import event_number, got, numbers, pack, pairs, ungot
 from app.shadow.steady import CommonClock, SteadyClock
 from tests.credits.ledger_client import fresh
-from tests.shadow.conftest import Replicas
+from tests.shadow.conftest import Replicas, until
 
 ONE = [["", "n0", 1]]
 
@@ -201,3 +203,68 @@ async def test_what_was_saved_of_a_redis_that_was_emptied_cuts_no_journal_of_the
         await place.counters.saved(place.name, before)
 
     assert numbers((await place.counters.snapshot(place.name)).journal.events) == [event_number("e2")]
+
+
+class Master:
+    """An address of the session's Redis: a relay to it, which counts the connections that are open."""
+
+    def __init__(self, socket: str) -> None:
+        """Nothing listens yet."""
+        self.socket = socket
+        self.open = 0
+        self.port = 0
+
+    async def listen(self, stack: contextlib.AsyncExitStack) -> None:
+        """Listen until the stack ends."""
+        relay = await stack.enter_async_context(await asyncio.start_server(self._relay, "127.0.0.1", 0))
+        self.port = relay.sockets[0].getsockname()[1]
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open += 1
+        from_redis, to_redis = await asyncio.open_unix_connection(self.socket)
+        answers = asyncio.create_task(_copy(from_redis, writer))
+        await _copy(reader, to_redis)
+        to_redis.close()
+        await answers
+        self.open -= 1
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while some := await reader.read(65_536):
+            writer.write(some)
+    writer.close()
+
+
+async def test_masters_that_moved_away_leave_no_connections_behind(replicas: Replicas) -> None:
+    parts = urlsplit(replicas.ledger.redis_url)
+    masters = [Master(parts.path) for _ in range(4)]
+    named: list[Master] = []  # the last one is the master
+
+    async def sentinel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while first := await reader.readline():
+            words = [(await reader.readline(), await reader.readline())[1] for _ in range(int(first[1:]))]
+            address = b"*2\r\n$9\r\n127.0.0.1\r\n$5\r\n%05d\r\n" % named[-1].port
+            writer.write(address if words[0] == b"SENTINEL\r\n" else b"+OK\r\n")
+        writer.close()
+
+    async with contextlib.AsyncExitStack() as stack:
+        for master in masters:
+            await master.listen(stack)
+        asked = await stack.enter_async_context(await asyncio.start_server(sentinel, "127.0.0.1", 0))
+        database = parse_qs(parts.query)["db"][0]
+        topology = make_topology(f"redis+sentinel://127.0.0.1:{asked.sockets[0].getsockname()[1]}/money/{database}")
+        counters = Counters(topology)
+        name = fresh("moved")
+        calls = []
+        for master in masters:
+            named.append(master)
+            topology.outdate()
+            calls += [asyncio.create_task(counters.begin(name, 5)) for _ in range(6)]
+            await calls[-6]  # the others run, or wait for a connection, while the master moves
+        assert len(set(await asyncio.gather(*calls))) == 1
+
+        await until(lambda: [bool(master.open) for master in masters] == [False, False, False, True], "closed")
+        assert len(counters._servers) == 1
+        await counters.close()
+        await until(lambda: not masters[-1].open, "closed")
