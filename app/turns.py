@@ -61,10 +61,11 @@ async def pause(event: asyncio.Event, seconds: float) -> bool:
 
 
 class Turns:
-    """A queue of small pieces of work, run in their order, SLICE of them per turn of the event loop."""
+    """A queue of small pieces of work, run in their order, so many of them per turn of the event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, slice_max: int = SLICE) -> None:
         """Begin empty; the loop is the one that runs when work is added."""
+        self._slice_max = slice_max
         self._waiting: deque[Callable[[], None]] = deque()
         self._running = False
 
@@ -77,7 +78,7 @@ class Turns:
 
     def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        for _ in range(min(SLICE, len(self._waiting))):
+        for _ in range(min(self._slice_max, len(self._waiting))):
             work = self._waiting.popleft()
             try:
                 work()
