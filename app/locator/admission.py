@@ -30,7 +30,9 @@ POLICY: Final = "registrations"  # name of the limit in the header fields
 # core, lets a key register all that it may have (`INSTANCES_OF_KEY_MAX`) anew every 20 s.
 RATE: Final = Rate(1_000, 10_000)
 AT_WORK_MAX: Final = 32  # changes from admission to answer: one script call of them is 0.5 ms of Redis
-STEP: Final = 4  # admissions, and as many answers, of one turn of the event loop: about 0.5 ms
+# Admissions, and as many answers, of one turn of the event loop. Four let as many register a second, and a lookup of another
+# key wait three times as long.
+STEP: Final = 1
 WAITING_OF_KEY_MAX: Final = 1_000  # calls of a key that wait: a second of its rate
 WAIT_MAX_S: Final = 1.0  # then a call is refused; with what Redis may take, no caller waits longer than 3 s
 REST_S: Final = 0.01  # of a key without a token: the ten that come in that time share one script call
@@ -59,9 +61,6 @@ class Admission:
         """Wait for a turn, which ends with `leave`. Returns the refusal when there is none: 429 `rate_limited`, or
         503 `unavailable` while it is not the key that has asked for too much.
         """
-        if not self._ready and key_id not in self._lines and self._at_work < AT_WORK_MAX and self._draw(key_id).allowed:
-            self._at_work += 1
-            return None
         line = self._lines.setdefault(key_id, deque())
         if not line:
             self._ready[key_id] = None
