@@ -17,6 +17,7 @@ from aiohttp.http import HttpVersion11
 from multidict import istr
 
 from app.privacy.guard import REFUSED_DETAIL, holds_card
+from app.turns import Line
 from app.web.answers import Answer, problem_answer
 from app.web.logs import LineBudget
 from app.web.problems import FieldError, Problem, invalid
@@ -76,6 +77,7 @@ class Fixed(NamedTuple):
 
 
 FIXED: Final[web.AppKey[Mapping[tuple[str, str], Fixed]]] = web.AppKey("fixed")
+LINE: Final[web.AppKey[Line]] = web.AppKey("line")  # of answers in parts
 FAULTS: Final[web.AppKey[Faults]] = web.AppKey("faults")
 RECORD: Final[web.AppKey[Record]] = web.AppKey("record")
 
@@ -89,6 +91,7 @@ def set_up(app: web.Application, entrances: Entrances, record: Record | None = N
     faults     what the exceptions of the services mean; None for one that is a fault of ours (500)
     """
     app[ENTRANCES] = entrances
+    app[LINE] = Line()
     app.on_response_prepare.append(_hide_software)
     if faults is not None:
         app[FAULTS] = faults

@@ -13,7 +13,7 @@ from app.access.scope import ROOT, Rate
 from app.locator.admission import AT_WORK_MAX, WAITING_OF_KEY_MAX, Admission
 from app.locator.api import LOCATOR
 from app.locator.routes import LOCATOR_ROUTES
-from app.turns import Turns
+from app.turns import Line, Turns
 from tests.locator.replicas import Clock, eventually, replicas
 from tests.route_client import Reply, call, serving
 
@@ -197,3 +197,23 @@ async def test_answers_to_changes_are_given_so_many_in_a_turn_of_the_loop() -> N
 
     assert given == list(range(6))
     assert {after - before for before, after in zip([0, *seen], seen, strict=False)} <= {0, 2}
+
+
+async def test_one_of_a_line_goes_on_at_each_turn_of_the_loop_and_who_leaves_holds_nobody_up() -> None:
+    line, gone = Line(), []
+
+    async def pass_through(number: int) -> None:
+        await line.wait()
+        gone.append(number)
+
+    tasks = [asyncio.create_task(pass_through(number)) for number in range(6)]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    seen = []
+    while len(gone) < 5:
+        await asyncio.sleep(0)
+        seen.append(len(gone))
+    await line.wait()
+
+    assert gone == [0, 2, 3, 4, 5]
+    assert {after - before for before, after in zip([0, *seen], seen, strict=False)} <= {0, 1}
