@@ -60,11 +60,41 @@ async def pause(event: asyncio.Event, seconds: float) -> bool:
     return event.is_set()
 
 
-class Turns:
-    """A queue of small pieces of work, run in their order, SLICE of them per turn of the event loop."""
+class Line:
+    """A line for pieces of work that are coroutines: at each turn of the event loop one goes on, in the order of arrival."""
 
     def __init__(self) -> None:
+        """Begin empty; the loop is the one that runs when somebody waits."""
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._running = False
+
+    async def wait(self) -> None:
+        """Return when it is the caller's turn. Whoever is cancelled leaves the line."""
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        self._waiting.append(turn)
+        if not self._running:
+            self._running = True
+            loop.call_soon(self._run)
+        await turn
+
+    def _run(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                break
+        self._running = bool(self._waiting)
+        if self._running:
+            asyncio.get_running_loop().call_soon(self._run)
+
+
+class Turns:
+    """A queue of small pieces of work, run in their order, so many of them per turn of the event loop."""
+
+    def __init__(self, slice_max: int = SLICE) -> None:
         """Begin empty; the loop is the one that runs when work is added."""
+        self._slice_max = slice_max
         self._waiting: deque[Callable[[], None]] = deque()
         self._running = False
 
@@ -77,7 +107,7 @@ class Turns:
 
     def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        for _ in range(min(SLICE, len(self._waiting))):
+        for _ in range(min(self._slice_max, len(self._waiting))):
             work = self._waiting.popleft()
             try:
                 work()

@@ -1,4 +1,4 @@
-"""What the generator sends to the locator: lookups with and without reports, registrations, heartbeats."""
+"""What the generator sends to the locator: lookups with and without reports, registrations, heartbeats, pulses."""
 
 import itertools
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from bench.wire import request_head
-from bench.workloads import OK_END, OK_MIN, Beat, Calls, LookUp, Origin, Register, Step, Workload
+from bench.workloads import OK_END, OK_MIN, Alive, Beat, Calls, LocatorSpec, LookUp, Origin, Register, Step, Workload
 
 INSTANCE: Final = b"i%06d"  # fixed width, so that every request of a workload has one length
 TAGS: Final = '["v1","http","blue"]'
@@ -83,7 +83,21 @@ class Heartbeats(Calls):
         return Step(0, self._template % next(self._tenants))
 
 
-def build_locator(spec: LookUp | Register | Beat, origin: Origin) -> Workload:
+class Pulses(Calls):
+    """Calls of GET /health."""
+
+    def __init__(self, origin: Origin) -> None:
+        """Prepare the one request."""
+        head = request_head("GET", "/health", host=origin.host, token=origin.token, idempotent=False, body=False)
+        super().__init__("health", head, iter(()))
+        self._step = Step(0, head)
+
+    def first(self) -> Step | None:
+        """Return the call; never None."""
+        return self._step
+
+
+def build_locator(spec: LocatorSpec, origin: Origin) -> Workload:
     """Make the workload that `spec` describes."""
     match spec:
         case LookUp():
@@ -92,3 +106,5 @@ def build_locator(spec: LookUp | Register | Beat, origin: Origin) -> Workload:
             return Registrations(origin, spec)
         case Beat():
             return Heartbeats(origin, spec)
+        case Alive():
+            return Pulses(origin)

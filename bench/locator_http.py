@@ -1,4 +1,5 @@
-"""The locator over HTTP: lookups, registrations, heartbeats, failover of a killed instance, restoring after a restart.
+"""The locator over HTTP: lookups, registrations, heartbeats, failover of a killed instance, restoring after a restart, and
+what others feel of a key that registers without end.
 
     python -m bench.locator_http
     python -m bench.locator_http --sizes 1000 --seconds 2
@@ -24,15 +25,27 @@ import msgspec
 import psutil
 import uvloop
 
+from app.locator.admission import RATE
 from app.locator.balancing import STRATEGIES
+from app.locator.opening import INSTANCES_OF_KEY_MAX
 from bench.load import LoadSpec
 from bench.rounds import GeneratorError, running_generator
 from bench.servers import HOST, ServerError, ServerProcess, free_port
 from bench.tally import LoadResult
-from bench.workloads import Beat, LookUp, Origin, Register, WorkloadSpec
+from bench.workloads import (
+    Alive,
+    Beat,
+    Consume,
+    CreateAccounts,
+    LookUp,
+    Origin,
+    Register,
+    TopUpBatch,
+    WorkloadSpec,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
 SIZES: Final = (10, 1_000, 10_000)
@@ -47,6 +60,15 @@ FAILOVER_SILENT_S_MAX: Final = 25.0
 FAILOVER_INSTANCES: Final = 5
 FAILOVER_CALLERS: Final = 8
 POLL_S: Final = 0.02
+FLOODING: Final = 64  # connections of the one that floods
+FLOOD_SECONDS_MAX: Final = 600.0
+FLOOD_MAX: Final = 1_000_000  # instances that it tries to register
+FLOOD_NICE: Final = 19  # it gets what the others leave of the processors: only the server's part is measured
+BESIDE_SERVICE: Final = "beside"
+BESIDE_TENANTS: Final = 100
+LOOKUPS_PER_S: Final = 200.0
+CONSUMES_PER_S: Final = 50.0
+BESIDE_CONNECTIONS: Final = 8
 
 
 class Bench:
@@ -89,14 +111,15 @@ class Bench:
         return float(times.user + times.system)
 
     async def load(
-        self, workload: WorkloadSpec, connections: int, *, seconds: float | None = None
+        self, workload: WorkloadSpec, connections: int, *, seconds: float | None = None, rate_per_s: float | None = None
     ) -> tuple[LoadResult, float]:
         """Run a workload and return what it measured, and the server's CPU microseconds for each call.
 
         faults  GeneratorError
         """
         spec = LoadSpec(
-            label="locator", origin=self.origin, workload=workload, connections=connections, warmup_seconds=0.5,
+            label="locator", origin=msgspec.structs.replace(self.origin, run=secrets.token_hex(4)), workload=workload,
+            connections=connections, warmup_seconds=0.5, rate_per_s=rate_per_s,
             seconds=self._seconds if seconds is None else seconds,
         )  # fmt: skip
         before_s = self.cpu_s()
@@ -108,6 +131,25 @@ class Bench:
         share = result.seconds / (result.seconds + (0.5 if spec.seconds else 0.0))  # the warm-up costs CPU, too
         calls = sum(latency.count for latency in result.calls.values())
         return result, (self.cpu_s() - before_s) * share * 1e6 / max(1, calls)
+
+    @contextlib.asynccontextmanager
+    async def flood(self, workload: WorkloadSpec, token: str) -> AsyncIterator[None]:
+        """Run a workload in a process of its own, with a key of its own, for as long as the context is open."""
+        spec = LoadSpec(
+            label="flood", origin=msgspec.structs.replace(self.origin, token=token), workload=workload,
+            connections=FLOODING, warmup_seconds=0.0, seconds=FLOOD_SECONDS_MAX,
+        )  # fmt: skip
+        async with running_generator() as generator:
+            psutil.Process(generator.pid).nice(FLOOD_NICE)
+            assert generator.stdin is not None
+            generator.stdin.write(msgspec.json.encode(spec))
+            generator.stdin.close()
+            yield
+
+    async def instances(self) -> int:
+        """Return how many instances are registered."""
+        async with self.session() as session, session.get("/ready") as answer:
+            return int((await answer.json())["checks"]["locator"]["instances"])
 
     def session(self) -> aiohttp.ClientSession:
         """Return a client that carries the key."""
@@ -244,12 +286,48 @@ async def restore(bench: Bench, size: int) -> float:
     await bench.stop()
     began_s = time.monotonic()
     await bench.start()
-    async with bench.session() as session, session.get("/ready") as answer:
-        checks = (await answer.json())["checks"]
-    found = int(checks["locator"]["instances"])
+    found = await bench.instances()
     if found < size:
         raise ServerError(f"{found} of {size} instances were restored")
     return time.monotonic() - began_s
+
+
+async def beside(bench: Bench, what: str) -> None:
+    """Measure lookups and consumes at a fixed rate, and print their latency."""
+    (lookups, _), (consumes, _) = await asyncio.gather(
+        bench.load(LookUp(BESIDE_SERVICE), BESIDE_CONNECTIONS, rate_per_s=LOOKUPS_PER_S),
+        bench.load(Consume(BESIDE_TENANTS), BESIDE_CONNECTIONS, rate_per_s=CONSUMES_PER_S),
+    )
+    lookup, consume = lookups.tasks, consumes.tasks
+    tell(
+        f"{what:<48} lookup p50 {lookup.p50_ms:6.2f}  p99 {lookup.p99_ms:6.2f} ms   "
+        f"consume p50 {consume.p50_ms:6.2f}  p99 {consume.p99_ms:6.2f} ms   {lookups.errors + consumes.errors} errors"
+    )
+
+
+async def beside_floods(bench: Bench) -> None:
+    """Measure lookups and consumes alone, beside a flood of the cheapest call, and beside one of registrations.
+
+    The last one three times: within the burst of its key, at the key's rate, and once the key has all instances that it may.
+    """
+    await bench.load(CreateAccounts(0, BESIDE_TENANTS), 8, seconds=0.0)
+    await bench.load(TopUpBatch(0, BESIDE_TENANTS, 1_000_000_000, BESIDE_TENANTS), 1, seconds=0.0)
+    await bench.load(Register(BESIDE_SERVICE, 10), 1, seconds=0.0)
+    async with bench.session() as session, session.post("/v1/keys", json={"name": "flood", "role": "writer"}) as answer:
+        token = str((await answer.json())["key"])
+    tell(
+        f"{LOOKUPS_PER_S:g} lookups and {CONSUMES_PER_S:g} consumes a second, beside {FLOODING} connections of another key:"
+    )
+    await beside(bench, "  alone")
+    async with bench.flood(Alive(), token):
+        await beside(bench, "  beside GET /health")
+    before = await bench.instances()
+    async with bench.flood(Register("flood", FLOOD_MAX), token):
+        await beside(bench, f"  beside registrations, the first {RATE.burst:,}")
+        for count, what in ((RATE.burst * 1.3, f"at {RATE.per_s:,.0f}/s"), (INSTANCES_OF_KEY_MAX, "that are refused")):
+            while await bench.instances() < before + count:
+                await asyncio.sleep(POLL_S)
+            await beside(bench, f"  beside registrations {what}")
 
 
 async def run(sizes: Sequence[int], strategies: Sequence[str], seconds: float, directory: Path) -> None:
@@ -266,6 +344,7 @@ async def run(sizes: Sequence[int], strategies: Sequence[str], seconds: float, d
                  f"{'met' if took_s <= limit_s else 'missed'}")  # fmt: skip
         took_s = await restore(bench, max(sizes))
         tell(f"restart with {sum(sizes):,} instances, stores included: ready with all of them after {took_s:.2f} s")
+        await beside_floods(bench)
     finally:
         await bench.stop()
 

@@ -105,9 +105,12 @@ class Beat(msgspec.Struct, tag="beat", frozen=True):
     count: int
 
 
-WorkloadSpec = (
-    Consume | ReserveCommit | ReadBalance | Mixed | ConsumeBatch | CreateAccounts | TopUpBatch | LookUp | Register | Beat
-)
+class Alive(msgspec.Struct, tag="alive", frozen=True):
+    """Ask whether the server lives: its cheapest call."""
+
+
+LocatorSpec = LookUp | Register | Beat | Alive
+WorkloadSpec = Consume | ReserveCommit | ReadBalance | Mixed | ConsumeBatch | CreateAccounts | TopUpBatch | LocatorSpec
 
 
 class Outcome(NamedTuple):
@@ -376,7 +379,7 @@ def build(spec: WorkloadSpec, origin: Origin, seed: int) -> Workload:
             return AccountCreations(origin, first, count)
         case TopUpBatch():
             return TopUpBatches(origin, spec)
-        case LookUp() | Register() | Beat():
+        case LookUp() | Register() | Beat() | Alive():
             from bench.locator_calls import build_locator  # noqa: PLC0415 - it builds on the classes of this file
 
             return build_locator(spec, origin)

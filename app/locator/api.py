@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
     from app.locator.instance import Snapshot
+    from app.locator.registry import Change, Registry
     from app.web.edge import Done
     from app.web.request import Request
 
@@ -95,12 +96,26 @@ def record_of(request: Request) -> tuple[Roster, Record]:
 
 async def register(request: Request) -> Handled:
     """PUT /v1/services/{service}/instances/{id}."""
-    body = await _REGISTRATION.read(request)
+    text = await _REGISTRATION.text(request)
     service, id_ = names_of(request)
     locator = locator_of(request)
-    registered = registered_of(body, key_of(request).key_id, locator.check_networks)
-    record, created = await locator.register(service, id_, body.generation, registered)
+    key_id = key_of(request).key_id
+    async with locator.admission.turn(key_id) as refusal:
+        body = _REGISTRATION.decode(text)
+        registered = registered_of(body, key_id, locator.check_networks)
+        if refusal is not None:
+            raise refusal
+        record, created = await locator.register(service, id_, body.generation, registered)
     return _registered(record, 201 if created else 200)
+
+
+async def change(request: Request, make: Callable[[Registry], Change]) -> None:
+    """Have a change made when it is the turn of the key that calls. Raises what `Locator.change` does, and Problem 429."""
+    locator = locator_of(request)
+    async with locator.admission.turn(key_of(request).key_id) as refusal:
+        if refusal is not None:
+            raise refusal
+        await locator.change(make)
 
 
 def _registered(record: Record, status: int = 200) -> Handled:
@@ -151,8 +166,7 @@ async def resume(request: Request) -> Handled:
 async def _order(request: Request, mode: str) -> Handled:
     start = await _START.read(request)
     service, id_ = names_of(request)
-    locator = locator_of(request)
-    await locator.change(lambda registry: registry.order(service, id_, start.generation or "", mode))
+    await change(request, lambda registry: registry.order(service, id_, start.generation or "", mode))
     _, record = record_of(request)
     return _registered(record)
 
@@ -161,11 +175,10 @@ async def reset(request: Request) -> Handled:
     """POST .../reset: closes the breaker on every replica, and ends an isolation."""
     start = await _START.read(request)
     service, id_ = names_of(request)
-    locator = locator_of(request)
     _, record = record_of(request)
     if record.mode == "isolated":
-        await locator.change(lambda registry: registry.order(service, id_, start.generation or "", "none"))
-    await locator.change(lambda registry: registry.tell(service, id_, start.generation or "", "reset"))
+        await change(request, lambda registry: registry.order(service, id_, start.generation or "", "none"))
+    await change(request, lambda registry: registry.tell(service, id_, start.generation or "", "reset"))
     _, record = record_of(request)
     return _registered(record)
 
@@ -174,7 +187,7 @@ async def deregister(request: Request) -> Handled:
     """DELETE /v1/services/{service}/instances/{id}."""
     generation = cast("str", query(request, "generation", str, ""))
     service, id_ = names_of(request)
-    await locator_of(request).change(lambda registry: registry.drop(service, id_, generation))
+    await change(request, lambda registry: registry.drop(service, id_, generation))
     return Answer(b"", status=204)
 
 

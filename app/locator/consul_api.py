@@ -14,7 +14,7 @@ import msgspec
 from app import __version__
 from app.access.api import key_of
 from app.locator import consul
-from app.locator.api import in_turns, locator_of, tags_of
+from app.locator.api import change, in_turns, locator_of, tags_of
 from app.locator.consul import DATACENTER, NODE
 from app.locator.directory import ALL
 from app.locator.registry import unknown_instance
@@ -203,14 +203,17 @@ async def agent_register(request: Request) -> Handled:
     key_id = key_of(request).key_id
     locator = locator_of(request)
     asked = consul.read_registration(await read_json(request), key_id, locator.check_networks)
-    others = [one for one in _holders(locator, asked.id) if one.name != asked.service]
-    record, created = await locator.register(asked.service, asked.id, None, asked.registered)
+    async with locator.admission.turn(key_id) as refusal:
+        if refusal is not None:
+            raise refusal
+        others = [one for one in _holders(locator, asked.id) if one.name != asked.service]
+        record, created = await locator.register(asked.service, asked.id, None, asked.registered)
     if asked.critical and created:
-        await _find(locator, record, "critical")
+        await _find(request, record, "critical")
     for service in others:
         old = service.records.get(asked.id)
         if old is not None and old.api == "consul":
-            await locator.change(lambda registry, name=service.name: registry.drop(name, asked.id, ""))  # type: ignore[misc]
+            await change(request, lambda registry, name=service.name: registry.drop(name, asked.id, ""))  # type: ignore[misc]
     return _done()
 
 
@@ -218,7 +221,7 @@ async def agent_deregister(request: Request) -> Handled:
     """PUT /v1/agent/service/deregister/{id}."""
     record = _record(request, request.match_info["id"])
     one = record.instance
-    await locator_of(request).change(lambda registry: registry.drop(one.service, one.id, record.generation))
+    await change(request, lambda registry: registry.drop(one.service, one.id, record.generation))
     return _done()
 
 
@@ -229,7 +232,7 @@ async def agent_maintenance(request: Request) -> Handled:
         raise invalid("?enable", "Expected true or false")
     one = _record(request, request.match_info["id"]).instance
     mode = "maintenance" if enable == "true" else "none"
-    await locator_of(request).change(lambda registry: registry.order(one.service, one.id, "", mode))
+    await change(request, lambda registry: registry.order(one.service, one.id, "", mode))
     return _done()
 
 
@@ -258,13 +261,13 @@ async def _checked(request: Request, found: str) -> Handled:
     service = locator.service(record.instance.service)
     locator.directory.beat(service, record.instance.id, record, locator.clock_s())
     if record.check != found and (found == "critical" or record.check == "critical"):
-        await _find(locator, record, found)
+        await _find(request, record, found)
     return _done()
 
 
-async def _find(locator: Locator, record: Record, found: str) -> None:
+async def _find(request: Request, record: Record, found: str) -> None:
     one = record.instance
-    await locator.change(lambda registry: registry.found(one.service, one.id, record.generation, found))
+    await change(request, lambda registry: registry.found(one.service, one.id, record.generation, found))
 
 
 def _holders(locator: Locator, id_: str) -> list[Roster]:

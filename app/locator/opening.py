@@ -15,6 +15,7 @@ from app.actor import ActorStopped, AskTimeout, InboxFull
 from app.db.keys import LOCATOR_TAG
 from app.db.redis import RedisLink, redis_breaker
 from app.db.retry import TRANSIENT
+from app.locator.admission import Admission
 from app.locator.checks import Checks
 from app.locator.directory import ALL, Directory
 from app.locator.feed import Feed
@@ -78,6 +79,7 @@ class Locator:
         self.clock_s: Final = clock_s
         self.watches: Final = watches or Watches()
         self.views: Final = Views()
+        self.admission: Final = Admission(clock_s)
         self.directory: Final = Directory(on_change=self._changed, on_word=self._told, on_purge=self._purged)
         self.series: Final = LocatorSeries(self)
         self.balancer: Final = Balancer(self.replica, on_breaker=self._breaker_changed)
@@ -198,13 +200,16 @@ class Locator:
     async def _make(self, change: Change) -> Answer:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
-        def reply(answer: Answer | None, error: Exception | None) -> None:
+        def settle(answer: Answer | None, error: Exception | None) -> None:
             if future.done():
                 return
             if answer is None:
                 future.set_exception(error or AssertionError("neither an answer nor an error"))
             else:
                 future.set_result(answer)
+
+        def reply(answer: Answer | None, error: Exception | None) -> None:
+            self.admission.answers.add(lambda: settle(answer, error))
 
         try:
             self._open_registry().submit(change, reply)

@@ -129,7 +129,7 @@ class Balancer:
             if tagged is None:
                 return None
             candidates = tagged
-        if zone and not candidates.panic:
+        if zone in service.zones and not candidates.panic:
             share = position_of(key) / 2**32 if strategy == "consistent_hash" else self._draw_01()
             candidates = self._zoned(service, candidates, zone, share, now_s)
         load = service.due_probe(candidates, now_s) if candidates.due and strategy != "consistent_hash" else None

@@ -7,6 +7,7 @@ applied here at once, and in the other replicas by the feed; lookups read snapsh
 
 from __future__ import annotations
 
+import asyncio
 import math
 import secrets
 import time
@@ -33,6 +34,9 @@ INBOX_CHANGES_MAX: Final = 20_000  # about 2 s of changes
 SERVICE_CHANGES_MAX: Final = 5_000  # of them of one service
 SCRIPT_CHANGES_MAX: Final = 500  # of one script call: about 5 ms of Redis
 ASK_TIMEOUT_S: Final = 2.0  # callers hear of an outage within 2 s
+# Between two script calls, so that changes gather: each costs every replica a copy of a service's snapshot, 0.3 ms of 20,000
+# instances, and 0.5 ms around the call, whatever the number of changes in it.
+CALL_GAP_S: Final = 0.005
 EVICTED_SHARE_MAX: Final = 0.15  # of all instances that may be removed for silence in a minute (Eureka's figure)
 EVICTED_ALWAYS: Final = 3  # a small registry must be able to lose what is gone
 TOMBSTONE_MS_MIN: Final = 60_000  # an ended generation is known for at least this, and for the time to live
@@ -84,6 +88,7 @@ class Registry(Actor[Change]):
         self._clock_s = clock_s
         self._on_forgotten = on_forgotten
         self._pending: dict[str, int] = {}
+        self._called_s = float("-inf")  # by the event loop's clock
 
     async def stop(self) -> None:
         """Finish what was accepted, then close the connection."""
@@ -110,6 +115,14 @@ class Registry(Actor[Change]):
 
         self.post(change, settle)
         self._pending[service] = pending + 1
+
+    async def gather(self) -> None:
+        """Return at once, unless the last call was a moment ago."""
+        loop = asyncio.get_running_loop()
+        early_s = self._called_s + CALL_GAP_S - loop.time()
+        if early_s > 0:
+            await asyncio.sleep(early_s)
+        self._called_s = loop.time()
 
     async def receive(self, batch: list[Change]) -> None:
         """Run one script for all that waits; an outage of Redis is an answer too."""

@@ -36,7 +36,8 @@ _UNKNOWN: Final = (404, "unknown_instance")
 _STALE: Final = (409, "stale_generation")
 _NO_SERVICE: Final = (404, "no_service")
 _CROWD: Final = (503, "too_many_watchers")
-_CHANGED: Final = (_UNKNOWN, _STALE, _AWAY, _WARM)
+_LIMITED: Final = (429, "rate_limited")
+_CHANGED: Final = (_UNKNOWN, _STALE, _LIMITED, _AWAY, _WARM)
 
 _SERVICE: Final[dict[str, Any]] = {"service": Name}
 _INSTANCE: Final[dict[str, Any]] = {"service": Name, "id": Name}
@@ -77,7 +78,7 @@ _REGISTRATION: Final = (
     _route(
         "PUT", _PLACE, api.register, summary="Register an instance, or change what it is registered with",
         path_fields=_INSTANCE, body=Registration, answers={200: RegisteredView, 201: RegisteredView},
-        problems=((409, "too_many_instances"), _STALE, _UNKNOWN, _AWAY, _WARM),
+        problems=((409, "too_many_instances"), _STALE, _UNKNOWN, _LIMITED, _AWAY, _WARM),
     ),
     _route("GET", _PLACE, api.read_instance, summary="Read an instance", path_fields=_INSTANCE,
            answers={200: InstanceView}, problems=(_UNKNOWN, _WARM)),

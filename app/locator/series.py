@@ -63,6 +63,9 @@ class LocatorSeries:
         yield GaugeMetricFamily(
             "shieldx_locator_watchers", "Watches that are open, streams of flags included", locator.watches.open
         )
+        yield GaugeMetricFamily(
+            "shieldx_locator_waiting", "Changes of the registry that wait for their turn", locator.admission.waiting
+        )
         yield GaugeMetricFamily("shieldx_locator_following", "1 while changes of other replicas arrive", locator.following)
         yield GaugeMetricFamily(
             "shieldx_locator_breakers_open", "Instances that get no calls because their breaker is open",
@@ -88,6 +91,9 @@ class LocatorSeries:
             breakers.add_metric((state,), count)
         yield breakers
         yield CounterMetricFamily("shieldx_locator_panics", "Lookups with too few healthy instances", self._panics)
+        yield CounterMetricFamily(
+            "shieldx_locator_rate_limited", "Changes of the registry answered 429", locator.admission.limited
+        )
         registry, feed, upkeep, checks = locator.registry, locator.feed, locator.upkeep, locator.checks
         if registry is None or feed is None or upkeep is None or checks is None:
             return

@@ -17,7 +17,9 @@ from aiohttp.http import HttpVersion11
 from multidict import istr
 
 from app.privacy.guard import REFUSED_DETAIL, holds_card
+from app.turns import Line
 from app.web.answers import Answer, problem_answer
+from app.web.logs import LineBudget
 from app.web.problems import FieldError, Problem, invalid
 from app.web.request import Principal, Request
 from app.web.typed import typed
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 SLOW_REQUEST_S: Final = 1.0  # two orders above the target latency; such a request is logged always.
 HEADERS_MAX_BYTES: Final = 16 * 1024  # names and values of one request together; four times a crowded one.
 KNOWN_PARAMETERS_MAX: Final = 4_096  # path parameters that are remembered to be well-formed: 1 MB
+# Of refused requests, for each route: a client in a loop has thousands refused in a second, and their lines took a third of
+# the event loop.
+REFUSAL_LINES_PER_S: Final = 100
 # business refusals: expected in numbers, logged below warning.
 QUIET_STATUSES: Final = frozenset({402, 404, 409})
 HTTP_ERRORS: Final = {
@@ -72,6 +77,7 @@ class Fixed(NamedTuple):
 
 
 FIXED: Final[web.AppKey[Mapping[tuple[str, str], Fixed]]] = web.AppKey("fixed")
+LINE: Final[web.AppKey[Line]] = web.AppKey("line")  # of answers in parts
 FAULTS: Final[web.AppKey[Faults]] = web.AppKey("faults")
 RECORD: Final[web.AppKey[Record]] = web.AppKey("record")
 
@@ -85,6 +91,7 @@ def set_up(app: web.Application, entrances: Entrances, record: Record | None = N
     faults     what the exceptions of the services mean; None for one that is a fault of ours (500)
     """
     app[ENTRANCES] = entrances
+    app[LINE] = Line()
     app.on_response_prepare.append(_hide_software)
     if faults is not None:
         app[FAULTS] = faults
@@ -176,7 +183,7 @@ def stamp(response: web.StreamResponse, request_id: str) -> None:
         response.headers.setdefault("Cache-Control", "no-store")
 
 
-def _note(request: Request, template: str, status: int, seconds: float, slow_s: float) -> None:
+def _note(request: Request, template: str, status: int, seconds: float, slow_s: float, lines: LineBudget) -> None:
     """The access line: faults and slow requests warn, business refusals inform, the rest is debug."""
     if seconds >= slow_s or (status >= 400 and status not in QUIET_STATUSES):
         level = logging.WARNING
@@ -185,6 +192,12 @@ def _note(request: Request, template: str, status: int, seconds: float, slow_s: 
     else:
         level = logging.DEBUG
     if log.isEnabledFor(level):
+        if status >= 400:
+            left_out = lines.take(perf_counter())
+            if left_out is None:
+                return
+            if left_out:
+                log.warning("lines of refused requests were left out", extra={"path": template, "count": left_out})
         log.log(
             level,
             "%s %s %d",
@@ -246,6 +259,7 @@ def _conclusion(
     template = route.path
     slow_s = float("inf") if route.waits else SLOW_REQUEST_S
     logs = log.isEnabledFor
+    refusal_lines = LineBudget(REFUSAL_LINES_PER_S)
 
     def conclude(request: Request, started: float, end: "Handled | Exception") -> web.StreamResponse:
         returned = _answer_to(end, request, template) if isinstance(end, Exception) else end
@@ -258,7 +272,7 @@ def _conclusion(
         if record is not None:
             record(request.method, template, status, seconds)
         if status >= 400 or seconds >= slow_s or logs(logging.DEBUG):
-            _note(request, template, status, seconds, slow_s)
+            _note(request, template, status, seconds, slow_s, refusal_lines)
         return response
 
     return conclude

@@ -65,13 +65,13 @@ async def send_events(
         return response
     departure = request.departure()
     try:
-        await write(response, b"retry: 1000\n\n")
+        await write(request, response, b"retry: 1000\n\n")
         while not (watches.closing or departure.done()):
             event = await following() or b": still here\n\n"
             if isinstance(event, bytes):
-                await write(response, event)
+                await write(request, response, event)
             else:
-                await write_parts(response, event)
+                await write_parts(request, response, event)
             if is_current():
                 await watches.wait(name, PING_S, departure)
     except TimeoutError:

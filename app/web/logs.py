@@ -35,6 +35,29 @@ _bearer = re.compile(r"\b(bearer|basic)\s+[^\s'\",;]+", re.IGNORECASE)
 _token = re.compile(r"shx_[A-Za-z0-9_-]+")
 
 
+class LineBudget:
+    """How many lines of one kind a second may bring: a line costs as much as the request that it tells of."""
+
+    def __init__(self, lines_per_s: int) -> None:
+        """Begin with a whole second's."""
+        self._lines_per_s = lines_per_s
+        self._second = 0
+        self._written = 0
+        self._left_out = 0
+
+    def take(self, now_s: float) -> int | None:
+        """Return None when no further line may be written in this second, else how many were left out since the last one."""
+        second = int(now_s)
+        if second != self._second:
+            self._second, self._written = second, 0
+        if self._written >= self._lines_per_s:
+            self._left_out += 1
+            return None
+        self._written += 1
+        left_out, self._left_out = self._left_out, 0
+        return left_out
+
+
 def redact(text: str) -> str:
     """`text` without API keys, Authorization and Idempotency-Key values, passwords of URLs and payment data. Idempotent."""
     text = _url_password.sub(rf"\1{HIDDEN}@", text)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.web.logs import configure_logging, redact
+from app.web.logs import LineBudget, configure_logging, redact
 
 SECRETS = ("shx_live_abcDEF123", "hunter2", "order-4711")
 
@@ -148,6 +148,14 @@ def test_ordinary_text_is_kept() -> None:
     text = "shard 0 at http://127.0.0.1:5004/docs took the key of tenant:a@b in 5 ms"
 
     assert redact(text) == text
+
+
+def test_a_second_has_so_many_lines_and_the_next_one_says_how_many_were_left_out() -> None:
+    budget = LineBudget(3)
+
+    taken = [budget.take(now_s) for now_s in (7.0, 7.1, 7.2, 7.3, 7.999, 8.0, 8.1, 9.5)]
+
+    assert taken == [0, 0, 0, None, None, 2, 0, 0]
 
 
 @pytest.mark.parametrize("level", ["", "loud", "notset", "10"])
