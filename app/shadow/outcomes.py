@@ -67,7 +67,8 @@ class Sorter:
         sorted_: list[Counted] = []
         for number, outcome in enumerate(outcomes):
             if number % SLICE == 0:
-                await asyncio.sleep(0)
+                if number:
+                    await asyncio.sleep(0)
                 self._look()
             one = self._one(number, outcome, sampled)
             if one is not None:

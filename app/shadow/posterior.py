@@ -182,7 +182,7 @@ class _Distributions:
         self.edges = own.edges
         through = np.cumsum(own.masses, axis=-1)
         total = through[:, -1:]
-        self.start = (through - own.masses) / total
+        self.start, self.mass = (through - own.masses) / total, own.masses / total
         coefficients = own.values @ _TO_INTEGRAL
         coefficients[..., 0] += through - own.masses
         coefficients /= total[..., None]
@@ -194,12 +194,16 @@ class _Distributions:
         distance = place - found.peak[variants, None]
         reach = np.where(distance < 0, found.left[variants, None], found.right[variants, None])
         part = distance / reach
-        panel = np.clip(np.searchsorted(EDGES, part, side="right") - 1, 0, len(EDGES) - 2)
-        stretch = _STRETCHES[panel]
-        inside = np.clip((part - _MIDDLES[panel]) * stretch, -1.0, 1.0)
+        panel = np.searchsorted(EDGES[1:-1], part, side="right")
+        stretch = _STRETCHES.take(panel)
+        part -= _MIDDLES.take(panel)
+        part *= stretch
+        np.minimum(np.maximum(part, -1.0, out=part), 1.0, out=part)
         panel += (len(EDGES) - 1) * variants[:, None]
-        value, slope = _values(self.coefficients[:, panel], inside)
-        return value, slope * stretch / reach
+        value, slope = _values(self.coefficients.take(panel, axis=1), part)
+        stretch /= reach
+        slope *= stretch
+        return value, slope
 
     def quantiles(self, tails: Floats) -> Floats:
         """Return the log-odds below which lies each probability of `tails`, shape (variants, tails)."""
@@ -210,10 +214,14 @@ class _Distributions:
         powers = powers.reshape(len(powers), -1)
 
         def excess(place: Floats, rows: NDArray[np.intp]) -> tuple[Floats, Floats]:
-            return _values(powers[:, rows], place)
+            return _values(powers.take(rows, axis=1), place)
 
         whole = np.ones(powers.shape[1])
-        inside = newton_root(np.zeros_like(whole), (-whole, whole), excess, near=_NEAR)
+        guess = (
+            2 * (np.tile(tails, len(self.edges)) - self.start[variants, panel].ravel()) / self.mass[variants, panel].ravel()
+            - 1
+        )
+        inside = newton_root(np.minimum(np.maximum(guess, -whole), whole), (-whole, whole), excess, near=_NEAR)
         low, high = self.edges[variants, panel], self.edges[variants, panel + 1]
         found: Floats = low + (high - low) / 2 * (inside.reshape(panel.shape) + 1)
         return found

@@ -76,7 +76,7 @@ async def test_a_guardrail_sees_the_calls_of_a_unit_up_to_its_first_error_and_it
 
 @pytest.mark.parametrize("allocation", ["fixed", "thompson"])
 async def test_the_shares_are_asked_of_units_and_not_of_how_often_each_is_seen(shadow: Shadow, allocation: str) -> None:
-    name = await made(shadow, allocation=allocation)
+    name = await made(shadow, allocation=allocation, seed="shares")
     given = {f"u{number}": (await shadow.assign(name, f"u{number}")).variant for number in range(200)}
     many = [
         Outcome(f"{unit} {n}", False, unit_id=unit) for unit, got in given.items() for n in range(8 if got == "b" else 1)
@@ -92,7 +92,7 @@ async def test_the_shares_are_asked_of_units_and_not_of_how_often_each_is_seen(s
 
 @pytest.mark.parametrize("allocation", ["fixed", "thompson"])
 async def test_a_variant_whose_units_do_not_come_back_is_a_mismatch(shadow: Shadow, allocation: str) -> None:
-    name = await made(shadow, allocation=allocation)
+    name = await made(shadow, allocation=allocation, seed="shares")
     given = {f"u{number}": (await shadow.assign(name, f"u{number}")).variant for number in range(200)}
     lost = {unit for unit, got in given.items() if got == "b" and unit.endswith(("0", "1", "2", "3", "4", "5"))}
 
