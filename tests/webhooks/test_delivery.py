@@ -372,27 +372,6 @@ async def test_an_address_that_became_an_inner_one_is_not_sent_to(
     assert receiver.requests == []
 
 
-async def test_deliveries_made_as_their_endpoint_went_are_given_up(
-    calls: WebhookCalls, outbox: Outbox, statements: Statements, owner: Connection
-) -> None:
-    made = [await calls.create(NewEndpoint(url=HERE_URL), "root", None) for _ in range(3)]
-    await put_out(statements.rows, message())
-    await owner.execute("UPDATE webhook_endpoints SET deleted_at = now() WHERE endpoint_id = $1", made[0].endpoint_id)
-    await owner.execute(
-        "UPDATE webhook_endpoints SET disabled_at = now(), disabled_for = 'gone' WHERE endpoint_id = $1", made[1].endpoint_id
-    )
-
-    await outbox.forget()
-
-    rows = await owner.fetch("SELECT endpoint_id, state, last_error FROM webhook_deliveries")
-    assert {row["endpoint_id"]: (row["state"], row["last_error"]) for row in rows} == {
-        made[0].endpoint_id: ("failed", "deleted"),
-        made[1].endpoint_id: ("failed", "disabled"),
-        made[2].endpoint_id: ("pending", None),
-    }
-    assert await outbox.count_pending() == 1
-
-
 async def test_old_deliveries_are_forgotten_and_open_ones_never(
     calls: WebhookCalls, outbox: Outbox, statements: Statements, owner: Connection
 ) -> None:

@@ -59,3 +59,25 @@ async def test_a_backlog_is_spread_in_parts_however_empty_the_table_was_when_it_
     spread = [(await outbox.spread()).messages for _ in range(4)]
 
     assert spread == [2, 2, 2, 0]
+
+
+async def test_deliveries_made_as_their_endpoint_went_are_given_up(
+    calls: WebhookCalls, outbox: Outbox, statements: Statements, owner: Connection
+) -> None:
+    made = [await calls.create(NewEndpoint(url="https://example.com/"), "root", None) for _ in range(3)]
+    await outbox_module.put_out(statements.rows, message(1))
+    await outbox.spread()
+    await owner.execute("UPDATE webhook_endpoints SET deleted_at = now() WHERE endpoint_id = $1", made[0].endpoint_id)
+    await owner.execute(
+        "UPDATE webhook_endpoints SET disabled_at = now(), disabled_for = 'gone' WHERE endpoint_id = $1", made[1].endpoint_id
+    )
+
+    await outbox.forget()
+
+    rows = await owner.fetch("SELECT endpoint_id, state, last_error FROM webhook_deliveries")
+    assert {row["endpoint_id"]: (row["state"], row["last_error"]) for row in rows} == {
+        made[0].endpoint_id: ("failed", "deleted"),
+        made[1].endpoint_id: ("failed", "disabled"),
+        made[2].endpoint_id: ("pending", None),
+    }
+    assert await outbox.count_pending() == 1
