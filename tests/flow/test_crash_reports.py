@@ -32,7 +32,7 @@ def upkeep() -> Upkeep:
 
 
 def steward() -> Steward:
-    return Steward(fail, NOTHING, "replica")
+    return Steward(fail, NOTHING, NOTHING, "replica")
 
 
 def sweeping(fault: Exception) -> Ledger:
