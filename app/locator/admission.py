@@ -112,7 +112,7 @@ class Admission:
         self._schedule()
 
     def _admit(self, key_id: str) -> bool:
-        """Let the next one of a key in; if there is none, or no token, the key has no turn for now."""
+        """Let the next one of a key in; without one, or without a token, the key has no turn."""
         line = self._lines[key_id]
         while line and line[0].done():  # they have given up
             line.popleft()

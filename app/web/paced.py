@@ -1,6 +1,6 @@
 """Answers in parts, written no faster than they are read: what a client does not read is not made, and not held for it.
 
-Of all of them one part is written in a turn of the event loop: hundreds of watchers who are woken together delay nobody else.
+Of all of them one part is written in a turn of the event loop: hundreds of watchers woken at once delay nobody else.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
 from random import Random
 
 import pytest
@@ -11,11 +10,8 @@ from hypothesis import strategies as st
 
 from app.breaker import BreakerState
 from app.locator.balancing import STRATEGIES, Strategy
-from app.locator.candidates import Candidates, Filter
 from app.locator.instance import Snapshot, State
 from app.locator.leases import Reported
-from app.locator.load import Load
-from app.locator.loads import ZONED_AHEAD_S, ZONED_S_PER_INSTANCE
 from app.locator.pick import Balancer
 from tests.locator.fleet import DOWN, DRAINING, SUSPECT, UNVERIFIED, balancer, changed, fail, fleet, instance, picked, tally
 
@@ -232,45 +228,6 @@ def test_a_zone_keeps_its_calls_while_it_is_healthy_and_spills_what_it_cannot_ta
 
 def test_a_zone_that_is_unknown_is_no_wish() -> None:
     assert len(tally(balancer(), fleet(5), "round_robin", 50, zone="nowhere")) == 5
-
-
-def test_lists_of_zones_take_a_share_of_the_time_whoever_asks_for_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[Filter] = []
-    compile_ = Candidates.compile
-
-    def counted(candidates: Candidates, loads: Collection[Load], now_s: float, panic_share: float) -> None:
-        compiled.append(candidates.filter)
-        compile_(candidates, loads, now_s, panic_share)
-
-    monkeypatch.setattr(Candidates, "compile", counted)
-    size = 2_000
-    snapshot = Snapshot.of("web", [instance(number, zone=f"z{number % 500}") for number in range(size)], 1)
-    one = balancer()
-
-    def ask(zones: Iterable[str], now_s: float) -> int:
-        compiled.clear()
-        for zone in zones:
-            picked(one.pick(snapshot, now_s=now_s, zone=zone))
-        return len(compiled)
-
-    assert ask((f"unknown{number}" for number in range(1_000)), 0.0) == 1
-    at_once = ask((f"z{number}" for number in range(500)), 0.0)
-    later = ask((f"z{number}" for number in range(500)), 1.0)
-
-    assert 0 <= ZONED_AHEAD_S / (ZONED_S_PER_INSTANCE * size) + 1 - at_once <= 1
-    assert later <= 1.0 / (ZONED_S_PER_INSTANCE * size) + 1
-    assert ask(["z7"] * 100, 60.0) <= 2
-    assert one.pick(snapshot, now_s=60.0, zone="z7") is not None
-
-
-def test_a_zone_is_known_as_long_as_an_instance_is_in_it() -> None:
-    one, snapshot = balancer(), Snapshot.of("web", [instance(0, zone="a"), instance(1, zone="b")], 1)
-
-    here = tally(one, snapshot, "p2c", 20, zone="a")
-    moved = tally(one, changed(snapshot, 0, zone="c"), "p2c", 20, zone="c", now_s=1.0)
-    left = tally(one, changed(snapshot, 0, zone="c").evolve(removed=["i1"], revision=9), "p2c", 20, zone="b", now_s=2.0)
-
-    assert (here, moved, left) == ({"i0": 20}, {"i0": 20}, {"i0": 20})
 
 
 def test_a_tag_is_required_and_follows_changes() -> None:

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from app.db.keys import LOCATOR_BEATS, LOCATOR_HEAD
 from app.locator.instance import State
+from app.locator.registry import CALL_GAP_S
 from app.web.problems import Problem
 from tests.locator.replicas import Replica, eventually, instance, replicas
 from tests.stores import PrivateRedis, run_apart
@@ -340,3 +341,16 @@ async def test_what_was_heard_before_a_time_without_any_replica_is_not_taken_ove
         await eventually(lambda: other.state("web", "b"))
 
         assert one.states("web") == other.states("web") == {"a": "unverified", "b": "up"}
+
+
+async def test_script_calls_leave_time_for_changes_to_gather(redis_url: str) -> None:
+    async with replicas(redis_url, 1) as (one,):
+        assert one.registry is not None
+        calls, began_s = one.registry.calls, time.perf_counter()
+
+        for number in range(20):
+            await one.register("web", f"i{number}", None, instance())
+
+        taken_s = time.perf_counter() - began_s
+        # A timer of the loop has a millisecond's grain.
+        assert one.registry.calls - calls <= taken_s / (CALL_GAP_S - 0.001) + 2
