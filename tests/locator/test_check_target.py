@@ -66,7 +66,16 @@ def test_an_http_check_of_anything_else_is_refused(text: str) -> None:
 def test_a_tcp_check_goes_to_the_instance_itself() -> None:
     assert tcp_target("10.0.0.1:22", "10.0.0.1") == CheckTarget("10.0.0.1", 22)
     assert tcp_target("[::1]:22", "::1") == CheckTarget("::1", 22)
-    for text in ("10.0.0.2:22", "10.0.0.1", "10.0.0.1:0", "10.0.0.1:65536", "10.0.0.1:1e3", "10.0.0.1:000006553600", ":22", ""):
+    for text in (
+        "10.0.0.2:22",
+        "10.0.0.1",
+        "10.0.0.1:0",
+        "10.0.0.1:65536",
+        "10.0.0.1:1e3",
+        "10.0.0.1:000006553600",
+        ":22",
+        "",
+    ):
         with pytest.raises(CheckRefused):
             tcp_target(text, "10.0.0.1")
 
