@@ -123,13 +123,17 @@ async def test_the_chain_verifies_after_all_of_that(client: Client, ledger: Ledg
 async def test_a_changed_amount_is_found_and_named(
     client: Client, ledger: Ledger, server: ShieldxServer, postgres: asyncpg.Connection[Any]
 ) -> None:
-    spent = await client.consume(await client.tenant(5), 5)
-    await postgres.execute("UPDATE audit_entries SET amount = 4 WHERE shard = 0 AND seq = $1", spent["seq"])
+    reserved = await client.reserve(await client.tenant(5), 5)
+    seq = await postgres.fetchval(
+        "SELECT seq FROM audit_entries WHERE transaction_id = $1::text::uuid", reserved["reservation_id"]
+    )
+    # A reserve, because the server adds up what is used meanwhile: a changed consume would stay in its sums.
+    await postgres.execute("UPDATE audit_entries SET amount = 4 WHERE shard = 0 AND seq = $1", seq)
 
     run = server.run_command("audit", "verify", "--json", database_url=ledger.database_url)
-    await postgres.execute("UPDATE audit_entries SET amount = 5 WHERE shard = 0 AND seq = $1", spent["seq"])
+    await postgres.execute("UPDATE audit_entries SET amount = 5 WHERE shard = 0 AND seq = $1", seq)
 
     assert run.returncode == 1
     bad = json.loads(run.stdout)["first_bad"]
-    assert (bad["shard"], bad["seq"]) == (0, spent["seq"])
+    assert (bad["shard"], bad["seq"]) == (0, seq)
     assert "amount" in bad["reason"]
