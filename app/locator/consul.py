@@ -30,6 +30,7 @@ NODE: Final = "shieldx"
 DATACENTER: Final = "shieldx"
 CRITICAL_FOR_S: Final = 72 * 3600  # what Consul gives a failed node before it reaps it
 DEREGISTER_MIN_S: Final = 60  # Consul's least DeregisterCriticalServiceAfter
+DEREGISTER_MAX_S: Final = 365 * 24 * 3600  # for so long the end of a start is remembered: not for all time
 
 CheckState = Literal["any", "passing", "warning", "critical"]
 CheckId = Annotated[
@@ -256,7 +257,10 @@ def _weight(given: object) -> int:
 
 def _checks(fields: Mapping[str, Any], host: str, allowed: Sequence[IPNetwork]) -> tuple[Check | None, float, float, bool]:
     """Return the active check, the silence that removes, the silence that makes critical, and how it begins."""
-    given = list(fields.get("checks") or []) + ([fields["check"]] if fields.get("check") else [])
+    given = fields.get("checks") or []
+    if not isinstance(given, list):
+        raise invalid("/Checks", "Expected an array")
+    given = given + ([fields["check"]] if fields.get("check") else [])
     active: Check | None = None
     ttl_s, remove_s, critical = 0.0, float(CRITICAL_FOR_S), False
     for number, one in enumerate(given):
@@ -264,18 +268,20 @@ def _checks(fields: Mapping[str, Any], host: str, allowed: Sequence[IPNetwork]) 
         check = _fields(one, pointer)
         if check.get("deregistercriticalserviceafter"):
             asked_s = seconds_of(check["deregistercriticalserviceafter"], pointer)
+            if asked_s > DEREGISTER_MAX_S:
+                raise invalid(pointer, f"Expected DeregisterCriticalServiceAfter of at most {DEREGISTER_MAX_S // 3600}h")
             remove_s = max(float(DEREGISTER_MIN_S), asked_s)
         if check.get("ttl"):
             ttl_s = seconds_of(check["ttl"], pointer)
-            critical = check.get("status") not in {"passing", "warning"}
+            if not 1 <= ttl_s <= TTL_MAX_S:
+                raise invalid(pointer, f"Expected a TTL of 1 to {TTL_MAX_S} s")
+            critical = check.get("status") not in ("passing", "warning")
         elif check.get("http") or check.get("tcp"):
             if active is not None:
                 raise invalid(pointer, "Expected at most one HTTP or TCP check")
             active = _active(check, host, allowed, pointer)
         else:
             raise invalid(pointer, "Expected a check of TTL, HTTP or TCP")
-    if ttl_s and not 1 <= ttl_s <= TTL_MAX_S:
-        raise invalid("/Checks", f"Expected a TTL of 1 to {TTL_MAX_S} s")
     return active, ttl_s + remove_s if ttl_s else 0.0, ttl_s, critical and bool(ttl_s)
 
 

@@ -250,7 +250,7 @@ async def check_update(request: Request) -> Handled:
     """PUT /v1/agent/check/update/{check_id}, with `{"Status": "passing" | "warning" | "critical"}`."""
     body = await read_json(request)
     status = body.get("Status", body.get("status")) if isinstance(body, dict) else None
-    if status not in {"passing", "warning", "critical"}:
+    if status not in ("passing", "warning", "critical"):
         raise invalid("/Status", "Expected passing, warning or critical")
     return await _checked(request, "critical" if status == "critical" else "passing")
 

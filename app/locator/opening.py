@@ -160,7 +160,9 @@ class Locator:
         record = self.directory.find(service, id_)
         if record is None:
             raise unknown_instance()  # somebody has deregistered it already
-        record.heard(self.clock_s())
+        now_s = self.clock_s()
+        if record.heard(now_s):  # it was registered as it is, which changes nothing in Redis
+            self.directory.restate(self.directory.services[service], (record.instance.id,), now_s)
         return record, known is None
 
     def _check_room(self, service: str, known: Record | None, owner: str) -> None:

@@ -104,7 +104,7 @@ def http_target(text: str, host: str, port: int) -> CheckTarget:
         own_port = parts.port
     except ValueError:
         raise CheckRefused("Expected a path or a URL.") from None
-    if parts.scheme not in {"http", "https"} or "@" in parts.netloc or parts.fragment:
+    if parts.scheme not in {"http", "https"} or "@" in parts.netloc or parts.fragment or own_port == 0:
         raise CheckRefused("Expected a path, or an http or https URL without user and fragment.")
     if not _same_host(parts.hostname or "", host):
         raise CheckRefused("Expected the host of the instance itself.")
@@ -118,7 +118,7 @@ def http_target(text: str, host: str, port: int) -> CheckTarget:
 def tcp_target(text: str, host: str) -> CheckTarget:
     """Return the target of a TCP check: `host:port` or `[host]:port` of the instance's own host. Raises CheckRefused."""
     name, _, digits = text.rpartition(":")
-    if not digits.isascii() or not digits.isdigit() or not 1 <= int(digits[:6]) <= 65535:
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 5 or not 1 <= int(digits) <= 65535:
         raise CheckRefused("Expected host:port.")
     if not _same_host(name.removeprefix("[").removesuffix("]"), host):
         raise CheckRefused("Expected the host of the instance itself.")

@@ -55,7 +55,7 @@ def test_an_http_check_goes_to_the_instance_itself(text: str, host: str, expecte
     "text",
     [
         "http://10.0.0.2/", "http://10.0.0.1@169.254.169.254/", "ftp://10.0.0.1/", "http://10.0.0.1/#a", "//10.0.0.2/x y",
-        "/a\r\nHost: x", "/" + "a" * 600, "http://", "http://10.0.0.1:99999/", "gopher", "http://10.0.0.1.evil.example/",
+        "/a\r\nHost: x", "/" + "a" * 600, "http://", "http://10.0.0.1:99999/", "http://10.0.0.1:0/", "gopher", "http://10.0.0.1.evil.example/",
     ],
 )  # fmt: skip
 def test_an_http_check_of_anything_else_is_refused(text: str) -> None:
@@ -66,7 +66,16 @@ def test_an_http_check_of_anything_else_is_refused(text: str) -> None:
 def test_a_tcp_check_goes_to_the_instance_itself() -> None:
     assert tcp_target("10.0.0.1:22", "10.0.0.1") == CheckTarget("10.0.0.1", 22)
     assert tcp_target("[::1]:22", "::1") == CheckTarget("::1", 22)
-    for text in ("10.0.0.2:22", "10.0.0.1", "10.0.0.1:0", "10.0.0.1:65536", "10.0.0.1:1e3", ":22", ""):
+    for text in (
+        "10.0.0.2:22",
+        "10.0.0.1",
+        "10.0.0.1:0",
+        "10.0.0.1:65536",
+        "10.0.0.1:1e3",
+        "10.0.0.1:000006553600",
+        ":22",
+        "",
+    ):
         with pytest.raises(CheckRefused):
             tcp_target(text, "10.0.0.1")
 

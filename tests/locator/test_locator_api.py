@@ -311,11 +311,17 @@ async def test_bad_input_for_consuls_calls_is_refused(client: Client) -> None:
         {"Name": "x", "Port": 1, "Check": {"TTL": "soon"}}, {"Name": "x", "Port": 1, "Check": {"Script": "rm"}},
         {"Name": "x", "Port": 1, "Address": "10.0.0.1", "Check": {"HTTP": "http://10.0.0.2/", "Interval": "10s"}},
         {"Name": "x", "Port": 1, "Tags": [1]}, {"Name": "x", "Port": 1, "Meta": {"k": 1}}, {"Name": "x", "Port": True},
-        {"Name": "x", "Port": 1, "Weights": {"Passing": -1}},
+        {"Name": "x", "Port": 1, "Weights": {"Passing": -1}}, {"Name": "x", "Port": 1, "Checks": 7},
+        {"Name": "x", "Port": 1, "Check": {"TTL": "0s"}}, {"Name": "x", "Port": 1, "Check": {"TTL": "25h"}},
+        {"Name": "x", "Port": 1, "Check": {"TTL": "9s", "DeregisterCriticalServiceAfter": "99999999999999999999h"}},
     ]  # fmt: skip
     for body in bodies:
         assert (await client.call("PUT", register, data=orjson.dumps(body))).refusal == (422, "invalid_request"), body
     assert (await client.call("PUT", register, data=b"{")).refusal == (400, "malformed_json")
     assert (await client.call("PUT", register, data=b'"' + b"x" * 70_000 + b'"')).refusal == (413, "payload_too_large")
+    odd = {"Name": fresh("odd"), "Address": "10.0.0.1", "Port": 1, "Check": {"TTL": "9s", "Status": ["passing"]}}
+    assert (await client.call("PUT", register, data=orjson.dumps(odd))).status == 200  # no status: it begins critical
+    update = f"/v1/agent/check/update/service:{odd['Name']}"
+    assert (await client.call("PUT", update, data=b'{"Status": {}}')).refusal == (422, "invalid_request")
     assert (await client.get("/v1/health/service/x?index=7a")).refusal == (422, "invalid_request")
     assert (await client.get("/v1/catalog/services?index=1&wait=-1s")).refusal == (422, "invalid_request")

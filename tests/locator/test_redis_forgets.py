@@ -140,3 +140,14 @@ async def test_a_stream_that_moved_on_without_a_replica_is_made_good_by_reading_
 
         await eventually(lambda: other.states("web") == {"new": "up"} or other.states("web") == {"new": "unverified"})
         assert other.feed.reloads == reloads + 1
+
+
+async def test_registering_again_what_was_restored_brings_it_into_lookups(redis_url: str) -> None:
+    async with replicas(redis_url, 1) as (before,):
+        await before.register("web", "a", "g1", instance())
+    async with replicas(redis_url, 1) as (after,):
+        assert after.state("web", "a") is State.UNVERIFIED
+
+        await after.register("web", "a", "g1", instance())
+
+        assert after.state("web", "a") is State.UP
