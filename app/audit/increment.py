@@ -22,7 +22,7 @@ from app.audit.fold import BALANCE_MAX, Hold, Transfer, detail
 from app.audit.ground import ground_fault
 from app.audit.log import log_origin
 from app.audit.merkle import EMPTY_ROOT, Frontier, Node, Span, inclusion_spans, root_of_inclusion, span_hash
-from app.audit.private import claim_of, judge_private
+from app.audit.private import Earlier, claim_of, judge_private
 from app.audit.ranges import PLAN_SQL, Range, prove
 from app.audit.report import Bad, Finding, PrivateReport, Report, ShardReport
 from app.audit.state import REFUNDS_SQL, Findings, alerts_since, stated_fault, told_fault
@@ -39,7 +39,7 @@ from app.audit.verify import (
     unknown_log_fault,
 )
 from app.clock import now_ms, time_text
-from app.privacy.tombstones import TOMBSTONES
+from app.privacy.tombstones import TOMBSTONES, Evidence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from app.audit.entry import RowSeal
     from app.audit.rows import Proof
     from app.audit.trust import Trust
+    from app.privacy.tombstones import Claim
 
 _BEFORE: Final = """
     SELECT t.tenant_id, e.seq, e.balance, e.reserved, e.version FROM unnest($1::text[]) AS t (tenant_id)
@@ -68,7 +69,9 @@ _HOLDS: Final = """
 """
 _REFUNDS: Final = "SELECT transaction_id::text, consumed FROM credit_refunds WHERE transaction_id = ANY($1::text[]::uuid[])"
 _ENTRY: Final = "SELECT entry FROM audit_chain WHERE shard = $1 AND seq = $2"
-_TOMBSTONES: Final = "SELECT entry FROM audit_chain WHERE type = ANY($1) AND (shard <> $2 OR seq < $3)"
+_TOMBSTONES: Final = """
+    SELECT shard, seq, entry FROM audit_chain WHERE type = ANY($1) AND (shard <> $2 OR seq < $3) ORDER BY shard, seq
+"""
 _TOPUPS: Final = """
     SELECT seq, entry FROM audit_chain WHERE tenant_id = ANY($1) AND shard = $2 AND seq < $3 AND type = 'topup' ORDER BY seq
 """
@@ -108,10 +111,10 @@ async def verify_since(
             spans = await check_archive(connection, shard_count, findings, counted=False)
             outside = outside or (findings.first[None].reason if findings.first else None)
             archive = Archive(spans, await all_reservations(connection))
+            checkpoints = {numbers[name]: one for name, one in trust.checkpoints.items() if name in numbers}
             increments = [
-                Increment(connection, numbers[name], checkpoint, trust, Totals(seals, given, since), archive)
-                for name, checkpoint in sorted(trust.checkpoints.items())
-                if name in numbers
+                Increment(connection, number, checkpoints, trust, Totals(seals, given, since), archive)
+                for number in sorted(checkpoints)
             ]
             shards = [await one.check(progress) for one in increments]
     finally:
@@ -143,13 +146,16 @@ class Increment:
     """The entries of one shard after a trusted checkpoint."""
 
     def __init__(
-        self, connection: asyncpg.Connection[Any], shard: int, checkpoint: Checkpoint, trust: Trust, totals: Totals,
-        archive: Archive,
+        self, connection: asyncpg.Connection[Any], shard: int, checkpoints: Mapping[int, Checkpoint], trust: Trust,
+        totals: Totals, archive: Archive,
     ) -> None:  # fmt: skip
-        """`connection` stands in a snapshot; `totals` knows the keys of seals and is used for this shard alone."""
+        """`connection` stands in a snapshot; `checkpoints` are those trusted, by shard; `totals` knows the keys of seals and
+        is used for this shard alone.
+        """
         self._connection = connection
         self._shard = shard
-        self._checkpoint = checkpoint
+        self._checkpoint = checkpoints[shard]
+        self._checkpoints = checkpoints
         self._trust = trust
         self._totals = totals
         self._archive = archive
@@ -217,7 +223,7 @@ class Increment:
         size, root, origin = self._checkpoint.size, self._checkpoint.root, self._checkpoint.origin
         if size == 0:
             return Position(self._shard, genesis_hash(origin)) if root == EMPTY_ROOT else None
-        lookup = await self._nodes([*inclusion_spans(size - 1, size), Span(0, size), Span(size - 1, size)])
+        lookup = await self._nodes(self._shard, [*inclusion_spans(size - 1, size), Span(0, size), Span(size - 1, size)])
         if lookup is None:
             return None
         self._frontier = Frontier(size, lookup)
@@ -247,10 +253,10 @@ class Increment:
         entry = await self._connection.fetchval(_ENTRY, self._shard, seq)
         return _decoded(entry or b"")
 
-    async def _nodes(self, spans: Sequence[Span]) -> Callable[[Node], bytes] | None:
+    async def _nodes(self, shard: int, spans: Sequence[Span]) -> Callable[[Node], bytes] | None:
         found = {}
         for run in runs_for(spans):
-            values = (self._shard, run.low, run.high, run.level) if run.level else (self._shard, run.low, run.high)
+            values = (shard, run.low, run.high, run.level) if run.level else (shard, run.low, run.high)
             rows = await self._connection.fetch(_HASHES[run.level > 0], *values)
             if len(rows) != run.high - run.low:
                 return None
@@ -260,38 +266,51 @@ class Increment:
     async def _private_fault(self) -> Bad | None:
         """Hold what the entries say of private records against those; tombstones may stand below the checkpoint."""
         findings = Findings(frozenset())
-        older = [
-            msgspec.json.decode(row[0].removeprefix(ENTRY_PREFIX), type=Record)
-            for row in await self._connection.fetch(_TOMBSTONES, sorted(TOMBSTONES), self._shard, self._checkpoint.size)
-        ]
-        private = self._totals.private
-        self.private = await judge_private(self._connection, private, findings, older, self._first_told)
+        self.private = await judge_private(self._connection, self._totals.private, findings, self._earlier)
         return findings.first.get(self._shard)
 
-    async def _first_told(self, lost: Mapping[tuple[str, bytes, bytes], str]) -> Mapping[tuple[str, bytes, bytes], str]:
-        """Return when entries below the checkpoint first spoke of these private records, tenant by record.
+    async def _earlier(self, lost: Mapping[Claim, str]) -> Earlier:
+        """Return what entries below the checkpoint, and of other shards, say of these records (with the tenant of each).
 
-        An entry counts when the tree of the checkpoint holds it: nobody can put one there.
+        An entry below a trusted checkpoint counts when the tree of that holds it: nobody can put one there. What lies above
+        one in another shard is proved with that shard. A shard without one is taken as it is.
         """
         told: dict[tuple[str, bytes, bytes], str] = {}
+        records = {claim.record for claim in lost}
         tenants = sorted(set(lost.values()))
         rows = self._connection.cursor(_TOPUPS, tenants, self._shard, self._checkpoint.size, prefetch=1_000)
         candidates = [(seq, entry, claim) async for seq, entry in rows
                       if (record := _decoded(entry)) is not None and (claim := claim_of(record)) is not None
-                      and claim.record in lost]  # fmt: skip
+                      and claim.record in records]  # fmt: skip
         for seq, entry, claim in candidates:
-            if claim.record not in told and await self._stands(seq, entry):
+            if claim.record not in told and await self._stands(self._shard, seq, entry):
                 told[claim.record] = claim.at
-        return told
+        first = [claim._replace(at=told.get(claim.record, claim.at)) for claim in lost]
+        return Earlier(told, await self._tombstones(first))
 
-    async def _stands(self, seq: int, entry: bytes) -> bool:
-        """Return whether the tree of the checkpoint has this entry at `seq`."""
-        spans = inclusion_spans(seq, self._checkpoint.size)
-        lookup = await self._nodes(spans)
+    async def _tombstones(self, lost: Sequence[Claim]) -> list[Record]:
+        """Return the tombstones below the checkpoint and of other shards that say of one of these records it is erased."""
+        found = []
+        rows = self._connection.cursor(_TOMBSTONES, sorted(TOMBSTONES), self._shard, self._checkpoint.size, prefetch=1_000)
+        candidates = [(shard, seq, entry, record) async for shard, seq, entry in rows
+                      if (record := _decoded(entry)) is not None and record.type in TOMBSTONES
+                      and Evidence({}, [(record.type, record.details or {})]).tells_of(lost)]  # fmt: skip
+        for shard, seq, entry, record in candidates:
+            if await self._stands(shard, seq, entry):
+                found.append(record)
+        return found
+
+    async def _stands(self, shard: int, seq: int, entry: bytes) -> bool:
+        """Return whether the tree of a shard's trusted checkpoint has this entry at `seq`; True where none reaches it."""
+        checkpoint = self._checkpoints.get(shard)
+        if checkpoint is None or seq >= checkpoint.size:
+            return True
+        spans = inclusion_spans(seq, checkpoint.size)
+        lookup = await self._nodes(shard, spans)
         if lookup is None:
             return False
         proof = [span_hash(span, lookup) for span in spans]
-        return root_of_inclusion(seq, self._checkpoint.size, entry_hash(entry), proof) == self._checkpoint.root
+        return root_of_inclusion(seq, checkpoint.size, entry_hash(entry), proof) == checkpoint.root
 
     async def _controls_fault(self) -> Bad | None:
         """Hold what the entries say of settings, quotas, thresholds and alerts against the tables."""

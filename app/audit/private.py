@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from app.audit.report import PrivateReport
 from app.privacy.payment import CLASS
@@ -26,24 +26,34 @@ if TYPE_CHECKING:
 KEPT_MIN: Final = timedelta(hours=23)  # SHIELDX_PAYMENT_KEEP_DAYS is 1 or more; an hour for clocks that differ
 
 
-# Of each of these claims that an earlier entry makes as well: the time of the first, by the record that it speaks of.
-Earlier = Callable[[Mapping[tuple[str, bytes, bytes], str]], Awaitable[Mapping[tuple[str, bytes, bytes], str]]]
+class Earlier(NamedTuple):
+    """What entries before those that are judged say of records that seem to be missing.
+
+    first_at    when an entry first spoke of a record
+    tombstones  those that may tell of one
+    """
+
+    first_at: Mapping[tuple[str, bytes, bytes], str]
+    tombstones: Sequence[Record]
+
+
+# Finds that for claims, each with the tenant of its entry.
+Recall = Callable[[Mapping[Claim, str]], Awaitable[Earlier]]
 
 
 async def judge_private(
-    connection: asyncpg.Connection[Any], records: Sequence[Record], findings: Findings, older: Iterable[Record] = (),
-    earlier: Earlier | None = None,
-) -> PrivateReport:  # fmt: skip
+    connection: asyncpg.Connection[Any], records: Sequence[Record], findings: Findings, earlier: Recall | None = None
+) -> PrivateReport:
     """Hold every claim against the private records and the tombstones; note the first that is missing of each shard.
 
-    records  top-ups with details and tombstones, proved; older: tombstones from before them
-    earlier  for claims that seem to be missing, tenant by record: finds those which entries before `records` make too
+    records  top-ups with details and tombstones, proved
+    earlier  finds what proved entries before `records` say of claims that seem to be missing
     """
     report = PrivateReport()
     topups = [record for record in records if record.type == "topup" and "payment" in (record.details or {})]
     if not topups:
         return report
-    evidence = await Evidence.read(connection, _tombstones([*records, *older], findings))
+    evidence = await Evidence.read(connection, _tombstones(records, findings))
     claims = [(record, claim_of(record)) for record in topups]
     # A key may be used again after a day, for the same payment: then two entries speak of one record.
     first_at: dict[tuple[str, bytes, bytes], str] = {}
@@ -51,11 +61,13 @@ async def judge_private(
         if claim is not None:
             first_at.setdefault(claim.record, claim.at)
     lost = {
-        claim.record: record.tenant_id for record, claim in claims
-        if claim is not None and evidence.state(claim._replace(at=first_at[claim.record])) == "missing"
+        first: record.tenant_id for record, claim in claims
+        if claim is not None and evidence.state(first := claim._replace(at=first_at[claim.record])) == "missing"
     }  # fmt: skip
     if lost and earlier is not None:
-        first_at |= await earlier(lost)
+        found = await earlier(lost)
+        first_at |= found.first_at
+        evidence.hear(_tombstones(found.tombstones, findings))
     gone: set[tuple[str, bytes, bytes]] = set()
     for record, claim in claims:
         state = "missing" if claim is None else evidence.state(claim._replace(at=first_at[claim.record]))

@@ -87,6 +87,10 @@ class Evidence:
         self._keys: set[str] = set()
         self._before: dict[str, str] = {}
         self._told: dict[str, int] = {}
+        self.hear(tombstones)
+
+    def hear(self, tombstones: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """Take further tombstones, type and details of each."""
         for kind, details in tombstones:
             self._count(kind, details)
             if kind == ERASURE:
@@ -94,6 +98,10 @@ class Evidence:
             elif kind == RETENTION:
                 name, before = str(details.get("class")), _later(str(details.get("before")))
                 self._before[name] = max(self._before.get(name, ""), before)
+
+    def tells_of(self, claims: Iterable[Claim]) -> bool:
+        """Return whether it says of one of these records that it is destroyed."""
+        return any(self.state(claim) == "erased" for claim in claims)
 
     def _count(self, kind: str, details: Mapping[str, Any]) -> None:
         records = details.get("records")

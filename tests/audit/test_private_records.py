@@ -245,6 +245,33 @@ async def test_nobody_puts_an_earlier_entry_of_a_record_below_a_trusted_checkpoi
 
 
 @pytest.mark.parametrize("kind", ["privacy.erasure", "privacy.retention"])
+async def test_nobody_puts_a_tombstone_below_a_trusted_checkpoint(house: LogHouse, store: PrivateStore, kind: str) -> None:
+    *events, spent, tombstone = await twice(house.database, store, kind)
+    tombstone, spent = replace(tombstone, seq=2), replace(spent, seq=3)
+    await house.write([*events, replace(tombstone, details="{}"), spent])
+    honest = await since(house, 3)
+    await change(
+        house.database.session, "UPDATE audit_entries SET entry = $1 WHERE seq = 2", entry_bytes(tombstone, house.leaves[1])
+    )
+
+    forged = await since(house, 3)
+    await change(house.database.session, "UPDATE audit_entries SET entry = 'garbage' WHERE seq = 2")
+    garbled = await since(house, 3)
+
+    assert [report.first_bad and report.first_bad.reason for report in (honest, forged, garbled)] == [LOST] * 3
+
+
+@pytest.mark.parametrize("kind", ["privacy.erasure", "privacy.retention"])
+async def test_a_tombstone_may_stand_below_a_trusted_checkpoint(house: LogHouse, store: PrivateStore, kind: str) -> None:
+    *events, spent, tombstone = await twice(house.database, store, kind)
+    await house.write([*events, replace(tombstone, seq=2), replace(spent, seq=3)])
+
+    report = await since(house, 3)
+
+    assert (report.first_bad, report.private.erased) == (None, 1)
+
+
+@pytest.mark.parametrize("kind", ["privacy.erasure", "privacy.retention"])
 async def test_an_id_of_a_destroyed_record_may_be_given_again(house: LogHouse, store: PrivateStore, kind: str) -> None:
     """A client uses an idempotency key again, after the payment that had it first was erased or past its time."""
     events = await twice(house.database, store, kind)
