@@ -117,6 +117,8 @@ def probability_best(a: Floats, b: Floats) -> Floats:
 
 
 def _summing_to_one(best: Floats) -> Floats:
+    # A distribution function that is a difference from 1 may round to less than 0.
+    best = np.maximum(best, 0.0)
     total = best.sum(axis=-1, keepdims=True)
     if not (np.abs(total - 1) < SUM_ERROR_MAX).all():
         raise ArithmeticError(f"the probabilities of being best sum to {total.ravel()}")
@@ -160,7 +162,7 @@ def analyse(
         interval_low=tuple(intervals[:, 0].tolist()),
         interval_high=tuple(intervals[:, 1].tolist()),
         probability_best=tuple(best.tolist()),
-        expected_loss=tuple(np.maximum(highest - mean, 0.0).tolist()),
+        expected_loss=tuple(np.clip(highest - mean, 0.0, 1.0).tolist()),
         lift=lifts,
         lift_low=low,
         lift_high=high,

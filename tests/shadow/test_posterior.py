@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from app.shadow.beta_quadrature import betas, common_panels, own_panels
 from app.shadow.posterior import COUNT_MAX, VARIANTS_MAX, analyse, posterior_parameters, probability_best
+from app.shadow.thompson import weights_of
 from tests.cost import least_cost_s
 
 ERROR_MAX = 1e-6  # promised
@@ -71,6 +72,17 @@ def test_counts_up_to_a_million_millions_keep_their_digits(count: int) -> None:
 
     z = gap / math.sqrt(2 * rate * (1 - rate) * count)
     assert found.probability_best[1] == pytest.approx(math.erfc(-z / math.sqrt(2)) / 2, abs=1e-4 * 10**9 / count + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("successes", "samples"),
+    [([5, 1], [10, 10**6]), ([500, 0], [1000, 1000]), ([10**6, 0], [10**6, 10]),
+     ([1, 999_999_999_999, 1, 10**12], [10**12, 10**12, 3, 10**12])],
+)  # fmt: skip
+def test_no_rounding_takes_a_probability_or_a_loss_beyond_its_range(successes: list[int], samples: list[int]) -> None:
+    found = analyse(successes, samples, 0)
+
+    assert all(0 <= part <= 1 for part in (*found.probability_best, *found.expected_loss, *weights_of(successes, samples, 0.0)))
 
 
 def test_without_outcomes_all_are_equally_likely_to_be_best() -> None:
