@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from app.actor import Reply
     from app.shadow.assignment import Assignment
-    from app.shadow.counters import Counters
+    from app.shadow.counters import Counters, Place
     from app.shadow.definition import Definition
     from app.shadow.store import ExperimentStore, Row
 
@@ -131,10 +131,11 @@ class Catalog:
         names = sorted(name for name in self._experiments if name > after)
         return [self._experiments[name] for name in names[:limit]], names[limit - 1] if len(names) > limit else None
 
-    async def behind(self, experiments: Sequence[Experiment]) -> list[tuple[int, Experiment]]:
-        """Return those of which Redis holds more than was seen here, each with the seq there. Raises what Redis raises."""
+    async def behind(self, experiments: Sequence[Experiment]) -> list[tuple[Place, Experiment]]:
+        """Return those of which Redis holds what was not seen here, each with the place there. Raises what Redis raises."""
         places = await self._counters.places([one.definition.name for one in experiments])
-        return [(at.seq, one) for at, one in zip(places, experiments, strict=True) if at is not None and at.seq > one.seq]
+        found = zip(places, experiments, strict=True)
+        return [(at, one) for at, one in found if at is not None and one.is_behind(at.seq, at.born)]
 
     async def create(self, definition: Definition, state: State, maker: str) -> Experiment:
         """Make an experiment. Raises Problem 409 `experiment_exists` or `too_many_experiments`."""

@@ -82,8 +82,9 @@ class Checkpoints:
         new = range(experiment.weights_saved + 1, found.version + 1)
         weights = await self._counters.weights(name, new)
         await self._catalog.store.save(name, found.seq, found.totals, found.latency, found.journal, weights)
-        if found.seq > experiment.seq:
-            experiment.seq, experiment.totals, experiment.latency = found.seq, found.totals, found.latency
+        if experiment.is_behind(found.seq, found.born):
+            experiment.totals, experiment.latency = found.totals, found.latency
+            experiment.saw(found.seq, found.born)
             self._on_saved(experiment)
         experiment.saved = max(experiment.saved, found.seq)
         experiment.weights_saved = max(experiment.weights_saved, found.version)

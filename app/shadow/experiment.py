@@ -66,6 +66,7 @@ class Experiment(Actor[Add]):
         self.latency = dict(row.latency)
         self.saved = row.seq
         self.seq = row.seq
+        self._seen_born = ""
         self.known = Known()
         self.version = 0
         self.weights_saved = 0
@@ -249,7 +250,7 @@ class Experiment(Actor[Add]):
             for message in batch:
                 message.fail(error)
             return
-        self._take_over(merged)
+        self._take_over(merged, batch[0].born)
         with contextlib.suppress(*TRANSIENT, RedisError):  # the next merge tells the same again
             await self._keep_up(merged)
         first = 0
@@ -335,9 +336,18 @@ class Experiment(Actor[Add]):
             await self.restore()
             raise
 
-    def _take_over(self, merged: Merged) -> None:
+    def is_behind(self, seq: int, born: str) -> bool:
+        """Return whether the counters in Redis were laid anew, or have gone on, since they were seen here."""
+        return born != self._seen_born or seq > self.seq
+
+    def saw(self, seq: int, born: str) -> None:
+        """Note what was seen of the counters; those that were laid anew begin again with an earlier seq."""
+        self.seq = max(seq, self.seq) if born == self._seen_born else seq
+        self._seen_born = born
+
+    def _take_over(self, merged: Merged, born: str) -> None:
         assert self._loop is not None
-        self.seq = merged.seq
+        self.saw(merged.seq, born)
         self.merged_s = self._loop.time()
         if merged.totals is not None:
             self.totals = merged.totals

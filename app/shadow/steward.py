@@ -297,9 +297,9 @@ class Steward:
             if one.definition.guardrails is not None and one.settled is None and one.state.rollback is None
         ]  # fmt: skip
         behind = await self._catalog().behind(open_)
-        for seq, experiment in random.sample(behind, min(len(behind), WATCHED_AT_ONCE)):
+        for at, experiment in random.sample(behind, min(len(behind), WATCHED_AT_ONCE)):
             await experiment.refresh()
-            experiment.seq = max(experiment.seq, seq)
+            experiment.saw(at.seq, at.born)
             self.notice(experiment)
 
     async def _round(self) -> None:

@@ -230,7 +230,11 @@ async def test_a_guardrail_takes_effect_while_the_stewards_statements_do_not_ret
     assert await replicas.entries(name) == ["experiment.create", "experiment.rollback"]
 
 
-async def test_a_rollback_that_a_process_owed_when_it_died_is_made_by_another_within_a_second(replicas: Replicas) -> None:
+@pytest.mark.parametrize("lost", [False, True])
+async def test_a_rollback_that_a_process_owed_when_it_died_is_made_by_another_within_a_second(
+    replicas: Replicas, lost: bool
+) -> None:
+    """Also when Redis had lost the counters, so that they began again behind where the other had seen them."""
     one, two = await replicas.start("one"), await replicas.start("two")
     name = await made(one, **GUARDED)
     assert one._parts is not None
@@ -240,6 +244,12 @@ async def test_a_rollback_that_a_process_owed_when_it_died_is_made_by_another_wi
         assert shadow._parts is not None
         await shadow._parts.checkpoints.stop()
     await calls_of(two).read(name)
+    if lost:
+        for _ in range(3):
+            await tell(one, name, reports("b", 1, 0))
+        seen = await two.catalog.find(name)
+        await until(lambda: seen.seq == 3, "that the other has seen them")
+        await replicas.redis("DEL", *(await replicas.redis("KEYS", f"*{name}*")))
 
     await tell(one, name, [*reports("a", 300, 0), *reports("b", 300, 0, errors=150)])
 
