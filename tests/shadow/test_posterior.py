@@ -82,7 +82,9 @@ def test_counts_up_to_a_million_millions_keep_their_digits(count: int) -> None:
 def test_no_rounding_takes_a_probability_or_a_loss_beyond_its_range(successes: list[int], samples: list[int]) -> None:
     found = analyse(successes, samples, 0)
 
-    assert all(0 <= part <= 1 for part in (*found.probability_best, *found.expected_loss, *weights_of(successes, samples, 0.0)))
+    assert all(
+        0 <= part <= 1 for part in (*found.probability_best, *found.expected_loss, *weights_of(successes, samples, 0.0))
+    )
 
 
 def test_without_outcomes_all_are_equally_likely_to_be_best() -> None:
