@@ -186,6 +186,7 @@ def test_variants_that_cannot_be_best_take_no_part_in_the_integral() -> None:
         ([1] * (VARIANTS_MAX + 1), [2] * (VARIANTS_MAX + 1), (1, 1)),
         ([1], [COUNT_MAX + 1], (1, 1)),
         ([1], [2], (0, 1)),
+        ([1], [2], (0.5, 1)),
         ([1], [2], (1, float("nan"))),
     ],
 )
