@@ -210,6 +210,23 @@ async def test_every_change_over_http_draws_from_the_bucket_and_heartbeats_looku
     assert found.body["instance"]["port"] == 81
 
 
+async def test_a_consul_registration_that_begins_critical_is_one_change_and_is_not_refused_half_way(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.locator.admission.WAIT_MAX_S", 0.1)
+    wanted = {"Name": "web", "ID": "c", "Address": "10.0.0.2", "Port": 80, "Check": {"TTL": "10s"}}
+    async with replicas(redis_url, 1) as (one,):
+        app = web.Application()
+        app[LOCATOR] = one
+        monkeypatch.setattr(one, "admission", Admission(one.clock, SLOWEST))
+        async with serving(app, LOCATOR_ROUTES, lambda _: ROOT) as session:
+            made = await call(session, "PUT", "/v1/agent/service/register", wanted)
+            refused = await call(session, "PUT", "/v1/agent/service/register", wanted)
+
+        assert [made.status, refused.status] == [200, 429]
+        assert one.states("web") == {"c": "down"}
+
+
 async def test_answers_to_changes_are_given_so_many_in_a_turn_of_the_loop() -> None:
     given: list[int] = []
     turns = Turns(2)
