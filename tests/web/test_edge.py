@@ -240,8 +240,8 @@ async def test_a_refused_request_is_freed_with_its_answer_and_not_by_the_cyclic_
         held.append(weakref.ref(mine))
         refused = Problem(409, "stale_generation", "Another one is registered.")
         try:
-            raise KeyError("cause")
-        except KeyError as error:
+            _ = {}["cause"]
+        except LookupError as error:
             raise refused from error
 
     served = await start(ConnectionLimits(), [Route("GET", "/v1/refuse", refuse, "Refuse", "Sample", answers={200: None})])
