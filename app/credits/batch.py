@@ -9,7 +9,7 @@ import orjson
 from app.credits.api import book_of, refusal, refused_answer, store_of
 from app.credits.batch_body import BatchBody
 from app.credits.book import in_time
-from app.credits.operation import Applied, Done, Refused, Reused
+from app.credits.operation import Applied, Refused, Reused
 from app.credits.payment import keep_payment, payment_of, settle_payment
 from app.credits.permits import drawn, hidden_operations, take_each, tell
 from app.credits.request import batch_fields
@@ -94,11 +94,13 @@ async def batch(request: Request) -> Handled:
     claim = {"op": "claim", "fp": book.fingerprints.request(asked.encode()), "key": book.fingerprints.key(key)}
     verbs = [fields["op"] for fields in operations]
     async with in_time(len(operations)):
-        claimed = await book.claim(claim)
-        if not isinstance(claimed, Done):
+        claimed, durable = await book.claim(claim)
+        if isinstance(claimed, Refused | Reused):
+            await durable
             return refused_answer(claimed, request_id)
         kept = await _keep_payments(request, payments, operations, hidden) if payments else {}
         decided = iter(await book.decide_all([fields for i, fields in enumerate(operations) if i not in hidden]))
+        await durable
     outcomes = [hidden[i] if i in hidden else next(decided) for i in range(len(operations))]
     for i, record in kept.items():
         await settle_payment(store_of(request), record, outcomes[i])

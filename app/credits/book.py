@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import orjson
 
 from app.actor import SECONDS_PER_UNIT, AskTimeout
 from app.credits.account_reads import AccountReads
-from app.credits.operation import Applied, Done, NeedsEvidence, Refused, Remembered, Reused, position_of
+from app.credits.operation import Applied, Claims, Done, NeedsEvidence, Refused, Remembered, Reused, position_of
 from app.credits.tally import Tally
 from app.credits.transfers import Transfers
 from app.turns import answer_from_task
@@ -31,6 +31,7 @@ ANSWER_WITHIN_S: Final = 1.9  # all steps of an answer together, whatever each m
 REFUNDABLE: Final = frozenset({"consume", "commit"})
 
 Settled = Applied | Refused | Reused | Done
+T = TypeVar("T")
 
 
 def in_time(operations: int = 1) -> asyncio.Timeout:
@@ -82,9 +83,22 @@ class Book:
             return self.shard_of_tenant(fields["legs"][0]["tenant_id"])
         return self.shard_of_id(fields["ref"])
 
-    async def claim(self, fields: dict[str, Any]) -> Settled:
-        """Remember what a key stands for, in the shard that the key itself falls to."""
-        return (await self._decide_in(self.shard_of_tenant(fields["key"]), [fields]))[0]
+    async def claim(self, fields: dict[str, Any]) -> tuple[Outcome, Awaitable[list[Outcome]]]:
+        """Remember what a key stands for, in the shard that the key itself falls to.
+
+        Returns what Redis says of it, and what is to be awaited before anybody is answered: until it is durable.
+        Raises what `Ledger.submit` raises.
+        """
+        outcomes, durable = await self._claimed(self.shard_of_tenant(fields["key"]), [fields])
+        return outcomes[0], durable
+
+    async def _claimed(
+        self, shard: int, fields: list[dict[str, Any]]
+    ) -> tuple[list[Outcome], asyncio.Future[list[Outcome]]]:
+        claims = Claims(fields)
+        durable = self.ledgers[shard].submit_claims(claims)
+        durable.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody may wait for it
+        return await claims.decided, durable
 
     async def claim_keys(self, operations: Sequence[dict[str, Any]]) -> list[bool]:
         """Return for each operation whether its key stands for it and for no request to another shard.
@@ -98,8 +112,13 @@ class Book:
             {"op": "claim", "key": self.fingerprints.key(f"claim {f['key']}"), "fp": f["fp"], "soft": True}
             for f in operations
         ]
-        outcomes = await self._decide_in_shards(claims, lambda claim: self.shard_of_tenant(claim["key"]))
+        outcomes = await in_shards(claims, lambda claim: self.shard_of_tenant(claim["key"]), self._claim_in)
         return [isinstance(outcome, Done) for outcome in outcomes]
+
+    async def _claim_in(self, shard: int, fields: list[dict[str, Any]]) -> list[Outcome]:
+        """Return what Redis says of claims. Only who is refused waits until the claim that was first is durable."""
+        outcomes, durable = await self._claimed(shard, fields)
+        return outcomes if all(isinstance(outcome, Done) for outcome in outcomes) else await durable
 
     async def decide(self, fields: dict[str, Any]) -> Settled:
         """Return the durable outcome of one operation. Raises what `Ledger.submit` and `Records.rows` raise."""
@@ -162,22 +181,7 @@ class Book:
             rest = iter(await self._decide_all([f for f, mine in zip(operations, own, strict=True) if mine]))
             return [next(rest) if mine else Reused() for mine in own]
         await asyncio.gather(*(self._add_refund_evidence(f) for f in operations if f["op"] == "refund"))
-        return await self._decide_in_shards(operations, self.shard_of)
-
-    async def _decide_in_shards(
-        self, operations: Sequence[dict[str, Any]], shard_of: Callable[[dict[str, Any]], int]
-    ) -> list[Settled]:
-        by_shard: dict[int, list[int]] = {}
-        for i, fields in enumerate(operations):
-            by_shard.setdefault(shard_of(fields), []).append(i)
-        groups = await asyncio.gather(
-            *(self._decide_in(shard, [operations[i] for i in members]) for shard, members in by_shard.items())
-        )
-        outcomes: list[Any] = [None] * len(operations)
-        for members, group in zip(by_shard.values(), groups, strict=True):
-            for i, outcome in zip(members, group, strict=True):
-                outcomes[i] = outcome
-        return outcomes
+        return await in_shards(operations, self.shard_of, self._decide_in)
 
     async def record(self, kind: str, details: dict[str, Any]) -> None:
         """Append an entry that moves nothing to the first shard, and return once it is durable.
@@ -254,3 +258,19 @@ class Book:
             fields["tenant"] = found[0].tenant_id
             fields["consumed"] = found[0].amount
             fields["refunded"] = await self.records.refunded(fields["ref"])
+
+
+async def in_shards(
+    operations: Sequence[dict[str, Any]],
+    shard_of: Callable[[dict[str, Any]], int],
+    decide: Callable[[int, list[dict[str, Any]]], Awaitable[list[T]]],
+) -> list[T]:
+    """Return what `decide` makes of operations, each in its shard, all shards at once; in the order of the operations."""
+    by_shard: dict[int, list[int]] = {}
+    for i, fields in enumerate(operations):
+        by_shard.setdefault(shard_of(fields), []).append(i)
+    groups = await asyncio.gather(*(decide(shard, [operations[i] for i in members]) for shard, members in by_shard.items()))
+    outcomes: dict[int, T] = {}
+    for members, group in zip(by_shard.values(), groups, strict=True):
+        outcomes.update(zip(members, group, strict=True))
+    return [outcomes[i] for i in range(len(operations))]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import redis.exceptions
 
 from app.actor import Actor, ActorStopped, AskTimeout, InboxFull
-from app.credits.operation import Done, IdMask, Order, Outcome, Refused, first_answer, outcome_of
+from app.credits.operation import Claims, Done, IdMask, Order, Outcome, Refused, first_answer, outcome_of
 from app.db.keys import applied_channel, shard_keys, shard_tag
 from app.db.lua import load_script
 from app.db.redis import GIVE_UP_S, RedisAway, ScriptInterrupted
@@ -119,6 +119,11 @@ class Ledger(Actor[Order]):
         """
         self.refuse_if_away()
         return self.ask(Order(fields))
+
+    def submit_claims(self, claims: Claims) -> asyncio.Future[list[Outcome]]:
+        """Have claims decided in order, as `submit` does; `claims.decided` holds the outcomes before they are durable."""
+        self.refuse_if_away()
+        return self.ask(claims)
 
     def submit_one(self, fields: dict[str, Any], reply: Reply[list[Outcome]]) -> None:
         """Have one operation decided; `reply` gets its outcome in a list, or the error, as soon as it is durable.
@@ -260,6 +265,8 @@ class Ledger(Actor[Order]):
             order.outcomes.append(outcome)
             if i == len(order.fields) - 1:
                 orders.append(order)
+                if type(order) is Claims:
+                    order.foretell()
         self.batches += 1
         self.operations += len(chunk)
         self._applied.append(Chunk(generation, head, [order for order, _ in chunk], orders, kept, time.monotonic()))
@@ -349,8 +356,12 @@ class Ledger(Actor[Order]):
 
         So one batch is in Redis, one in Postgres, and the callers of a third are answered, all at the same time.
         """
-        while len(self._applied) >= AHEAD_MAX and self.waiting < JOIN_BELOW and not self._stopping:
+        while self._commits_ahead() >= AHEAD_MAX and self.waiting < JOIN_BELOW and not self._stopping:
             await self._wait_moved()
+
+    def _commits_ahead(self) -> int:
+        """Return how many commits the batches that wait will take: one that has appended nothing has none of its own."""
+        return len({chunk.head for chunk in self._applied})
 
     async def _wait_moved(self) -> None:
         self._moved.clear()

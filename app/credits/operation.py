@@ -18,6 +18,7 @@ refuse   the refusal that Postgres has already established, as Lua would write i
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -95,6 +96,32 @@ class Order(Ask[list[Outcome]]):
     def tell(self) -> None:
         """Give the outcomes to whoever waits for them."""
         self.answer(self.outcomes)
+
+
+class Claims(Order):
+    """Claims, which move nothing: what they are for goes on once Redis has decided them, and only its answer waits.
+
+    decided  gets the outcomes before they are durable, or the error
+    """
+
+    __slots__ = ("decided",)
+
+    def __init__(self, fields: list[dict[str, Any]]) -> None:
+        """`fields` as of an order."""
+        super().__init__(fields)
+        self.decided: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+
+    def foretell(self) -> None:
+        """Give the outcomes to whoever goes on with them; what is decided again after an outage changes nothing there."""
+        if not self.decided.done():
+            self.decided.set_result(list(self.outcomes))
+
+    def fail(self, error: Exception) -> None:
+        """Give `error` in place of both answers that are still due."""
+        super().fail(error)
+        if not self.decided.done():
+            self.decided.set_exception(error)
+            self.decided.exception()  # whoever had asked may have gone
 
 
 class IdMask(NamedTuple):

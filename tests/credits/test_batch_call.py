@@ -5,9 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import asyncpg
 import pytest
+from redis.asyncio import Redis
 
+from app.actor import AskTimeout
+from app.credits.operation import Claims, Done
+from app.db.keys import shard_tag
 from tests.credits.ledger_client import Client, fresh
+from tests.credits.ledger_house import Ledger
 
 NOBODY = "01890000-0000-7000-8000-000000000000"
 PATH = "/v1/credits/batch"
@@ -180,3 +186,48 @@ async def test_a_batch_over_two_shards_answers_in_the_order_of_its_operations(wi
     assert [result["tenant_id"] for result in body["results"]] == tenants
     assert [result["balance"] for result in body["results"]] == list(range(9, 1, -1))
     assert {result["shard"] for result in body["results"]} == {0, 1}
+
+
+async def test_operations_are_decided_while_the_key_of_their_batch_waits_to_be_durable(
+    client: Client, ledger: Ledger
+) -> None:
+    tenant, other = await client.tenant(10), await client.tenant(10)
+    owner = await asyncpg.connect(ledger.database_url)
+
+    async def balances(*wanted: bytes) -> None:
+        async with asyncio.timeout(1.5), Redis.from_url(ledger.redis_url) as redis:
+            while [await redis.hget(f"{shard_tag(0)}account:{one}", "balance") for one in (other, tenant)] != [*wanted]:
+                await asyncio.sleep(0.005)
+
+    async with owner.transaction():
+        await owner.execute("LOCK TABLE credit_accounts IN SHARE MODE")
+        spent = asyncio.create_task(client.consume(other, 1))
+        await balances(b"9", b"10")
+        batch = asyncio.create_task(client.done(PATH, {"operations": [spend(tenant), spend(tenant)]}))
+        await balances(b"9", b"8")
+        assert [spent.done(), batch.done()] == [False, False], "nothing is answered that is not durable"
+    await owner.close()
+
+    assert (await spent)["balance"] == 9
+    assert (await batch)["succeeded"] == 2
+
+
+async def test_claims_tell_once_what_redis_said_first() -> None:
+    claims = Claims([{"op": "claim"}])
+    claims.outcomes.append(Done(0))
+
+    claims.foretell()
+    claims.outcomes.clear()
+    claims.foretell()
+    claims.fail(AskTimeout("late"))
+
+    assert await claims.decided == [Done(0)]
+
+
+async def test_claims_that_fail_tell_whoever_waits_for_redis() -> None:
+    claims = Claims([{"op": "claim"}])
+
+    claims.fail(AskTimeout("late"))
+
+    with pytest.raises(AskTimeout):
+        await claims.decided
