@@ -50,6 +50,7 @@ class Admission:
         self._buckets = LocalShare(lambda: 1.0, clock_s)
         self._lines: dict[str, deque[asyncio.Future[None]]] = {}  # who waits, by key
         self._ready: OrderedDict[str, None] = OrderedDict()  # keys of which somebody may go on; the first one is next
+        self._short: dict[str, Decision] = {}  # keys whose line has waited for a token, and what the bucket said last
         self._at_work = 0
         self._scheduled = False
 
@@ -88,12 +89,10 @@ class Admission:
         self._at_work -= 1
         self._schedule()
 
-    def _draw(self, key_id: str) -> Decision:
-        return self._buckets.decide((bucket_of(POLICY, key_id, self._rate),), 1)
-
     def _refusal(self, key_id: str) -> Problem:
-        made = self._draw(key_id)
-        if made.allowed:
+        """Return why a call has no turn. It takes no token: those are for the calls that wait."""
+        made = self._short.get(key_id)
+        if made is None or self._at_work >= AT_WORK_MAX:
             detail = "The registry has more work than it takes. Repeat the request."
             return Problem(503, "unavailable", detail, headers={"Retry-After": "1"})
         self.limited += 1
@@ -118,10 +117,12 @@ class Admission:
             line.popleft()
         if not line:
             del self._lines[key_id], self._ready[key_id]
+            self._short.pop(key_id, None)
             return False
-        made = self._draw(key_id)
+        made = self._buckets.decide((bucket_of(POLICY, key_id, self._rate),), 1)
         if not made.allowed:
             del self._ready[key_id]
+            self._short[key_id] = made
             asyncio.get_running_loop().call_later(max(REST_S, made.wait_us / 1_000_000), self._rested, key_id)
             return False
         line.popleft().set_result(None)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from app.locator.opening import Locator
     from app.locator.record import Record
+    from app.locator.registry import Change, Registry
     from app.locator.roster import Roster
     from app.web.request import Request
 
@@ -206,14 +207,15 @@ async def agent_register(request: Request) -> Handled:
     async with locator.admission.turn(key_id) as refusal:
         if refusal is not None:
             raise refusal
+        # What belongs to it is of the same turn: refused half-way, an instance would pass that was to begin critical.
         others = [one for one in _holders(locator, asked.id) if one.name != asked.service]
         record, created = await locator.register(asked.service, asked.id, None, asked.registered)
-    if asked.critical and created:
-        await _find(request, record, "critical")
-    for service in others:
-        old = service.records.get(asked.id)
-        if old is not None and old.api == "consul":
-            await change(request, lambda registry, name=service.name: registry.drop(name, asked.id, ""))  # type: ignore[misc]
+        if asked.critical and created:
+            await locator.change(_finding(record, "critical"))
+        for service in others:
+            old = service.records.get(asked.id)
+            if old is not None and old.api == "consul":
+                await locator.change(lambda registry, name=service.name: registry.drop(name, asked.id, ""))  # type: ignore[misc]
     return _done()
 
 
@@ -261,13 +263,13 @@ async def _checked(request: Request, found: str) -> Handled:
     service = locator.service(record.instance.service)
     locator.directory.beat(service, record.instance.id, record, locator.clock_s())
     if record.check != found and (found == "critical" or record.check == "critical"):
-        await _find(request, record, found)
+        await change(request, _finding(record, found))
     return _done()
 
 
-async def _find(request: Request, record: Record, found: str) -> None:
+def _finding(record: Record, found: str) -> Callable[[Registry], Change]:
     one = record.instance
-    await change(request, lambda registry: registry.found(one.service, one.id, record.generation, found))
+    return lambda registry: registry.found(one.service, one.id, record.generation, found)
 
 
 def _holders(locator: Locator, id_: str) -> list[Roster]:

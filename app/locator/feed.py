@@ -23,7 +23,7 @@ from app.locator.registry import fresh_incarnation
 from app.turns import end_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from app.db.redis import RedisLink
     from app.locator.directory import End
@@ -159,7 +159,7 @@ class Feed:
         }
         if not after_ms or not now_ms:  # without a clock nobody has called the script on this data yet
             return {}
-        beats = await self._link.command("HMGET", LOCATOR_BEATS, *after_ms)
+        beats = await self._beats(list(after_ms))
         return {
             field: (now_ms - int(at)) / 1000
             for (field, least_ms), at in zip(after_ms.items(), beats, strict=True)
@@ -184,13 +184,20 @@ class Feed:
         restored = [f"{service.name}/{id_}" for service, id_, record in self._directory.records() if not record.verified]
         if not restored or clock is None or since is None:
             return
-        beats = await command("HMGET", LOCATOR_BEATS, *restored)
+        beats = await self._beats(restored)
         silent_s = {
             field: max(0, int(clock) - int(at)) / 1000
             for field, at in zip(restored, beats, strict=True)
             if at is not None and int(at) >= int(since)
         }
         self._directory.confirm(silent_s, self._clock_s())
+
+    async def _beats(self, fields: Sequence[str]) -> list[bytes | None]:
+        """Return when Redis has noted the last heartbeat of each: some at a time, for others wait for the same Redis."""
+        beats: list[bytes | None] = []
+        for start in range(0, len(fields), SCAN_COUNT):
+            beats += await self._link.command("HMGET", LOCATOR_BEATS, *fields[start : start + SCAN_COUNT])
+        return beats
 
     def _lay(self) -> None:
         """Lay what Redis has forgotten, some at a time; what fails is tried again after the next read of the stream."""

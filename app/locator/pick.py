@@ -129,13 +129,14 @@ class Balancer:
             if tagged is None:
                 return None
             candidates = tagged
+        every = candidates
         if zone in service.zones and not candidates.panic:
             share = position_of(key) / 2**32 if strategy == "consistent_hash" else self._draw_01()
             candidates = self._zoned(service, candidates, zone, share, now_s)
-        load = service.due_probe(candidates, now_s) if candidates.due and strategy != "consistent_hash" else None
-        if load is None and candidates.loads:
-            choose = CHOICES[strategy]
-            load = choose(service, candidates, now_s, client, key) or choose(service, candidates, now_s, "", key)
+        load = _chosen(service, candidates, strategy, now_s, client, key)
+        if load is None and candidates is not every:  # an older list of the zone: all that are in it may have gone
+            candidates = every
+            load = _chosen(service, candidates, strategy, now_s, client, key)
         if load is None:
             return None
         return Pick(load.instance, service.lend(load, candidates, now_s), candidates.panic)
@@ -241,3 +242,14 @@ class Balancer:
             load.instance.id, self._policy, budget=service.budget, heard=service.heard, on_change=service.on_change,
             draw=self._draw_01,
         )  # fmt: skip
+
+
+def _chosen(
+    service: Loads, candidates: Candidates, strategy: Strategy, now_s: float, client: str, key: str
+) -> Load | None:  # fmt: skip
+    """Return whom the strategy takes, one that is to be probed before all others; None when no candidate may take a call."""
+    load = service.due_probe(candidates, now_s) if candidates.due and strategy != "consistent_hash" else None
+    if load is None and candidates.loads:
+        choose = CHOICES[strategy]
+        load = choose(service, candidates, now_s, client, key) or choose(service, candidates, now_s, "", key)
+    return load

@@ -133,15 +133,29 @@ def _check_shape(request: Request, route: "Route") -> None:
             raise Problem(422, "invalid_request", "The request has invalid fields.", errors=(error,))
 
 
+def _drop_traces(error: BaseException) -> None:
+    """Drop the tracebacks of an expected exception, and of what caused it: nobody reads them.
+
+    They refer to frames that refer to the exception. Such a cycle keeps the request until the cyclic collector comes by,
+    and to free those of a second of refusals takes it 80 ms at once.
+    """
+    link: BaseException | None = error
+    while link is not None and link.__traceback__ is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+
+
 def _answer_to(error: Exception, request: Request, template: str) -> Answer:
     """The answer to what a route raised. A client that left gets none: its ConnectionError is raised."""
     request_id = request.request_id
     if isinstance(error, Problem):
+        _drop_traces(error)
         return problem_answer(error, request_id)
     gone = request.gone
     faults = request.app.get(FAULTS)
     known = faults(error) if faults is not None and not (gone and isinstance(error, ConnectionError)) else None
     if known is not None:
+        _drop_traces(error)
         return problem_answer(known, request_id)
     if isinstance(error, web.HTTPException):
         code, detail = HTTP_ERRORS.get(error.status, ("http_" + str(error.status), error.reason))

@@ -111,8 +111,11 @@ async def test_a_key_beyond_its_burst_goes_on_at_its_rate() -> None:
 async def test_a_crowd_is_refused_at_once_with_429_if_the_key_asks_for_too_much_and_503_if_the_registry_is_behind() -> None:
     slow, stuck = Admission(Clock(), SLOWEST), Admission(Clock())
     crowds = [Caller(slow, []), Caller(stuck, [])]
-    calls = crowds[0].begin("flood", WAITING_OF_KEY_MAX + 1) + crowds[1].begin("flood", WAITING_OF_KEY_MAX + AT_WORK_MAX)
+    calls = crowds[0].begin("flood", 1) + crowds[1].begin("flood", AT_WORK_MAX)
+    await turns_of_the_loop(lambda: [len(one.order) for one in crowds] == [1, AT_WORK_MAX])
+    calls += [call for one in crowds for call in one.begin("flood", WAITING_OF_KEY_MAX)]
     await turns_of_the_loop(lambda: slow.waiting == stuck.waiting == WAITING_OF_KEY_MAX)
+    await asyncio.sleep(0)
 
     limited, busy = await slow.enter("flood"), await stuck.enter("flood")
 
@@ -123,6 +126,29 @@ async def test_a_crowd_is_refused_at_once_with_429_if_the_key_asks_for_too_much_
         "RateLimit-Policy": '"registrations";q=1;w=1000', "RateLimit": '"registrations";r=0;t=1000', "Retry-After": "1000",
     }  # fmt: skip
     assert (busy.status, busy.code, busy.headers, stuck.limited) == (503, "unavailable", {"Retry-After": "1"}, 0)
+    for one in calls:
+        one.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def test_calls_that_are_refused_take_no_token_from_those_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.locator.admission.WAIT_MAX_S", 60.0)
+    clock = Clock()
+    order: list[str] = []
+    caller = Caller(Admission(clock, Rate(1_000, 1)), order)
+    caller.ending.set()
+    await asyncio.gather(*caller.begin("flood", 1))
+    calls = caller.begin("flood", WAITING_OF_KEY_MAX)
+    await turns_of_the_loop(lambda: caller.admission.waiting == WAITING_OF_KEY_MAX)
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+    clock.now_s += 0.001
+    refused = [await caller.admission.enter("flood") for _ in range(20)]
+    await eventually(lambda: len(order) == 2)
+
+    assert {(one.status, one.code) for one in refused if one is not None} == {(429, "rate_limited")}
+    assert caller.admission.limited == len(refused)
     for one in calls:
         one.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
@@ -182,6 +208,23 @@ async def test_every_change_over_http_draws_from_the_bucket_and_heartbeats_looku
     assert misshapen.status == 422
     assert [reply.status for reply in (beaten, found, reported)] == [200] * 3
     assert found.body["instance"]["port"] == 81
+
+
+async def test_a_consul_registration_that_begins_critical_is_one_change_and_is_not_refused_half_way(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.locator.admission.WAIT_MAX_S", 0.1)
+    wanted = {"Name": "web", "ID": "c", "Address": "10.0.0.2", "Port": 80, "Check": {"TTL": "10s"}}
+    async with replicas(redis_url, 1) as (one,):
+        app = web.Application()
+        app[LOCATOR] = one
+        monkeypatch.setattr(one, "admission", Admission(one.clock, SLOWEST))
+        async with serving(app, LOCATOR_ROUTES, lambda _: ROOT) as session:
+            made = await call(session, "PUT", "/v1/agent/service/register", wanted)
+            refused = await call(session, "PUT", "/v1/agent/service/register", wanted)
+
+        assert [made.status, refused.status] == [200, 429]
+        assert one.states("web") == {"c": "down"}
 
 
 async def test_answers_to_changes_are_given_so_many_in_a_turn_of_the_loop() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable
 
 import pytest
 
-from app.locator.candidates import Candidates, Filter
+from app.locator.balancing import STRATEGIES, Strategy
+from app.locator.candidates import RECOMPILE_S_PER_INSTANCE, Candidates, Filter
 from app.locator.instance import Snapshot
 from app.locator.load import Load
 from app.locator.loads import ZONED_AHEAD_S, ZONED_S_PER_INSTANCE
@@ -50,3 +51,17 @@ def test_a_zone_is_known_as_long_as_an_instance_is_in_it() -> None:
     left = tally(one, changed(snapshot, 0, zone="c").evolve(removed=["i1"], revision=9), "p2c", 20, zone="b", now_s=2.0)
 
     assert (here, moved, left) == ({"i0": 20}, {"i0": 20}, {"i0": 20})
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_zone_whose_instances_all_came_back_is_served_while_there_is_no_time_for_its_list(strategy: Strategy) -> None:
+    one, size = balancer(), 2_000
+    snapshot = Snapshot.of("web", [instance(number, zone=f"z{number % 500}") for number in range(size)], 1)
+    now_s = 10 * RECOMPILE_S_PER_INSTANCE * size
+    anew = changed(snapshot, 0, 500, 1_000, 1_500, generation="second")
+
+    for asked, at_s, first in ((snapshot, 0.0, 0), (changed(snapshot, 1), now_s, 1)):
+        for number in range(500):
+            one.pick(asked, now_s=at_s, zone=f"z{(number + first) % 500}")
+
+    assert sum(tally(one, anew, strategy, 50, now_s=now_s, zone="z0", key="k").values()) == 50

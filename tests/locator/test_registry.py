@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
 from app.db.keys import LOCATOR_BEATS, LOCATOR_HEAD
+from app.db.redis import RedisLink
 from app.locator.instance import State
 from app.locator.registry import CALL_GAP_S
 from app.web.problems import Problem
@@ -326,6 +328,29 @@ async def test_a_replica_that_starts_takes_over_what_another_one_has_heard_and_n
             await one.tick()
 
             await eventually(lambda: alone.states("web") == {"heard": "up", "unheard": "unverified"})
+
+
+async def test_heartbeats_are_read_some_at_a_time_so_that_the_ledger_gets_its_turn_in_redis(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    command = RedisLink.command
+
+    async def counted(link: RedisLink, *words: Any, **options: Any) -> Any:
+        if words[:2] == ("HMGET", LOCATOR_BEATS):
+            sizes.append(len(words) - 2)
+        return await command(link, *words, **options)
+
+    monkeypatch.setattr(RedisLink, "command", counted)
+    monkeypatch.setattr("app.locator.feed.SCAN_COUNT", 2)
+    async with replicas(redis_url, 1) as (one,):
+        for number in range(5):
+            await one.register("web", f"i{number}", None, instance())
+        async with replicas(redis_url, 1) as (other,):
+            await one.tick()
+            await eventually(lambda: set(other.states("web").values()) == {"up"})
+
+    assert sizes == [2, 2, 1]
 
 
 async def test_what_was_heard_before_a_time_without_any_replica_is_not_taken_over(redis_url: str) -> None:

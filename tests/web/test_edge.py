@@ -1,14 +1,20 @@
 """What the edge does around every route."""
 
+import gc
 import logging
 import re
+import weakref
 
 import aiohttp
 import pytest
-from web_sample import AUTH, JSON, KEY, Server, exchange, parse
+from web_sample import AUTH, JSON, KEY, Server, exchange, parse, start
 
+from app.web.connections import ConnectionLimits
 from app.web.edge import HEADERS_MAX_BYTES
+from app.web.problems import Problem
+from app.web.request import Request
 from app.web.request_ids import RequestIds
+from app.web.routes import Handled, Route
 
 
 async def test_request_id_of_the_client_is_taken_and_returned(client: aiohttp.ClientSession) -> None:
@@ -221,3 +227,32 @@ async def test_refusals_are_logged_by_their_weight(client: aiohttp.ClientSession
         ("WARNING", "GET /v1/fail/{how} 503"),
         ("DEBUG", "GET /v1/accounts/{tenant_id} 200"),
     ]
+
+
+async def test_a_refused_request_is_freed_with_its_answer_and_not_by_the_cyclic_collector() -> None:
+    class Held:
+        """Something that the route has in hand when it refuses."""
+
+    held: list[weakref.ref[Held]] = []
+
+    async def refuse(_: Request) -> Handled:
+        mine = Held()
+        held.append(weakref.ref(mine))
+        refused = Problem(409, "stale_generation", "Another one is registered.")
+        try:
+            _ = {}["cause"]
+        except LookupError as error:
+            raise refused from error
+
+    served = await start(ConnectionLimits(), [Route("GET", "/v1/refuse", refuse, "Refuse", "Sample", answers={200: None})])
+    gc.disable()
+    try:
+        async with aiohttp.ClientSession(served.url) as session, session.get("/v1/refuse", headers=AUTH) as answer:
+            status = answer.status
+        left = [one() for one in held]
+    finally:
+        gc.enable()
+        await served.runner.cleanup()
+
+    assert status == 409
+    assert left == [None]
