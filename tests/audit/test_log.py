@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-import time
 from collections.abc import Iterable
 from urllib.parse import urlsplit, urlunsplit
 
@@ -186,7 +185,6 @@ ENTRIES = 10_000_000
 LAST_TILE, LAST_WIDTH = divmod(ENTRIES, 256)
 
 
-PROOF_MS_MAX = 5
 KEPT_ROWS_MAX = 10  # of the checkpoints
 ROWS_MAX = 1_200  # two tiles for each of three levels, of which the last is not full, and a checkpoint
 READ = "SELECT sum(idx_tup_read) FROM pg_stat_all_indexes WHERE relname ~ '^audit_'"
@@ -205,7 +203,7 @@ async def fill(house: LogHouse, seqs: Iterable[int]) -> None:
     )  # fmt: skip
 
 
-async def test_a_proof_in_ten_million_entries_reads_few_rows_in_milliseconds(house: LogHouse) -> None:
+async def test_a_proof_in_ten_million_entries_reads_few_rows(house: LogHouse) -> None:
     seq = 6_543_210
     tile = seq // 256
     session = house.database.session
@@ -226,16 +224,12 @@ async def test_a_proof_in_ten_million_entries_reads_few_rows_in_milliseconds(hou
         ENTRIES, above.root(), EPOCH,
     )  # fmt: skip
     await session.execute("ANALYZE audit_entries, audit_tree")
-    took_ms = []
     for _ in range(30):
         log = Log(house.pool, ORIGIN, read_timeout_s=BUSY_TIMEOUT_S)
-        started_s = time.perf_counter()
         proof = await log.inclusion(0, seq, ENTRIES)
-        took_ms.append((time.perf_counter() - started_s) * 1000)
 
     assert (proof.root, len(proof.hashes)) == (above.root(), 24)
     verify_inclusion(seq, ENTRIES, proof.leaf_hash, proof.hashes, above.root())
-    assert min(took_ms) < PROOF_MS_MAX
     read = await rows_read(house)
     assert 256 < read / 30 < ROWS_MAX
     for _ in range(30):
