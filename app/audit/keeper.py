@@ -89,6 +89,7 @@ class Keeper:
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.failures = 0  # sessions in a row that ended by a fault; how long the next try waits
+        self.fault = ""  # that ended the last of them
 
     def start(self, on_crash: Callable[[BaseException], None]) -> None:
         """Start the loop; an error that it does not know is a crash."""
@@ -112,6 +113,7 @@ class Keeper:
                 reason = f"{type(error).__name__}: {error}"
                 log.warning("shard closed", extra={"shard": self._shard.number, "reason": reason})
                 self._shard.close(reason)
+                self.fault = reason
                 await pause(self._stopping, delay_ms(self.failures) / 1000)
                 self.failures += 1
             except Exception as error:  # noqa: BLE001 - an unknown fault stops the process, which starts clean

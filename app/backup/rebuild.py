@@ -148,7 +148,7 @@ async def _lay(number: int, origin: str, mask: IdMask, database_url: str, topolo
             if shard.state == "refused":
                 raise BackupRefused(f"shard {number} cannot be laid into Redis: {shard.reason}")
             if keeper.failures >= FAILURES_MAX:
-                raise BackupRefused(f"shard {number} was not laid into Redis, {keeper.failures} tries long: {shard.reason}")
+                raise BackupRefused(f"shard {number} was not laid into Redis, {keeper.failures} tries long: {keeper.fault}")
             await asyncio.sleep(POLL_S)
     finally:
         await writer.stop()
