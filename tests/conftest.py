@@ -88,9 +88,11 @@ def redis_server() -> Iterator[PrivateRedis]:
 
 
 @pytest.fixture
-def database_url(postgres_server: PrivatePostgres) -> str:
+def database_url(postgres_server: PrivatePostgres) -> Iterator[str]:
     """URL of a migrated database of the test's own, without a ledger in it."""
-    return run_apart(postgres_server.make_migrated_database())
+    url = run_apart(postgres_server.make_migrated_database())
+    yield url
+    run_apart(postgres_server.drop_database(url))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import secrets
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +67,19 @@ async def copy_of(postgres: PrivatePostgres, name: str, last_version: int) -> st
 
 
 @pytest.fixture
-def old_url(postgres_server: PrivatePostgres) -> str:
+def old_url(postgres_server: PrivatePostgres) -> Iterator[str]:
     """URL of a ledger of ten operations at the version of an older release."""
-    return run_apart(copy_of(postgres_server, "backup_old", OLD_VERSION))
+    url = run_apart(copy_of(postgres_server, "backup_old", OLD_VERSION))
+    yield url
+    run_apart(postgres_server.drop_database(url))
 
 
 @pytest.fixture
-def ledger_url(postgres_server: PrivatePostgres) -> str:
+def ledger_url(postgres_server: PrivatePostgres) -> Iterator[str]:
     """URL of a ledger of ten operations at the version of this release."""
-    return run_apart(copy_of(postgres_server, "backup_ledger", LAST_VERSION))
+    url = run_apart(copy_of(postgres_server, "backup_ledger", LAST_VERSION))
+    yield url
+    run_apart(postgres_server.drop_database(url))
 
 
 @pytest.fixture

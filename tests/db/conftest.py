@@ -15,9 +15,11 @@ _numbers = itertools.count()
 
 
 @pytest.fixture
-async def empty_url(house: LedgerHouse) -> str:
+async def empty_url(house: LedgerHouse) -> AsyncIterator[str]:
     """URL of an empty database, as its owner."""
-    return await house.postgres.make_database(f"floor_{next(_numbers)}")
+    url = await house.postgres.make_database(f"floor_{next(_numbers)}")
+    yield url
+    await house.postgres.drop_database(url)
 
 
 @pytest.fixture
