@@ -53,7 +53,7 @@ NOT_KILLED: Final = (
 )  # fmt: skip
 # What a killed server leaves behind lies in its directory, and goes with that.
 TIDY: Final = ("dynamic_shared_memory_type=mmap",)
-MEMORY: Final = Path("/dev/shm")  # noqa: S108 - Linux mounts it; each test has a directory of its own there
+MEMORY: Final = Path("/dev/shm")
 MEMORY_LEAST_BYTES: Final = 1 << 30  # free in it: three clusters take 0.5 GB
 MIGRATED: Final = "migrated"  # the database that migrated ones are copies of
 
