@@ -7,7 +7,7 @@ not used.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, runtime_checkable
@@ -114,18 +114,30 @@ def unauthorized() -> Problem:
     )
 
 
+class _Parameter:
+    """A path parameter: the key of what has passed is its identity, for types take microseconds to hash."""
+
+    def __init__(self, name: str, kind: Any) -> None:
+        self.name: Final = name
+        self.kind: Final = kind
+
+
+_parameter = lru_cache(maxsize=None)(_Parameter)  # one for all routes that have the same; there are a few dozen
+
+
 @lru_cache(maxsize=KNOWN_PARAMETERS_MAX)
-def _check_parameter(text: str, kind: Any, name: str) -> None:
+def _check_parameter(text: str, parameter: _Parameter) -> None:
     """Check one path parameter; what has passed is remembered. Raises Problem 422."""
-    typed(text, kind, f"{{{name}}}")
+    place = f"{{{parameter.name}}}"
+    typed(text, parameter.kind, place)
     if holds_card(text):
-        raise invalid(f"{{{name}}}", REFUSED_DETAIL)
+        raise invalid(place, REFUSED_DETAIL)
 
 
-def _check_shape(request: Request, route: "Route") -> None:
+def _check_shape(request: Request, route: "Route", parameters: "Sequence[_Parameter]") -> None:
     """Check path parameters against their types; refuse unknown query parameters."""
-    for name, kind in route.path_fields.items():
-        _check_parameter(request.match_info[name], kind, name)
+    for parameter in parameters:
+        _check_parameter(request.match_info[parameter.name], parameter)
     if not route.any_query and request.query_text:
         wrong = [name for name in request.query if name not in route.query]
         if wrong:
@@ -231,7 +243,7 @@ def _admission(app: web.Application, route: "Route") -> Callable[[Request], Prob
     roles = route.roles
     template = route.path
     enter = None if route.open else app[ENTRANCES](route.method, template)
-    shaped = bool(route.path_fields)
+    parameters = tuple(_parameter(name, kind) for name, kind in route.path_fields.items())
     key_field = route.key_field
 
     def admit(request: Request) -> Problem | None:
@@ -248,8 +260,8 @@ def _admission(app: web.Application, route: "Route") -> Callable[[Request], Prob
             if roles is not None and principal.role not in roles:
                 return Problem(403, "forbidden", "The key does not have the right for this call.")
             request.principal = principal
-        if shaped or request.query_text:
-            _check_shape(request, route)
+        if parameters or request.query_text:
+            _check_shape(request, route, parameters)
         return None
 
     return admit

@@ -100,6 +100,21 @@ async def test_pipelined_requests_are_answered_in_order_whoever_answers_them(ser
     assert seen == [*keys, None]
 
 
+async def test_a_head_like_the_one_before_brings_its_own_body_and_its_own_key(server: Server) -> None:
+    other = BODY.replace(b"1", b"2")
+    assert len(other) == len(BODY)
+    assert other != BODY
+    foreign = spend().replace(KEY.encode(), KEY.encode()[:-1] + b"0")
+    sent = [spend(), spend(body=other), spend(), foreign, spend(), spend(extra=b"A: b\r\n"), spend(b"k2"), spend(b"k2")]
+    alone = [answers(await exchange(server.port, one + LAST))[0] for one in sent]
+
+    together = answers(await exchange(server.port, b"".join(sent) + LAST))[:-1]
+
+    assert [status for status, _, _ in together] == [200, 200, 200, 401, 200, 200, 200, 200]
+    assert together == alone
+    assert together[0] != together[1]
+
+
 async def test_a_flood_of_pipelined_requests_is_read_no_faster_than_it_is_answered(server: Server) -> None:
     data = await exchange(server.port, spend() * 3000 + LAST, deadline_s=30)
 
