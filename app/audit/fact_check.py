@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
 USED: Final = ("topup", "consume", "commit", "refund")
 BATCH: Final = 1_000  # entries that are looked up at once when a row is searched
-_MICROS: Final = "to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US')"
+# A year before Christ would be written like one after; ' AD' goes away again.
+_ERA: Final = "rtrim(to_char({} AT TIME ZONE 'UTC', '{} AD'), ' AD')"
+_MICROS: Final = _ERA.format("{}", 'YYYY-MM-DD"T"HH24:MI:SS.US')
 OPENED_LINE: Final = (
     "reservation_id || '|' || tenant_id || '|' || amount || '|' || purpose || '|' || "
     + _MICROS.format("created_at") + " || '|' || "
@@ -44,24 +47,25 @@ CLOSED_LINE: Final = (
     + _MICROS.format("closed_at") + ", '') || '|' || coalesce(closed_seq, -1)"
 )  # fmt: skip
 ACCOUNT_LINE: Final = "tenant_id || '|' || " + _MICROS.format("created_at")
-HOUR_LINE: Final = "tenant_id || '|' || to_char(start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24') || '|' || type"
+HOUR_LINE: Final = "tenant_id || '|' || trim_scale(extract(epoch FROM start)) || '|' || type"
 _WEIGHT: Final = (
-    f"('x' || encode(substr(sha256($1::bytea || convert_to({{}}, 'UTF8')), 1, {WEIGHT_BYTES}), 'hex'))"
+    f"('x' || encode(substr(sha256($1::bytea || convert_to(coalesce({{}}, ''), 'UTF8')), 1, {WEIGHT_BYTES}), 'hex'))"
     f"::bit({8 * WEIGHT_BYTES})::bigint"
 )
 _USED_SUMS: Final = (
     "SELECT coalesce(sum(w * amount), 0), coalesce(sum(w * count), 0) FROM "  # noqa: S608 - constants
     "(SELECT amount, count, (" + _WEIGHT.format(HOUR_LINE) + ")::numeric AS w FROM usage_hourly) AS u"
 )
-_USED_DIFFERENCE: Final = """
-    SELECT tenant_id, start, type, u.amount, u.count, e.amount AS chain_amount, e.count AS chain_count
+_START: Final = "coalesce(" + _ERA.format("start", 'YYYY-MM-DD"T"HH24:MI"Z"') + ", start::text)"
+_USED_DIFFERENCE: Final = f"""
+    SELECT tenant_id, {_START} AS shown, type, u.amount, u.count, e.amount AS chain_amount, e.count AS chain_count
     FROM usage_hourly u FULL JOIN (
       SELECT c.tenant_id, date_trunc('hour', c.at AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' AS start, c.type,
              sum(c.amount) AS amount, count(*) AS count
       FROM audit_chain c JOIN usage_marks m ON m.shard = c.shard AND c.seq <= m.seq WHERE c.type = ANY($1) GROUP BY 1, 2, 3
     ) AS e USING (tenant_id, start, type)
-    WHERE (u.amount, u.count) IS DISTINCT FROM (e.amount, e.count) ORDER BY 2, 1, 3 LIMIT 1
-"""
+    WHERE (u.amount, u.count) IS DISTINCT FROM (e.amount, e.count) ORDER BY start, 1, 3 LIMIT 1
+"""  # noqa: S608 - constants
 _ENTRIES: Final = "SELECT seq, entry FROM audit_chain WHERE shard = $1 AND type = ANY($2) ORDER BY seq"
 # A table that is listed and missing is a fault of its own: see app.audit.archive_check.
 _ARCHIVED: Final = """
@@ -136,7 +140,7 @@ async def compare_facts(
         ))  # fmt: skip
         for shard in sorted({*there, *sums} - findings.broken - set(findings.first)):
             mine = sums[shard][fact.number] if shard in sums else 0
-            if int(there.get(shard, 0)) % MODULUS != mine:
+            if _reduced(there.get(shard, 0)) != mine:
                 findings.note(shard, *await _difference(connection, fact, shard))
     if findings.broken or findings.first:
         return
@@ -146,8 +150,14 @@ async def compare_facts(
         findings.note(None, None, reason)
     [used] = await connection.fetch(_USED_SUMS, key)
     mine_used = [sum(one[number] for one in sums.values()) % MODULUS for number in (AMOUNTS, COUNTS)]
-    if [int(one) % MODULUS for one in used] != mine_used:
+    if [_reduced(one) for one in used] != mine_used:
         findings.note(None, None, await _used_difference(connection))
+
+
+def _reduced(total: Decimal | int) -> int | None:
+    """Return a sum modulo MODULUS; None for one of no entries: a numeric may have a fraction, be infinite or NaN."""
+    number = Decimal(total)
+    return int(number) % MODULUS if number.is_finite() and number == int(number) else None
 
 
 async def _difference(connection: asyncpg.Connection[Any], fact: Fact, shard: int) -> tuple[int | None, str]:
@@ -192,7 +202,7 @@ async def _used_difference(connection: asyncpg.Connection[Any]) -> str:
     here, there = ((row["count"], row["amount"]), (row["chain_count"], row["chain_amount"]))
     return (
         f"usage_hourly has {_used_text(*here)} of type {row['type']} for tenant {row['tenant_id']} in the hour "
-        f"from {row['start']:%Y-%m-%dT%H:%MZ}, the chain gives {_used_text(*there)}"
+        f"from {row['shown']}, the chain gives {_used_text(*there)}"
     )
 
 

@@ -9,6 +9,7 @@ Of usage, which sums up amounts, the hash of each bucket is the weight of its am
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from app.clock import time_text
@@ -78,8 +79,9 @@ class Facts:
         return [one % MODULUS for one in self._sums]
 
     def _end_hour(self) -> None:
+        start_s = int(datetime.fromisoformat(f"{self._hour}:00:00Z").timestamp()) if self._usage else 0
         for (tenant, kind), both in self._usage.items():
-            weight = self._weight(f"{tenant}|{self._hour}|{kind}".encode())
+            weight = self._weight(f"{tenant}|{start_s}|{kind}".encode())
             count, amount = divmod(both, ONE)
             self._sums[AMOUNTS] += weight * amount
             self._sums[COUNTS] += weight * count

@@ -17,6 +17,7 @@ from app.audit.controls import ControlsFold
 from app.audit.entry import Record
 from app.audit.facts import Facts, Given
 from app.audit.key_check import KEY_ENTRIES
+from app.audit.log_key_check import LOG_KEY_ENTRY
 from app.privacy.tombstones import TOMBSTONES
 
 BALANCE_MAX: Final = 10**14 - 1  # credits; the largest number that the ledger can hold exactly
@@ -159,7 +160,7 @@ class RangeFold:
         """`low` is the first seq of the range.
 
         What was consumed by refunded transactions goes to `consumed`; what can only be judged with the ranges before, to
-        `deferred`; what speaks of private records, to `private`; changes of API keys to `keys`.
+        `deferred`; what speaks of private records, to `private`; changes of API keys and of those of the log to `keys`.
         """
         self.spans: dict[str, Span] = {}
         self.holds: dict[str, Hold] = {}
@@ -182,7 +183,7 @@ class RangeFold:
         if rule is None or not tenant:
             if kind in TOMBSTONES:
                 self.private.append(record)
-            elif kind in KEY_ENTRIES:
+            elif kind in KEY_ENTRIES or kind == LOG_KEY_ENTRY:
                 self.keys.append(record)
             return _outside_fault(record, rule) or self.controls.take(record)
         if self.transfer is not None and kind != "transfer":

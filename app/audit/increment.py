@@ -25,7 +25,7 @@ from app.audit.merkle import EMPTY_ROOT, Frontier, Node, Span, inclusion_spans, 
 from app.audit.private import Earlier, claim_of, judge_private
 from app.audit.ranges import PLAN_SQL, Range, prove
 from app.audit.report import Bad, Finding, PrivateReport, Report, ShardReport
-from app.audit.state import REFUNDS_SQL, Findings, alerts_since, stated_fault, told_fault
+from app.audit.state import REFUNDS_SQL, Findings, alerts_since, reading, stated_fault, told_fault
 from app.audit.tiles import node_in, runs_for
 from app.audit.totals import Account, Position, Refund, Totals
 from app.audit.tree_check import TreeCheck, digests_of
@@ -313,6 +313,12 @@ class Increment:
         return root_of_inclusion(seq, checkpoint.size, entry_hash(entry), proof) == checkpoint.root
 
     async def _controls_fault(self) -> Bad | None:
+        findings = Findings(frozenset())
+        with reading("credit_accounts or credit_alerts", findings):
+            return await self._controls_difference()
+        return findings.first.get(None)
+
+    async def _controls_difference(self) -> Bad | None:
         """Hold what the entries say of settings, quotas, thresholds and alerts against the tables."""
         stated, told = self._totals.controls.stated, self._totals.controls.told
         for row in await self._connection.fetch(_STATED, list(stated)):

@@ -51,7 +51,9 @@ async def compare_keys(connection: asyncpg.Connection[Any], records: Iterable[Re
     """Hold api_keys against what the chain and pending entries tell, in both directions; note the first that differs."""
     if findings.broken:
         return
-    changes = [(str((one.details or {}).get("at")), one.type, one.details or {}) for one in records]
+    changes = [
+        (str((one.details or {}).get("at")), one.type, one.details or {}) for one in records if one.type in KEY_ENTRIES
+    ]
     changes += [
         (time_text(ms_of(row["at"])), row["kind"], msgspec.json.decode(row["details"]))
         for row in await connection.fetch(_PENDING, list(KEY_ENTRIES))

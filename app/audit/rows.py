@@ -197,7 +197,7 @@ class RangeCheck:
             or leaf.digest() != digest or prev_hash != self._last_hash or record.prev_hash != self._last_hex
             or self._canonical != text or not entry.startswith(ENTRY_PREFIX) or not names.startswith(head)
             or record.amount != amount or record.balance != balance or record.reserved != reserved
-            or record.version != version or record.at != at_text or record.schema != SCHEMA
+            or record.version != version or record.at != at_text or not at_text or record.schema != SCHEMA
             or hash_size != HASH_BYTES or prev_size != HASH_BYTES or seal_size != HASH_BYTES
         ):  # fmt: skip
             self._blame(Row._make((*fixed[:7], digest, prev_hash, names, entry)), record)
@@ -273,6 +273,8 @@ def _entry_fault(row: Row, record: Record | None, shard: int) -> str | None:
         return "the hash is not that of the entry"
     if _encode(record) != row.entry[_PREFIX_BYTES:]:
         return "the entry is not in canonical form"
+    if not columns["at"]:
+        return "column at is a time that no entry can have"
     wrong = [name for name, value in columns.items() if getattr(record, name) != value]
     if wrong:
         return f"column {wrong[0]} is {columns[wrong[0]]}, the entry says {getattr(record, wrong[0])}"

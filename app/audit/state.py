@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -12,14 +13,19 @@ from app.audit.report import Bad
 from app.clock import ms_of, time_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import asyncpg
 
     from app.audit.fold import Hold
     from app.audit.totals import Account, Totals
 
+# What the rows of a table raise that hold values which no server writes: a time before Christ, NaN, JSON of another form.
+UNREADABLE: Final = (
+    ArithmeticError, ValueError, TypeError, AttributeError, LookupError, RecursionError, msgspec.MsgspecError,
+)  # fmt: skip
 NOTHING_STATED: Final = Stated()
+TEXT_MAX: Final = 2_000  # characters of a garbled setting that a report shows
 PREFETCH_ROWS: Final = 10_000  # per round trip of a cursor: about 2 MB
 
 ACCOUNTS_SQL: Final = """
@@ -55,6 +61,15 @@ class Findings:
         known = self.first.get(shard)
         if known is None or (seq is not None and (known.seq is None or seq < known.seq)):
             self.first[shard] = Bad(seq, reason)
+
+
+@contextmanager
+def reading(table: str, findings: Findings) -> Iterator[None]:
+    """Note a table that cannot be read as a fault of the ledger: whoever garbles a row would stop the verifier otherwise."""
+    try:
+        yield
+    except UNREADABLE as error:
+        findings.note(None, None, f"{table} has a row that cannot be read ({type(error).__name__}: {error})")
 
 
 async def compare_accounts(connection: asyncpg.Connection[Any], totals: Totals, findings: Findings) -> AccountsSeen:
@@ -94,11 +109,19 @@ def stated_fault(tenant_id: str, stated: Stated, settings: str, controls: str) -
     pairs = (("settings", settings, stated.settings, stated.settings_seq),
              ("controls", controls, stated.controls, stated.controls_seq))  # fmt: skip
     for name, text, wanted, seq in pairs:
-        if (text != "{}" or wanted) and msgspec.json.decode(text) != (wanted or {}):
+        if (text != "{}" or wanted) and _json(text) != (wanted or {}):
             known = "{}" if wanted is None else msgspec.json.encode(wanted, order="deterministic").decode()
-            reason = f"credit_accounts has {name} {text} for tenant {tenant_id}, the chain gives {known}"
+            reason = f"credit_accounts has {name} {text[:TEXT_MAX]} for tenant {tenant_id}, the chain gives {known}"
             return (None if seq < 0 else seq), reason
     return None
+
+
+def _json(text: str) -> Any:
+    """Return what JSON text says; None, which no server writes, when it is nested too deep to be read."""
+    try:
+        return msgspec.json.decode(text)
+    except (RecursionError, msgspec.MsgspecError):
+        return None
 
 
 async def alerts_since(connection: asyncpg.Connection[Any]) -> str:
@@ -128,7 +151,7 @@ def told_fault(alert_id: str, alert: Told | None, row: asyncpg.Record | None) ->
         return f"credit_alerts has no row for alert {alert_id}, which this entry gives"
     if alert is None:
         return f"credit_alerts has alert {alert_id}, the chain has not"
-    at, data = time_text(ms_of(row["at"])), msgspec.json.decode(row["data"])
+    at, data = time_text(ms_of(row["at"])), _json(row["data"])
     if Told(row["shard"], row["seq"], row["tenant_id"], row["type"], at, data) != alert:
         return f"credit_alerts has another alert {alert_id} than this entry gives"
     return None

@@ -16,11 +16,13 @@ import asyncpg
 
 from app.audit.archive_check import check_archive
 from app.audit.entry import HASH_BYTES, genesis_hash
+from app.audit.erasure_check import compare_erasures
 from app.audit.fact_check import compare_facts, read_marks
 from app.audit.facts import Given
 from app.audit.ground import ground_fault
 from app.audit.key_check import compare_keys
 from app.audit.log import log_origin
+from app.audit.log_key_check import compare_log_keys
 from app.audit.merkle import Frontier
 from app.audit.private import judge_private
 from app.audit.private_check import open_private
@@ -34,6 +36,7 @@ from app.audit.state import (
     compare_alerts,
     compare_holds,
     compare_refunds,
+    reading,
 )
 from app.audit.totals import Position, Totals
 from app.audit.tree_check import TreeCheck, digests_of, has_packed
@@ -162,11 +165,12 @@ class Verification:
             findings.note(None, None, archive.first[None].reason)
         await self._find_strays(shard_count, heads, findings)
         seen = await compare_accounts(self._connection, totals, findings)
-        await compare_alerts(self._connection, totals, findings)
+        with reading("credit_alerts", findings):
+            await compare_alerts(self._connection, totals, findings)
         await compare_holds(self._connection, totals, findings)
         compare_refunds(refunds, totals, findings)
         await compare_facts(self._connection, given.key, totals.facts, findings)
-        await compare_keys(self._connection, totals.keys, findings)
+        await self._compare_told(origin, totals, findings)
         private = await judge_private(self._connection, totals.private, findings)
         if self._masters is not None:
             await open_private(self._connection, self._masters, totals.private, findings)
@@ -187,6 +191,15 @@ class Verification:
             trial_balance=trial_balance,
             private=private,
         )
+
+    async def _compare_told(self, origin: str, totals: Totals, findings: Findings) -> None:
+        """Hold the tables of which entries without a tenant tell against those."""
+        with reading("api_keys or pending_entries", findings):
+            await compare_keys(self._connection, totals.keys, findings)
+        with reading("log_keys or pending_entries", findings):
+            await compare_log_keys(self._connection, origin, totals.keys, findings)
+        with reading("private_erasures", findings):
+            await compare_erasures(self._connection, totals.private, findings)
 
     async def _check_shard(
         self, position: Position, head: asyncpg.Record | None, totals: Totals, tree: TreeCheck

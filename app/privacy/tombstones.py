@@ -94,7 +94,8 @@ class Evidence:
         for kind, details in tombstones:
             self._count(kind, details)
             if kind == ERASURE:
-                self._keys.update(map(str, details.get("keys", ())))
+                keys = details.get("keys")
+                self._keys.update(map(str, keys if isinstance(keys, list) else ()))
             elif kind == RETENTION:
                 name, before = str(details.get("class")), _later(str(details.get("before")))
                 self._before[name] = max(self._before.get(name, ""), before)

@@ -17,6 +17,7 @@ from app.db.postgres import open_pool
 from app.db.statements import Statements
 from tests.audit.chain import mixed_events
 from tests.audit.log_house import KEY, LOG_ORIGIN, LogHouse
+from tests.audit.tamper import change
 
 ORIGIN = "shieldx/test/s00"
 OLD, NEW = (signers_of([bytes([number]) * 32], ORIGIN)[0] for number in (1, 2))
@@ -90,6 +91,55 @@ async def test_an_overlap_is_two_entries_with_the_sizes_between_which_a_key_sign
         {"shard": 0, "origin": ORIGIN, "size": 9, "signing": [new], "added": [], "retired": [old]},
     ]
     assert [(one.vkey, one.from_size, one.until_size) for one in await keys.known()] == [(new, 5, None), (old, 0, 9)]
+
+
+CHANGED = (
+    ("INSERT INTO log_keys (shard, vkey, from_size) VALUES (0, 'mine', 0)", "key mine of shard 0 of which the chain"),
+    ("INSERT INTO log_keys (shard, vkey, from_size) VALUES (1, 'mine', 0)", "key mine of shard 1 which cannot be one"),
+    ("UPDATE log_keys SET retired_at = NULL, until_size = NULL WHERE until_size = 20", "is retired otherwise"),
+    ("UPDATE log_keys SET until_size = 30 WHERE until_size = 20", "is retired otherwise"),
+    ("UPDATE log_keys SET from_size = 9 WHERE from_size = 10", "signs from elsewhere on"),
+    ("DELETE FROM log_keys WHERE until_size = 20", "has no row for key"),
+)
+
+
+async def test_keys_that_are_not_those_of_which_the_chain_tells_are_found(house: LogHouse) -> None:
+    new = signers_of([bytes([7]) * 32], LOG_ORIGIN)[0]
+    await house.write(mixed_events(30, 3))
+    statements = Statements(house.pool)
+    for size, signers in ((10, [KEY]), (20, [new, KEY]), (30, [new])):
+        keys = LogKeys(statements, [house.shard], {0: [one.verifier for one in signers]})
+        house.shard.durable = size - 1
+        await house.signer(*signers, note_keys=keys.note).round()
+    sound = await house.database.verify()
+    await house.database.session.execute("CREATE TABLE kept AS SELECT * FROM log_keys")
+
+    found = []
+    for statement, _ in CHANGED:
+        await change(house.database.session, statement)
+        found.append((await house.database.verify()).first_bad)
+        await house.database.session.execute("DELETE FROM log_keys; INSERT INTO log_keys SELECT * FROM kept")
+
+    assert sound.first_bad is None
+    for (statement, reason), bad in zip(CHANGED, found, strict=True):
+        assert bad is not None, statement
+        assert reason in bad.reason
+
+
+async def test_a_first_key_that_has_not_signed_is_found(house: LogHouse) -> None:
+    await house.write(mixed_events(30, 3))
+    house.shard.durable = 29
+    keys = LogKeys(Statements(house.pool), [house.shard], {0: [KEY.verifier]})
+    await house.signer(note_keys=keys.note).round()
+    sound = await house.database.verify()
+    mine = signers_of([bytes([7]) * 32], LOG_ORIGIN)[0].verifier.vkey
+    await house.database.session.execute("UPDATE log_keys SET vkey = $1", mine)
+
+    report = await house.database.verify()
+
+    assert sound.first_bad is None
+    assert report.first_bad is not None
+    assert report.first_bad.reason == f"log_keys has key {mine} of shard 0 which has not signed the newest checkpoint"
 
 
 async def test_a_key_is_noted_before_it_signs(house: LogHouse) -> None:

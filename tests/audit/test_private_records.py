@@ -31,6 +31,8 @@ PAYMENT = Payment("4111111111111111", "John Doe", "12/27")
 LOST = "the private record of this entry is missing or another, and no tombstone says that it was erased"
 TWO_DAYS_MS = 2 * 86_400_000  # after which a record may be past its time
 FIRST, SECOND = 1, 3  # seqs of the two top-ups
+ENTRY = "00000000-0000-4000-8000-00000000000e"  # the id of an erasure, which its tombstone names
+ENTERED = "INSERT INTO private_erasures VALUES ($1::text::uuid, $2, $3, now(), now())"
 
 
 async def no_record(_kind: str, _details: dict[str, Any]) -> None:
@@ -105,8 +107,9 @@ async def test_what_was_erased_is_no_fault_while_its_tombstone_waits_for_the_cha
 async def test_records_whose_time_was_over_are_erased_and_no_younger_ones(
     database: LedgerDatabase, store: PrivateStore, before_ms: int, ok: bool
 ) -> None:
-    details = {"before": time_text(before_ms), "class": "payment", "entry_id": "e", "records": 2}
+    details = {"before": time_text(before_ms), "class": "payment", "entry_id": ENTRY, "records": 2}
     await make_chain(database.session, with_tombstone(await paid(store), "privacy.retention", details))
+    await database.session.execute(ENTERED, ENTRY, "privacy.retention", orjson.dumps(details).decode())
     await database.session.execute("DELETE FROM private_records")
 
     report = await database.verify()
@@ -157,9 +160,10 @@ async def test_the_server_cannot_hide_a_loss_with_a_tombstone_of_another_kind(
 async def test_a_tombstone_of_records_whose_time_cannot_have_been_over_is_no_evidence(
     database: LedgerDatabase, store: PrivateStore
 ) -> None:
-    details = {"before": time_text(STARTED_MS + TWO_DAYS_MS), "class": "payment", "records": 2}
+    details = {"before": time_text(STARTED_MS + TWO_DAYS_MS), "class": "payment", "entry_id": ENTRY, "records": 2}
     events = with_tombstone(await paid(store), "privacy.retention", details)
     await make_chain(database.session, events)
+    await database.session.execute(ENTERED, ENTRY, "privacy.retention", orjson.dumps(details).decode())
     alone = await database.first_bad()
     await database.session.execute("DELETE FROM private_records")
 
@@ -189,16 +193,44 @@ async def twice(database: LedgerDatabase, store: PrivateStore, kind: str) -> lis
     details = details_of(await store.keep(first.idempotency or "", "t1", "t1", PAYMENT))
     erasure = await store.erase("t1", request_id="q", basis="gdpr-17")
     assert erasure is not None
-    await database.session.execute("DELETE FROM private_erasures")
     before = time_text(first.at_ms + 3_600_000)
-    past = {"before": before, "class": "payment", "entry_id": "e", "records": 1}
+    past = {"before": before, "class": "payment", "entry_id": ENTRY, "records": 1}
     told = orjson.loads(erasure.tombstone) if kind == erasure.kind else past
+    await database.session.execute("DELETE FROM private_erasures")
+    await database.session.execute(ENTERED, told["entry_id"], kind, orjson.dumps(told).decode())
     events = [
         book.events[0],
         replace(first, details=details),
         replace(again, details=details, idempotency=first.idempotency),
     ]
     return with_tombstone(events, kind, told)
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("DELETE FROM private_erasures", f"private_erasures has no row for erasure {ENTRY}, which this entry gives"),
+        ("UPDATE private_erasures SET tombstone = replace(tombstone, '\"records\":1', '\"records\":2')",
+         f"private_erasures has another erasure {ENTRY} than this entry gives"),
+        ("INSERT INTO private_erasures VALUES ('00000000-0000-4000-8000-00000000000f', 'privacy.erasure', '{}', now(), now())",
+         "private_erasures has erasure 00000000-0000-4000-8000-00000000000f as entered, the chain has it not"),
+        ("UPDATE private_erasures SET tombstone = 'garbage', entered_at = NULL", "private_erasures has a row that cannot be read"),
+    ],
+)  # fmt: skip
+async def test_an_erasure_that_is_not_what_its_tombstone_says_is_found(
+    database: LedgerDatabase, store: PrivateStore, statement: str, reason: str
+) -> None:
+    await make_chain(database.session, await twice(database, store, "privacy.retention"))
+    sound = await database.verify()
+    await change(database.session, statement)
+
+    report = await database.verify()
+
+    assert sound.ok
+    reasons = [one.first_bad.reason for one in report.shards if one.first_bad] + [
+        report.first_bad and report.first_bad.reason
+    ]
+    assert any(found and found.startswith(reason) for found in reasons)
 
 
 @pytest.mark.parametrize("kind", ["privacy.erasure", "privacy.retention"])

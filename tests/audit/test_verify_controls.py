@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from app.audit.checkpoint import Checkpoint
 from app.audit.controls import ALERTS_KEPT_DAYS
+from app.audit.increment import verify_since
+from app.audit.merkle import EMPTY_ROOT
+from app.audit.trust import Trust
 from app.clock import now_ms, time_of, time_text
 from tests.audit.chain import Book, make_chain
 from tests.audit.conftest import LedgerDatabase
+from tests.audit.log_house import LOG_ORIGIN
 from tests.audit.tamper import change
 
 SETTINGS = '{"low_balance_threshold":"40","quota":"{\\"limit\\":100,\\"period\\":\\"day\\"}"}'
@@ -111,3 +116,15 @@ async def test_alerts_are_forgotten_with_their_time_and_only_then(database: Ledg
 
     assert forgotten == [1, 0]
     assert await database.session.fetchval("SELECT array_agg(seq) FROM credit_alerts") == [4]
+
+
+async def test_an_alert_of_a_time_that_cannot_be_read_is_found_from_a_checkpoint_too(told: LedgerDatabase) -> None:
+    start = Trust(checkpoints={LOG_ORIGIN: Checkpoint(LOG_ORIGIN, 0, EMPTY_ROOT)})
+    sound = await verify_since(told.url, seals={}, progress=lambda *_: None, trust=start)
+    await change(told.session, "UPDATE credit_alerts SET at = '0044-03-15 BC' WHERE seq = 3")
+
+    report = await verify_since(told.url, seals={}, progress=lambda *_: None, trust=start)
+
+    assert sound.first_bad is None
+    assert report.first_bad is not None
+    assert report.first_bad.reason.startswith("credit_accounts or credit_alerts has a row that cannot be read")

@@ -106,6 +106,12 @@ def _row(seq: int) -> str:
         ("closed_at = closed_at + interval '1 us'", SPENT_HOLD, 3, "credit_reservations has another end of reservation"),
         ("closed_seq = 4", SPENT_HOLD, 3, "credit_reservations has another end of reservation"),
         ("closed_at = NULL", SPENT_HOLD, 3, "credit_reservations has another end of reservation"),
+        (
+            "closed_at = (to_char(closed_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || 'Z BC')::timestamptz",
+            SPENT_HOLD,
+            3,
+            "credit_reservations has another end of reservation",
+        ),
         ("amount = 51", SPENT_HOLD, SPENT_HOLD, "credit_reservations has another reservation"),
         ("tenant_id = 't2'", SPENT_HOLD, SPENT_HOLD, "credit_reservations has another reservation"),
         ("purpose = 'transfer_out'", SPENT_HOLD, SPENT_HOLD, "credit_reservations has another reservation"),
@@ -157,6 +163,34 @@ async def test_an_account_that_is_made_older_is_found(ledger: LedgerDatabase) ->
     assert reason.startswith("credit_accounts has another time of account t1 than this entry gives: t1|2025-11-12T")
 
 
+FAR_ALERT = (
+    "INSERT INTO credit_alerts (alert_id, tenant_id, type, at, shard, seq, data) "
+    "VALUES ('a', 't1', 'credits.low_balance', '290000-01-01', 0, 1, '{}')"
+)
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        ("UPDATE credit_accounts SET created_at = 'infinity'", "credit_accounts has no time of account t1"),
+        ("UPDATE credit_accounts SET settings = (repeat('[', 5000) || repeat(']', 5000))::jsonb",
+         "credit_accounts has settings [[[["),
+        (FAR_ALERT, "credit_alerts has a row that cannot be read"),
+        ("INSERT INTO pending_entries (kind, details) VALUES ('key.create', '[1]')",
+         "api_keys or pending_entries has a row that cannot be read"),
+    ],
+)  # fmt: skip
+async def test_a_value_that_cannot_be_read_is_a_fault_and_stops_no_verification(
+    ledger: LedgerDatabase, statement: str, reason: str
+) -> None:
+    await change(ledger.session, statement)
+
+    report = await ledger.verify()
+
+    assert report.first_bad is not None
+    assert report.first_bad.reason.startswith(reason)
+
+
 @pytest.mark.parametrize(
     ("statement", "reason"),
     [
@@ -170,6 +204,14 @@ async def test_an_account_that_is_made_older_is_found(ledger: LedgerDatabase) ->
          f"1 of 5 credits of type consume for tenant t2 {HOUR} nothing"),
         ("UPDATE usage_marks SET seq = 7", f"4 of 131 credits of type consume for tenant t1 {HOUR} 2 of 120 credits"),
         ("UPDATE usage_marks SET seq = 10", "usage_marks has seq 10, at which shard 0 has not come"),
+        ("UPDATE usage_hourly SET start = start + interval '5 min' WHERE type = 'refund'",
+         f"nothing of type refund for tenant t1 {HOUR} 1 of 40 credits"),
+        ("INSERT INTO usage_hourly VALUES ('t2', 'infinity', 'consume', 5, 1)",
+         "1 of 5 credits of type consume for tenant t2 in the hour from infinity, the chain gives nothing"),
+        ("UPDATE usage_hourly SET amount = 'NaN' WHERE type = 'topup'",
+         f"1 of NaN credits of type topup for tenant t1 {HOUR} 1 of 1000 credits"),
+        ("UPDATE usage_hourly SET amount = 1000 + 1e-30 WHERE type = 'topup'",
+         f"1 of 1000.000000000000000000000000000001 credits of type topup for tenant t1 {HOUR} 1 of 1000 credits"),
     ],
 )  # fmt: skip
 async def test_edited_usage_is_found(ledger: LedgerDatabase, statement: str, reason: str) -> None:
