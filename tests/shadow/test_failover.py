@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.shadow.conftest import Replicas, made
 
 
@@ -30,3 +32,24 @@ async def test_a_redis_that_took_over_without_the_last_changes_is_believed_by_ev
     assert [one.variant for one in given] != [one.variant for one in lost]
     assert ahead.weights[1] == behind.weights[1] == (0.95, 0.05)
     assert ahead.is_behind(1, ahead.known.born)
+
+
+DIED = "of the server that died"
+
+
+@pytest.mark.parametrize("idle", ["links", "enrol_links"])
+async def test_a_connection_that_was_idle_while_redis_was_replaced_holds_up_nobody(replicas: Replicas, idle: str) -> None:
+    shadow = await replicas.start()
+    name = await made(shadow, allocation="thompson")
+    experiment = shadow.catalog.get(name)
+    assert experiment is not None
+    assert shadow._parts is not None
+    await shadow.assign(name, "first")
+    (server,) = shadow._parts.counters._servers.values()
+
+    for place in getattr(server, idle)._queue:
+        place.run_id = DIED  # as it remembers it until it is used
+    if idle == "links":
+        experiment.known = experiment.known._replace(run_id=DIED)
+
+    assert (await shadow.assign(name, "next")).reason == "sampled"
