@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from app.actor import Ask
-from app.shadow.counters import Work
+from app.shadow.counters import Known, Work
 from app.shadow.tallies import Class, added, evidence_of
 
 if TYPE_CHECKING:
@@ -32,15 +32,15 @@ class Counted(NamedTuple):
 class Add(Ask[list[int]]):
     """Merge outcomes, at most BATCH_MAX; the answer is which of them were repetitions, by place.
 
-    born  when the counters were laid with whose weights and units they were sorted
+    known  the counters with whose weights and units they were sorted
     """
 
-    __slots__ = ("born", "outcomes", "weight")
+    __slots__ = ("known", "outcomes", "weight")
 
-    def __init__(self, outcomes: Sequence[Counted], born: str) -> None:
+    def __init__(self, outcomes: Sequence[Counted], known: Known) -> None:
         """Weigh as much as there are outcomes."""
         super().__init__()
-        self.born = born
+        self.known = known
         self.outcomes = outcomes
         self.weight = len(outcomes)
 

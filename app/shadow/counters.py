@@ -356,6 +356,7 @@ class Counters:
         server = await self._server(name)
         place = await server.links.get()
         try:
+            await place.close()  # one that nobody has used since its server died does not know
             await place.open(self._topology, experiment_tag(name))
             return place.run_id
         finally:
@@ -372,7 +373,10 @@ class Counters:
         try:
             link = await place.open(self._topology, experiment_tag(name))
             if run_id is not None and place.run_id != run_id:
-                raise Forgot(name)
+                await place.close()  # either may be the one that is out of date
+                link = await place.open(self._topology, experiment_tag(name))
+                if place.run_id != run_id:
+                    raise Forgot(name)
             answer = await link.evaluate(script, [experiment_key(name, part) for part in parts], words)
         finally:
             await server.put_back(links, place)

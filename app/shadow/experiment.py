@@ -210,10 +210,10 @@ class Experiment(Actor[Add]):
             self._remember(unit, one)
         return found | new
 
-    async def merge(self, outcomes: Sequence[Counted], born: str) -> tuple[set[int], set[int]]:
+    async def merge(self, outcomes: Sequence[Counted], known: Known) -> tuple[set[int], set[int]]:
         """Merge outcomes; return the places of those that Redis took none of, since it forgot, and of repetitions.
 
-        born  when the counters were laid with whose weights and units they were sorted
+        known  the counters with whose weights and units they were sorted
         Raises what `ask` raises, EventsFull, and what the stores raise.
         """
         if not self._started:
@@ -223,7 +223,7 @@ class Experiment(Actor[Add]):
         # hashes, each part is a sample of the whole.
         order = sorted(range(len(outcomes)), key=lambda place: outcomes[place].event)
         parts = [order[start : start + BATCH_MAX] for start in range(0, len(order), BATCH_MAX)]
-        asked = [self.ask(Add([outcomes[place] for place in part], born)) for part in parts]
+        asked = [self.ask(Add([outcomes[place] for place in part], known)) for part in parts]
         answers = await asyncio.gather(*asked, return_exceptions=True)
         forgot: set[int] = set()
         repeated: set[int] = set()
@@ -239,9 +239,9 @@ class Experiment(Actor[Add]):
     async def receive(self, batch: list[Add]) -> None:
         """Merge a batch with one script call, then answer. What was sorted before a restore is to be sorted again."""
         for message in batch:
-            if message.born != self.known.born:
+            if message.known != self.known:
                 message.fail(Forgot(self.definition.name))
-        batch = [message for message in batch if message.born == self.known.born]
+        batch = [message for message in batch if message.known == self.known]
         if not batch:
             return
         try:
@@ -250,7 +250,7 @@ class Experiment(Actor[Add]):
             for message in batch:
                 message.fail(error)
             return
-        self._take_over(merged, batch[0].born)
+        self._take_over(merged, batch[0].known.born)
         with contextlib.suppress(*TRANSIENT, RedisError):  # the next merge tells the same again
             await self._keep_up(merged)
         first = 0
@@ -291,7 +291,10 @@ class Experiment(Actor[Add]):
             if place is None:
                 raise Forgot(name)
         assert place is not None
-        if place.born != self.known.born:
+        found = Known(run_id, place.born)
+        if found != self.known:
+            # Another Redis may have been laid at the same time and still be behind: the one that took over from a server
+            # that died has all but its last changes. Then units and weights that were seen are others by now.
             texts = await self._counters.all_weights(name)
             self.weights = {0: self.definition.first_weights} | {
                 number: tuple(orjson.loads(one)) for number, one in texts.items()
@@ -300,8 +303,9 @@ class Experiment(Actor[Add]):
             self.odd = frozenset(await self._counters.odd(name))
             self._units.clear()
             self._contributions.forget()
+            self._seen_born = ""
         self.saved = row.seq
-        self.known = Known(run_id, place.born)
+        self.known = found
         self._compared += 1
         return behind
 
@@ -370,9 +374,9 @@ class Experiment(Actor[Add]):
     async def _learn(self, versions: Sequence[int] | set[int] | range) -> bool:
         """Read versions of the weights; return False when Redis was laid anew meanwhile, so that they say nothing."""
         missing = [version for version in versions if version not in self.weights]
-        born = self.known.born
+        known = self.known
         found = await self._counters.weights(self.definition.name, missing)
-        if born != self.known.born:
+        if known != self.known:
             return False
         self.weights |= {version: tuple(orjson.loads(text)) for version, text in found.items()}
         return len(found) == len(missing)

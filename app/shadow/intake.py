@@ -25,12 +25,12 @@ async def take_in(experiment: Experiment, sort: Callable[[], Awaitable[list[Coun
     repeated: set[int] = set()
     for _ in range(RESTORES_MAX):
         await experiment.prepare()
-        born = experiment.known.born
+        known = experiment.known
         try:
             outcomes = await sort()
         except Problem as refused:
             raise (_refused_midway(refused, len(new)) if new else refused) from None
-        forgot, again = await experiment.merge(outcomes, born)
+        forgot, again = await experiment.merge(outcomes, known)
         new |= set(range(len(outcomes))) - forgot - again
         repeated |= again
         if not forgot:

@@ -22,10 +22,11 @@ from app.clock import time_text
 from app.db.keys import rule_samples_key, rule_trial_key
 from app.db.retry import TRANSIENT
 from app.shadow.rules_difference import KINDS
-from app.shadow.rules_masking import mask
+from app.shadow.rules_masking import Sample as MaskedSample
 from app.shadow.rules_report import decision_inputs
 from app.shadow.rules_store import SAMPLES_OF_KIND, Sample
 from app.shadow.rules_tally import Tally, tally_of, total_of
+from app.shadow.rules_trial import SHARE, SLICE_S
 from app.shadow.rules_verdict import statement_of
 from app.turns import end_task
 
@@ -98,8 +99,9 @@ class Exchange:
             await self.checkpoint()
         await self._link.close()
 
-    def _take_samples(self) -> None:
-        """Mask what the trials kept of comparisons that differ."""
+    async def _take_samples(self) -> None:
+        """Mask what the trials kept of comparisons that differ: at most for a share of the time, as they are compared."""
+        started = time.perf_counter()
         for compared in self._trials.take_differing():
             self._serial += 1
             sample_id = f"{compared.at_ms:013x}-{self._process}-{self._serial:08x}"
@@ -107,10 +109,14 @@ class Exchange:
             sample = Sample(rule.rule_id, rule.trial, compared.difference.kind, sample_id, sample_text(compared))
             self._unsaved.append(sample)
             self._unpublished.append(sample)
+            busy_s = time.perf_counter() - started
+            if busy_s >= SLICE_S:
+                await asyncio.sleep(busy_s * (1 / SHARE - 1))
+                started = time.perf_counter()
 
     async def publish(self) -> None:
         """Write changed counts and new samples to Redis."""
-        self._take_samples()
+        await self._take_samples()
         trials = self._trials
         async with self._alone:
             if not self._link.is_open:
@@ -135,7 +141,7 @@ class Exchange:
 
     async def checkpoint(self) -> None:
         """Write to Postgres what changed since the last time; forget trials that are over."""
-        self._take_samples()
+        await self._take_samples()
         trials = self._trials
         dirty = self._dirty | trials.changed
         await self._look_at(dirty)
@@ -175,7 +181,7 @@ class Exchange:
         except _AWAY as error:
             log.warning("a report is without redis", extra={"reason": f"{type(error).__name__}: {error}"})
             fresh = False
-        self._take_samples()
+        await self._take_samples()
         samples |= {one.sample_id: one for one in self._unsaved if (one.rule_id, one.trial) == (rule.rule_id, trial)}
         return Gathered(tally, _newest(samples), fresh, crossed_at)
 
@@ -243,16 +249,18 @@ class Exchange:
 
 def sample_text(compared: Compared) -> str:
     """Return the JSON of a sample, masked."""
-    names = compared.rule.masked
+    rule = compared.rule
+    masked = MaskedSample(rule.masked, (version.expression.text for version in rule.versions))
+    shown_input = masked.input(compared.data)
 
     def shown(judged: Judged) -> dict[str, Any]:
         if judged.failure is not None:
             return {"failure": judged.failure}
-        return {"answer": mask(judged.answer, names)}
+        return {"answer": masked.answer(judged.answer)}
 
     sample = {
         "at": time_text(compared.at_ms), "fields": compared.difference.fields, "noisy": compared.noisy,
-        "input": mask(compared.data, names), "champion": shown(compared.champion), "challenger": shown(compared.challenger),
+        "input": shown_input, "champion": shown(compared.champion), "challenger": shown(compared.challenger),
     }  # fmt: skip
     text = msgspec.json.encode(sample)
     if len(text) > SAMPLE_BYTES_MAX:
