@@ -23,8 +23,10 @@
 -- ARGV[3] highest revision that the caller knows: revisions never fall, also when Redis has forgotten
 -- ARGV[4] how many instances may be removed for silence in a minute
 -- ARGV[5] ... changes, JSON arrays: [kind, field, generation, further words]
---             put      tombstone ms, body    register; another generation than the present one ends that; what is
---                                            registered already counts as a heartbeat
+--             put      tombstone ms, body, check
+--                                            register; another generation than the present one ends that; what is
+--                                            registered already counts as a heartbeat. A check that is not "none" is
+--                                            what an id that is new begins with; another start of it goes on with its own
 --             set      "mode" or "check", value
 --             tell     word                  changes nothing, is published
 --             drop     tombstone ms          an empty generation means any
@@ -59,10 +61,10 @@ end
 -- include: lib/instance.lua
 -- include: lib/silence.lua
 
-local function put(field, generation, tombstone_ms, body)
+local function put(field, generation, tombstone_ms, body, first)
   if ended(field, generation) then return 'ended 0' end
   local one = read(field)
-  local mode, check = 'none', 'none'
+  local mode, check = 'none', first
   if one and one.generation == generation then
     if one.body == body and one.lease == 'up' then
       hear({'beat', field, generation})
@@ -72,6 +74,7 @@ local function put(field, generation, tombstone_ms, body)
   elseif one then
     redis.call('ZADD', KEYS[4], now + tombstone_ms, field .. '/' .. one.generation)
     if one.mode ~= 'draining' then mode = one.mode end
+    if first ~= 'none' then check = one.check end
   end
   redis.call('HSET', KEYS[3], field, now)
   return write('put', field, {lease = 'up', mode = mode, check = check, generation = generation, body = body})
@@ -98,7 +101,7 @@ local function change(words)
     handed[#handed + 1] = {field, generation}
     return 'ok 0'
   end
-  if kind == 'put' then return put(field, generation, words[4], words[5]) end
+  if kind == 'put' then return put(field, generation, words[4], words[5], words[6] or 'none') end
   if kind == 'restore' then return restore(field, generation, words) end
   local one = read(field)
   if not one then return 'unknown 0' end

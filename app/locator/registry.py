@@ -159,10 +159,10 @@ class Registry(Actor[Change]):
 
     # --- changes ----------------------------------------------------------------------------------------------------
 
-    def put(self, service: str, id_: str, generation: str, registered: Registered) -> Change:
-        """Return the change that registers an instance."""
+    def put(self, service: str, id_: str, generation: str, registered: Registered, first: str = "none") -> Change:
+        """Return the change that registers an instance; `first` is what its check says until it is heard."""
         kept_ms = _tombstone_ms(registered.ttl_s)
-        return Change(service, ["put", f"{service}/{id_}", generation, kept_ms, encode(registered).decode()])
+        return Change(service, ["put", f"{service}/{id_}", generation, kept_ms, encode(registered).decode(), first])
 
     def drop(self, service: str, id_: str, generation: str) -> Change:
         """Return the change that ends an instance; an empty generation means whichever there is."""
