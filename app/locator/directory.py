@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
-from app.locator.reading import End
+from app.locator.reading import End, Forgotten
 from app.locator.record import Fact, Record, split_field
 from app.locator.roster import Roster, own_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from app.locator.reading import Forgotten, Reading
+    from app.locator.reading import Reading
 
 ALL: Final = ""  # the name of the watch over all services: no service has it
 GONE_MAX: Final = 20_000  # instances whose end is remembered: 6 MB
@@ -290,10 +290,11 @@ class Directory:
         """
         if not read.same:
             self._gone.clear()
+        weight, forgotten = 0, list[Forgotten]()
         for field, end in [one for one in self._gone.items() if one[1].revision > reached]:
             self._gone[field] = end._replace(revision=reached)
-        weight = 0
-        forgotten: list[Forgotten] = []
+            if end.asked:  # laid also when Redis has no such instance: who has missed the end may lay that again
+                forgotten.append((field, end))
         touched: dict[str, set[str]] = {}
         for name, some, missing in self._parts(read):
             weight += 1 + len(some) + len(missing)

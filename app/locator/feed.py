@@ -214,7 +214,10 @@ class Feed:
             known = self._forgotten.pop(field)
             service, id_ = split_field(field)
             record = self._directory.find(service, id_)
-            if record is not (known if isinstance(known, Record) else None):
+            # Of the start that has ended, a replica that missed the end may have laid the instance again meanwhile.
+            if record is not known and (
+                isinstance(known, Record) or (record is not None and record.generation != known.generation)
+            ):
                 continue  # it was registered anew, or has ended
             self._laying[field] = known
 
@@ -227,7 +230,7 @@ class Feed:
                 if isinstance(known, Record):
                     change = self._registry.restore(field, known, max(0.0, self._clock_s() - known.renewed_s))
                 else:
-                    change = self._registry.drop(service, id_, known.generation)
+                    change = self._registry.end(service, id_, known.generation)
                 self._registry.submit(change, settle)
             except (InboxFull, ActorStopped) as error:
                 settle(None, error)

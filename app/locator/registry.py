@@ -170,6 +170,10 @@ class Registry(Actor[Change]):
         ttl_s = 0.0 if record is None else record.instance.ttl_s
         return Change(service, ["drop", f"{service}/{id_}", generation, _tombstone_ms(ttl_s)])
 
+    def end(self, service: str, id_: str, generation: str) -> Change:
+        """Return the change that lays the end of a generation which Redis has forgotten."""
+        return Change(service, ["end", f"{service}/{id_}", generation, TOMBSTONE_MS_MIN])
+
     def order(self, service: str, id_: str, generation: str, mode: str) -> Change:
         """Return the change to a mode: "none", "draining", "maintenance" or "isolated"."""
         return Change(service, ["set", f"{service}/{id_}", generation, "mode", mode])
