@@ -316,8 +316,16 @@ def memory() -> Path | None:
 
 @contextlib.contextmanager
 def store_directory(kind: str, within: Path | None = None) -> Iterator[Path]:
-    """A short-named directory that every account may pass through; removed at the end."""
-    with tempfile.TemporaryDirectory(prefix=f"shieldx-{kind}-", dir=within, ignore_cleanup_errors=True) as name:
+    """A short-named directory that every account may pass through; removed at the end.
+
+    within  where, by default the directory for temporary files; what a killed run has left there is removed, too
+    """
+    if within is not None:
+        for left in within.glob("shieldx-*-*-*"):
+            if not psutil.pid_exists(int(left.name.split("-")[2])):
+                shutil.rmtree(left, ignore_errors=True)
+    prefix = f"shieldx-{kind}-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=within, ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o711)
         yield Path(name) / "data"
 

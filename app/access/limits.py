@@ -68,10 +68,14 @@ class LocalShare:
     def decide(self, buckets: tuple[Bucket, ...], tokens: int) -> Decision:
         """Take tokens from all buckets or from none, as the script does."""
         share = self._part()
-        own = tuple(
-            bucket._replace(rate_milli=max(1, round(bucket.rate_milli * share)), burst=max(1, round(bucket.burst * share)))
-            for bucket in buckets
-        )
+        own = buckets
+        if share < 1.0:
+            own = tuple(
+                bucket._replace(
+                    rate_milli=max(1, round(bucket.rate_milli * share)), burst=max(1, round(bucket.burst * share))
+                )
+                for bucket in buckets
+            )
         tokens = charge(own, tokens)
         now_us = int(self._elapsed_s() * 1_000_000)
         levels = [self._level(bucket, now_us) for bucket in own]

@@ -26,6 +26,7 @@ from app.credits.wire import (
     Transaction,
     TransactionType,
     account_body,
+    leg_amount,
     reservation_body,
     transaction_fields,
 )
@@ -312,8 +313,7 @@ async def usage(request: Request) -> Handled:
 def transfer_fields(events: Sequence[Event]) -> str:
     """Return the JSON fields of a transaction over several tenants, from the events of its legs."""
     legs = ",".join(
-        f'{{"tenant_id":"{e.tenant_id}","amount":{e.amount if e.debit.startswith("system:") else -e.amount},'
-        f'"balance":{e.balance},"shard":{e.shard},"seq":{e.seq}}}'
+        f'{{"tenant_id":"{e.tenant_id}","amount":{leg_amount(e)},"balance":{e.balance},"shard":{e.shard},"seq":{e.seq}}}'
         for e in events
     )
     first = events[0]

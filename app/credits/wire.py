@@ -189,7 +189,7 @@ class Transaction(Struct, omit_defaults=True):
     transaction_id: Id
     type: TransactionType
     tenant_id: str
-    amount: int
+    amount: Annotated[int, Meta(description="Positive: the type tells the way. A transfer's is negative for who paid.")]
     balance: int
     reserved: int
     available: int
@@ -273,6 +273,11 @@ def _free_text(event: Event) -> str:
     return text
 
 
+def leg_amount(event: Event) -> int:
+    """Return the amount of a transfer's leg: negative for the tenant that paid."""
+    return event.amount if event.debit.startswith("system:") else -event.amount
+
+
 def transaction_fields(event: Event) -> str:
     """Return the JSON fields of a transaction, without the braces. Ids and names need no escaping."""
     e = event
@@ -283,8 +288,9 @@ def transaction_fields(event: Event) -> str:
         reference = f',"reservation_id":"{e.transaction_id}"'
     elif e.reference is not None:
         reference = f',"reservation_id":"{e.reference}"'
+    amount = leg_amount(e) if e.type == "transfer" else e.amount
     return (
-        f'"transaction_id":"{e.transaction_id}","type":"{e.type}","tenant_id":"{e.tenant_id}","amount":{e.amount},'
+        f'"transaction_id":"{e.transaction_id}","type":"{e.type}","tenant_id":"{e.tenant_id}","amount":{amount},'
         f"{available_tail(e)}{reference}{_free_text(e)}"
     )
 

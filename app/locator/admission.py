@@ -48,7 +48,7 @@ class Admission:
         self.limited = 0  # calls answered 429 since the start
         self._rate = rate
         self._buckets = LocalShare(lambda: 1.0, clock_s)
-        self._lines: dict[str, deque[asyncio.Future[None]]] = {}  # who waits, by key
+        self._lines: dict[str, deque[asyncio.Future[bool]]] = {}  # who waits, by key
         self._ready: OrderedDict[str, None] = OrderedDict()  # keys of which somebody may go on; the first one is next
         self._short: dict[str, Decision] = {}  # keys whose line has waited for a token, and what the bucket said last
         self._at_work = 0
@@ -67,22 +67,21 @@ class Admission:
             self._ready[key_id] = None
         if len(line) >= WAITING_OF_KEY_MAX:
             return self._refusal(key_id)
-        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        granted: asyncio.Future[bool] = loop.create_future()
         line.append(granted)
         self._schedule()
         self.waiting += 1
+        patience = loop.call_later(WAIT_MAX_S, _refuse, granted)
         try:
-            async with asyncio.timeout(WAIT_MAX_S):
-                await granted
-        except BaseException as error:
-            if granted.done() and not granted.cancelled():
+            return None if await granted else self._refusal(key_id)
+        except asyncio.CancelledError:
+            if not granted.cancelled() and granted.result():
                 self.leave()
-            if not isinstance(error, TimeoutError):
-                raise
-            return self._refusal(key_id)
+            raise
         finally:
+            patience.cancel()
             self.waiting -= 1
-        return None
 
     def leave(self) -> None:
         """End a turn."""
@@ -125,7 +124,7 @@ class Admission:
             self._short[key_id] = made
             asyncio.get_running_loop().call_later(max(REST_S, made.wait_us / 1_000_000), self._rested, key_id)
             return False
-        line.popleft().set_result(None)
+        line.popleft().set_result(True)
         self._at_work += 1
         self._ready.move_to_end(key_id)
         return True
@@ -133,6 +132,12 @@ class Admission:
     def _rested(self, key_id: str) -> None:
         self._ready[key_id] = None
         self._schedule()
+
+
+def _refuse(waiting: asyncio.Future[bool]) -> None:
+    """End a wait that has taken its time."""
+    if not waiting.done():
+        waiting.set_result(False)
 
 
 class Turn:

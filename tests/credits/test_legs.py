@@ -43,6 +43,15 @@ async def test_two_legs_move_credits_from_one_tenant_to_the_other(client: Client
     assert (await client.numbers(giver), await client.numbers(taker)) == ((70, 0, 3), (35, 0, 3))
 
 
+async def test_the_history_of_each_tenant_says_who_paid(client: Client) -> None:
+    giver, taker = await client.tenant(100), await client.tenant(5)
+
+    await client.done(PATH, legs((giver, -30), (taker, 30)))
+
+    shown = [(await client.get(f"/v1/accounts/{tenant}/transactions")).body["data"][0] for tenant in (giver, taker)]
+    assert [(one["type"], one["amount"], one["balance"]) for one in shown] == [("transfer", -30, 70), ("transfer", 30, 35)]
+
+
 async def test_one_hundred_legs_are_one_transaction(client: Client) -> None:
     giver = await client.tenant(99)
     takers = [await client.tenant() for _ in range(99)]
