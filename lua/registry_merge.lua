@@ -23,17 +23,21 @@
 -- ARGV[3] highest revision that the caller knows: revisions never fall, also when Redis has forgotten
 -- ARGV[4] how many instances may be removed for silence in a minute
 -- ARGV[5] ... changes, JSON arrays: [kind, field, generation, further words]
---             put      tombstone ms, body    register; another generation than the present one ends that; what is
---                                            registered already counts as a heartbeat
+--             put      tombstone ms, body, check
+--                                            register; another generation than the present one ends that; what is
+--                                            registered already counts as a heartbeat. A check that is not "none" is
+--                                            what an id that is new begins with; another start of it goes on with its own
 --             set      "mode" or "check", value
 --             tell     word                  changes nothing, is published
 --             drop     tombstone ms          an empty generation means any
+--             end      tombstone ms          the end of a generation that Redis has forgotten, whether it has that or not
 --             beat     field, generation...  heartbeats of many instances
 --             suspect  ms of silence         no longer to be looked up
 --             evict    ms of silence         remove
 --             hand     replica, text: nothing of an instance, is published
 --             restore  lease, mode, check, age of the last heartbeat in ms, revision, tombstone ms, body
---                                            what Redis has forgotten, or has as it was at a lower revision
+--                                            what Redis has forgotten, or has as it was at a lower revision; of one that
+--                                            has ended the end is told again, for the caller has missed it
 -- Returns {incarnation, revision, now, replicas of the last 15 s, changes, answers}; an answer is "ok <revision>", "known 0",
 --         "unknown 0", "stale 0" (another generation), "ended 0" (a tombstone), "kept 0" (too many at once), or
 --         "fresh <ms>": silent for no longer than that
@@ -59,10 +63,10 @@ end
 -- include: lib/instance.lua
 -- include: lib/silence.lua
 
-local function put(field, generation, tombstone_ms, body)
+local function put(field, generation, tombstone_ms, body, first)
   if ended(field, generation) then return 'ended 0' end
   local one = read(field)
-  local mode, check = 'none', 'none'
+  local mode, check = 'none', first
   if one and one.generation == generation then
     if one.body == body and one.lease == 'up' then
       hear({'beat', field, generation})
@@ -72,14 +76,25 @@ local function put(field, generation, tombstone_ms, body)
   elseif one then
     redis.call('ZADD', KEYS[4], now + tombstone_ms, field .. '/' .. one.generation)
     if one.mode ~= 'draining' then mode = one.mode end
+    if first ~= 'none' then check = one.check end
   end
   redis.call('HSET', KEYS[3], field, now)
   return write('put', field, {lease = 'up', mode = mode, check = check, generation = generation, body = body})
 end
 
+local function lay_end(field, generation, tombstone_ms)
+  local one = read(field)
+  redis.call('ZADD', KEYS[4], now + tombstone_ms, field .. '/' .. generation)
+  if one and one.generation == generation then return remove('drop', field, one) end
+  return 'ok 0'
+end
+
 local function restore(field, generation, words)
-  if ended(field, generation) then return 'ended 0' end
   local one, at = read(field), now - words[7]
+  if ended(field, generation) then
+    if not one then publish('drop', field, {lease = 'up', mode = 'none', check = 'none', generation = generation, body = ''}) end
+    return 'ended 0'
+  end
   if one and one.revision >= words[8] then return 'known 0' end
   if one and one.generation == generation then
     at = math.max(at, tonumber(redis.call('HGET', KEYS[3], field) or '0'))
@@ -98,7 +113,8 @@ local function change(words)
     handed[#handed + 1] = {field, generation}
     return 'ok 0'
   end
-  if kind == 'put' then return put(field, generation, words[4], words[5]) end
+  if kind == 'put' then return put(field, generation, words[4], words[5], words[6] or 'none') end
+  if kind == 'end' then return lay_end(field, generation, words[4]) end
   if kind == 'restore' then return restore(field, generation, words) end
   local one = read(field)
   if not one then return 'unknown 0' end

@@ -207,11 +207,10 @@ async def agent_register(request: Request) -> Handled:
     async with locator.admission.turn(key_id) as refusal:
         if refusal is not None:
             raise refusal
-        # What belongs to it is of the same turn: refused half-way, an instance would pass that was to begin critical.
         others = [one for one in _holders(locator, asked.id) if one.name != asked.service]
-        record, created = await locator.register(asked.service, asked.id, None, asked.registered)
-        if asked.critical and created:
-            await locator.change(_finding(record, "critical"))
+        # One change with its first state: of two, the second may be lost with Redis, and what is to begin critical passes.
+        first = "critical" if asked.critical else "none"
+        await locator.register(asked.service, asked.id, None, asked.registered, first=first)
         for service in others:
             old = service.records.get(asked.id)
             if old is not None and old.api == "consul":

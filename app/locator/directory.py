@@ -6,28 +6,23 @@ It is memory only: time comes in as an argument. Every service has an immutable 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
+from app.locator.reading import End, Forgotten
 from app.locator.record import Fact, Record, split_field
 from app.locator.roster import Roster, own_after
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from collections.abc import Set as AbstractSet
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from app.locator.reading import Reading
 
 ALL: Final = ""  # the name of the watch over all services: no service has it
 GONE_MAX: Final = 20_000  # instances whose end is remembered: 6 MB
 EMPTY_S: Final = 600.0  # a service without instances is forgotten after this
 RENEWAL_SHARE: Final = 0.25  # of the time to suspicion: how often heartbeats of an instance are told to other replicas
 UNCOUNTED: Final = 1  # the revision of what the present data has not counted: an index begins here, so all others are higher
-
-
-class End(NamedTuple):
-    """The end of an instance: at which revision, of which generation, and whether somebody has asked for it."""
-
-    revision: int
-    generation: str
-    asked: bool
+STEP_INSTANCES: Final = 400  # that are taken over from a whole reading at once: about 5 ms
 
 
 class Directory:
@@ -172,16 +167,14 @@ class Directory:
         if record is not None:
             self._forget(record)
 
-    def _publish(self, changed: Sequence[tuple[Roster, Iterable[str], int]], now_s: float, *, least: int = 0) -> None:
+    def _publish(self, changed: Sequence[tuple[Roster, Iterable[str], int]], now_s: float) -> None:
         """Publish services, each with ids and the revision that has changed them; the index is another one after that.
 
         A revision of Redis may lie below the index, where this replica has put it by itself.
-
-        least  what the index is at least
         """
         before = self.index
         anew = [service.publish(ids, revision) for service, ids, revision in changed]
-        self.index = max(before, least, *(service.snapshot.revision for service, _, _ in changed))
+        self.index = max([before, *(service.snapshot.revision for service, _, _ in changed)])
         if changed and self.index == before:
             self.index = own_after(before)
         if any(anew):
@@ -223,7 +216,7 @@ class Directory:
         for field, seconds in silent_s.items():
             name, id_ = split_field(field)
             record = self.find(name, id_)
-            if record is not None and _catch_up(record, now_s, seconds):
+            if record is not None and record.catch_up(now_s, seconds):
                 restated.setdefault(name, []).append(id_)
         for name, ids in restated.items():
             self.restate(self.services[name], ids, now_s)
@@ -285,97 +278,123 @@ class Directory:
     # --- restoring --------------------------------------------------------------------------------------------------
 
     def reconcile(
-        self,
-        facts: Mapping[str, Fact],
-        revision: int,
-        now_s: float,
-        *,
-        reached: int,
-        same: bool,
-        silent_s: Mapping[str, float],
-        kept: AbstractSet[str] = frozenset(),
-    ) -> list[tuple[str, Record | End]]:
-        """Take over all that Redis holds, read after `revision` was; return what it has forgotten: instances, and ends.
+        self, read: Reading, now_s: float, *, reached: int, silent_s: Mapping[str, float]
+    ) -> Iterator[list[Forgotten]]:
+        """Take over all that Redis holds, some services in each step; yield what it has forgotten: instances, and ends.
 
         reached   the revision after all was read: what is known here beyond it, Redis counts anew
-        same      whether it is the data that this process has seen before: then what is missing and older has ended, and
-                  what is older than it is known here was forgotten
         silent_s  for how long instances have been silent by Redis' clock; what is not named counts as unverified
-        kept      fields that are forgotten still: an earlier call returned them, and they are not laid again yet
+
+        Others may have their turn between two steps: what a step has touched is published with it, each service as a
+        whole, and what changes in between is newer than what was read, or comes again by the stream.
         """
-        if not same:
+        if not read.same:
             self._gone.clear()
+        weight, forgotten = 0, list[Forgotten]()
+        for field, end in [one for one in self._gone.items() if one[1].revision > reached]:
+            self._gone[field] = end._replace(revision=reached)
+            if end.asked:  # laid also when Redis has no such instance: who has missed the end may lay that again
+                forgotten.append((field, end))
         touched: dict[str, set[str]] = {}
-        forgotten: list[tuple[str, Record | End]] = []
-        for field, fact in facts.items():
-            name, id_ = split_field(field)
-            end = self._end_of(field, fact)
+        for name, some, missing in self._parts(read):
+            weight += 1 + len(some) + len(missing)
+            ids = self._take_some(name, some, read, now_s, silent_s, forgotten)
+            ids |= self._end_some(name, missing, read, forgotten)
+            if ids:
+                touched.setdefault(name, set()).update(ids)
+            if weight >= STEP_INSTANCES:
+                self._publish_own(touched, reached, now_s)
+                yield forgotten
+                weight, forgotten, touched = 0, [], {}
+        self._publish_own(touched, reached, now_s)
+        self.index = max(self.index, read.revision)
+        yield forgotten
+
+    def _parts(self, read: Reading) -> Iterator[tuple[str, list[tuple[str, Record]], list[str]]]:
+        """Yield services with some of what is held of them, and some of what is missing.
+
+        What was there goes on by parts, as by changes that follow each other: what is missing ends last. A service that
+        was not there begins with all of its instances, for nobody is to take some of them for the whole.
+        """
+        for name in [*read.seen, *(name for name in self.services if name not in read.seen)]:
+            held = list(read.held.get(name, {}).items())
+            service, seen = self.services.get(name), read.seen.get(name, set())
+            begun = service is not None and bool(service.records)
+            size = STEP_INSTANCES if begun else max(1, len(held))
+            for start in range(0, len(held), size):
+                yield name, held[start : start + size], []
+            missing = [id_ for id_ in service.records if id_ not in seen] if service is not None else []
+            for start in range(0, len(missing), STEP_INSTANCES):
+                yield name, [], missing[start : start + STEP_INSTANCES]
+
+    def _take_some(
+        self, name: str, some: Sequence[tuple[str, Record]], read: Reading, now_s: float, silent_s: Mapping[str, float],
+        forgotten: list[Forgotten],
+    ) -> set[str]:  # fmt: skip
+        """Take over instances that are held, without publishing them; return the ids that have changed."""
+        touched = set()
+        for id_, held in some:
+            field = f"{name}/{id_}"
+            end = self._end_of(field, held)
             if end is not None:
                 forgotten.append((field, end))
                 continue
             record = self.find(name, id_)
-            if record is not None and same and fact.revision < record.revision:
+            if record is not None and read.same and held.revision < record.revision:
                 forgotten.append((field, record))
-            if self._take_over(name, id_, fact, now_s, same=same, silent_s=silent_s.get(field)):
-                touched.setdefault(name, set()).add(id_)
-        for service, id_, record in list(self.records()):
-            field = f"{service.name}/{id_}"
-            if field in facts:
+            if self._take_over(name, id_, held, now_s, same=read.same, silent_s=silent_s.get(field)):
+                touched.add(id_)
+        return touched
+
+    def _end_some(self, name: str, missing: Sequence[str], read: Reading, forgotten: list[Forgotten]) -> set[str]:
+        """End instances that Redis does not hold, unless it has forgotten them; return the ids that have ended."""
+        touched, service = set(), self.services.get(name)
+        for id_ in missing:
+            record = None if service is None else service.records.get(id_)
+            if service is None or record is None:
                 continue
-            if same and record.revision <= revision and field not in kept:
-                self._remove(service, id_, End(revision, record.generation, asked=False))
-                touched.setdefault(service.name, set()).add(id_)
+            field = f"{name}/{id_}"
+            if read.same and record.revision <= read.revision and field not in read.kept:
+                self._remove(service, id_, End(read.revision, record.generation, asked=False))
+                touched.add(id_)
             else:
-                record.revision = record.revision if same else UNCOUNTED
+                record.revision = record.revision if read.same else UNCOUNTED
                 forgotten.append((field, record))
-        for field, end in [one for one in self._gone.items() if one[1].revision > reached]:
-            self._gone[field] = end._replace(revision=reached)
+        return touched
+
+    def _publish_own(self, touched: Mapping[str, set[str]], reached: int, now_s: float) -> None:
         # A number of its own, above all that Redis has counted: the highest revision of what is left would be that of a
         # time before something ended, and who has seen it then would not hear of the end.
         own = own_after(max(reached, self.index))
-        self._publish([(self.services[name], ids, own) for name, ids in touched.items()], now_s, least=revision)
-        return forgotten
+        self._publish([(self.services[name], ids, own) for name, ids in touched.items()], now_s)
 
-    def _end_of(self, field: str, fact: Fact) -> End | None:
+    def _end_of(self, field: str, held: Record) -> End | None:
         """Return the end that somebody has asked for and Redis has forgotten."""
         end = self._gone.get(field)
-        if end is None or not end.asked or end.generation != fact.generation or end.revision < fact.revision:
+        if end is None or not end.asked or end.generation != held.generation or end.revision < held.revision:
             return None
         return end
 
-    def _take_over(self, name: str, id_: str, fact: Fact, now_s: float, *, same: bool, silent_s: float | None) -> bool:
+    def _take_over(self, name: str, id_: str, held: Record, now_s: float, *, same: bool, silent_s: float | None) -> bool:
         """Take over one instance that Redis holds; returns whether anything has changed here."""
         service = self._service(name, now_s)
         record = service.records.get(id_)
         if record is None:
-            self._add(service, id_, _restored(service.name, id_, fact, now_s, silent_s))
+            held.begin(now_s, silent_s)
+            self._add(service, id_, held)
             return True
-        known = same and fact.revision <= record.revision
-        if record.generation == fact.generation:
-            verified = _catch_up(record, now_s, silent_s)
+        known = same and held.revision <= record.revision
+        if record.generation == held.generation:
+            verified = record.catch_up(now_s, silent_s)
             if known:
                 return verified
             self._forget(record)
-            record.take(service.name, record.instance.id, fact)
+            record.follow(held)
             self._count(record)
             return True
         if known:
             return False
         self._forget(record)
-        self._add(service, record.instance.id, _restored(service.name, record.instance.id, fact, now_s, silent_s))
+        held.begin(now_s, silent_s)
+        self._add(service, id_, held)
         return True
-
-
-def _catch_up(record: Record, now_s: float, silent_s: float | None) -> bool:
-    """Take over that another replica has heard a restored instance; returns whether its state changed."""
-    if record.verified or silent_s is None or silent_s >= record.suspect_s:
-        return False
-    return record.heard(max(record.renewed_s, now_s - silent_s))
-
-
-def _restored(service: str, id_: str, fact: Fact, now_s: float, silent_s: float | None) -> Record:
-    """Return the record of an instance that this replica did not know: verified if another one has just heard it."""
-    record = Record(service, id_, fact, now_s, verified=False)
-    if silent_s is not None and silent_s < record.suspect_s:
-        record.heard(now_s - silent_s)
-    return record

@@ -18,15 +18,15 @@ import redis.exceptions
 from app.actor import ActorStopped, InboxFull
 from app.db.keys import LOCATOR_BEATS, LOCATOR_CHANGES, LOCATOR_HEAD, LOCATOR_INSTANCES, LOCATOR_REPLICAS
 from app.db.retry import TRANSIENT
-from app.locator.record import Fact, Record, parse_fact, split_field
+from app.locator.reading import End, Forgotten, Reading
+from app.locator.record import Record, parse_fact, split_field
 from app.locator.registry import fresh_incarnation
 from app.turns import end_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from app.db.redis import RedisLink
-    from app.locator.directory import End
     from app.locator.registry import Answer, Registry
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ log = logging.getLogger(__name__)
 RECONNECT_S: Final = 0.5  # how often a Redis that is away is tried
 BLOCK_MS: Final = 1_000  # of one read of the stream: below the time after which a link takes Redis for dead
 ENTRIES_MAX: Final = 100  # of one read: about 10 ms of work at most
-SCAN_COUNT: Final = 500  # instances of one step of reading all: about 2 ms of decoding
+SCAN_COUNT: Final = 500  # instances of one step of reading all: about 0.3 ms of Redis
+DECODED_MAX: Final = 100  # instances that are decoded in one turn of the event loop: about 1.5 ms
 CONFIRM_S: Final = 3.0  # after a start: how long another replica is waited for, each of which calls every second
 LAYING_MAX: Final = 1_000  # forgotten instances under way to Redis: the mailbox has room for clients beside them
 
@@ -116,42 +117,50 @@ class Feed:
         newest = await command("XREVRANGE", LOCATOR_CHANGES, "+", "-", "COUNT", 1)
         incarnation, revision = await command("HMGET", LOCATOR_HEAD, "incarnation", "revision")
         self._last_id = newest[0][0].decode() if newest else "0-0"
-        facts: dict[str, Fact] = {}
-        cursor: Any = b"0"
-        while True:
-            cursor, found = await command("HSCAN", LOCATOR_INSTANCES, cursor, "COUNT", SCAN_COUNT)
-            for field, text in zip(found[::2], found[1::2], strict=True):
-                facts[field.decode()] = parse_fact(text)
-            if int(cursor) == 0:
-                break
         known = incarnation.decode()
         same = known == self._registry.incarnation
-        self._seen = int(revision or 0)
+        read = Reading(
+            self._directory, int(revision or 0), same=same, kept=self._forgotten.keys() | self._laying.keys()
+        )  # fmt: skip
+        self._seen = read.revision
+        await self._read(read)
         now_s = self._clock_s()
         clock, reached = await command("HMGET", LOCATOR_HEAD, "clock", "revision")
         if self.loaded and same:
-            silent_s = await self._silence(facts, int(clock or 0))
+            silent_s = await self._silence(read, int(clock or 0))
         else:
             silent_s, self._since_ms = {}, int(clock or 0)
             self._confirm_until_s = now_s + CONFIRM_S
-        laid = self._forgotten.keys() | self._laying.keys()
-        forgotten = self._directory.reconcile(
-            facts, self._seen, now_s, reached=int(reached or 0), same=same, silent_s=silent_s, kept=laid
-        )
         self._registry.incarnation = known
+        forgotten: list[Forgotten] = []
+        for step in self._directory.reconcile(read, now_s, reached=int(reached or 0), silent_s=silent_s):
+            forgotten += step
+            await asyncio.sleep(0)
         self.loaded = True
         self.reloads += 1
         if forgotten:
             log.warning("redis has forgotten changes of instances; they are laid again", extra={"count": len(forgotten)})
         self._forgotten = {field: record for field, record in forgotten if field not in self._laying}
 
-    async def _silence(self, facts: Mapping[str, Fact], now_ms: int) -> dict[str, float]:
+    async def _read(self, read: Reading) -> None:
+        """Read all instances, and decode so many in each turn of the event loop."""
+        cursor: Any = b"0"
+        while True:
+            cursor, found = await self._link.command("HSCAN", LOCATOR_INSTANCES, cursor, "COUNT", SCAN_COUNT)
+            for number, (field, text) in enumerate(zip(found[::2], found[1::2], strict=True), 1):
+                read.add(field.decode(), parse_fact(text), self._clock_s())
+                if number % DECODED_MAX == 0:
+                    await asyncio.sleep(0)
+            if int(cursor) == 0:
+                return
+
+    async def _silence(self, read: Reading, now_ms: int) -> dict[str, float]:
         """Return for how long instances have been silent, by what the other replicas have heard: those that are new here,
         and those that were restored and heard while this replica did not follow.
 
         Not at the start of a process: all of them may have started just now, and then nobody has heard anything.
         """
-        known = {field: self._directory.find(*split_field(field)) for field in facts}
+        known = {field: self._directory.find(*split_field(field)) for field in read.fields()}
         after_ms = {
             field: 0 if record is None else self._since_ms
             for field, record in known.items()
@@ -205,7 +214,10 @@ class Feed:
             known = self._forgotten.pop(field)
             service, id_ = split_field(field)
             record = self._directory.find(service, id_)
-            if record is not (known if isinstance(known, Record) else None):
+            # Of the start that has ended, a replica that missed the end may have laid the instance again meanwhile.
+            if record is not known and (
+                isinstance(known, Record) or (record is not None and record.generation != known.generation)
+            ):
                 continue  # it was registered anew, or has ended
             self._laying[field] = known
 
@@ -218,7 +230,7 @@ class Feed:
                 if isinstance(known, Record):
                     change = self._registry.restore(field, known, max(0.0, self._clock_s() - known.renewed_s))
                 else:
-                    change = self._registry.drop(service, id_, known.generation)
+                    change = self._registry.end(service, id_, known.generation)
                 self._registry.submit(change, settle)
             except (InboxFull, ActorStopped) as error:
                 settle(None, error)

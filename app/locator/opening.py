@@ -139,8 +139,10 @@ class Locator:
         if not self.warm:
             raise Problem(503, "warming_up", "The registry has not been read yet.", headers={"Retry-After": "1"})
 
-    async def register(self, service: str, id_: str, generation: str | None, registered: Registered) -> tuple[Record, bool]:
-        """Register an instance and return its record, and whether the id is new.
+    async def register(
+        self, service: str, id_: str, generation: str | None, registered: Registered, *, first: str = "none"
+    ) -> tuple[Record, bool]:
+        """Register an instance and return its record, and whether the id is new; one that is new begins with this check.
 
         Without a generation the instance stays what it is when host and port are the same, and else is a new start.
         Raises Problem 409 `stale_generation`, `too_many_instances`; what an outage of Redis raises.
@@ -153,7 +155,7 @@ class Locator:
             generation = known.generation if known is not None and same else secrets.token_hex(8)
         if known is not None and known.generation == generation:
             registered = msgspec.structs.replace(registered, registered_at_ms=known.instance.registered_at_ms)
-        answer = await self._make(self._open_registry().put(service, id_, generation, registered))
+        answer = await self._make(self._open_registry().put(service, id_, generation, registered, first))
         refused = refusal(answer)
         if refused is not None:
             raise refused

@@ -107,6 +107,14 @@ class Record:
         self.renew(self.renewed_s)
         self.judge()
 
+    def follow(self, held: Record) -> None:
+        """Take over what Redis says now, as another record of the same start has it."""
+        self.revision, self.lease, self.mode, self.check = held.revision, held.lease, held.mode, held.check
+        self.owner, self.api, self.suspect_s, self.instance = held.owner, held.api, held.suspect_s, held.instance
+        self.verified = self.verified or held.verified
+        self.renew(self.renewed_s)
+        self.judge()
+
     def renew(self, heard_s: float) -> None:
         """Let the silence count from this time."""
         self.renewed_s = heard_s
@@ -147,6 +155,19 @@ class Record:
         self.verified = True
         self.overdue = False
         return self.judge()
+
+    def catch_up(self, now_s: float, silent_s: float | None) -> bool:
+        """Take over that another replica has heard a restored instance so long ago; returns whether its state changed."""
+        if self.verified or silent_s is None or silent_s >= self.suspect_s:
+            return False
+        return self.heard(max(self.renewed_s, now_s - silent_s))
+
+    def begin(self, now_s: float, silent_s: float | None) -> None:
+        """Let the silence count from now, or from when another replica has heard it, which verifies it."""
+        self.published_s = now_s
+        self.renew(now_s)
+        if silent_s is not None and silent_s < self.suspect_s:
+            self.heard(now_s - silent_s)
 
     def registered(self) -> Registered:
         """Return what was registered, for a Redis that has forgotten it."""

@@ -159,16 +159,20 @@ class Registry(Actor[Change]):
 
     # --- changes ----------------------------------------------------------------------------------------------------
 
-    def put(self, service: str, id_: str, generation: str, registered: Registered) -> Change:
-        """Return the change that registers an instance."""
+    def put(self, service: str, id_: str, generation: str, registered: Registered, first: str = "none") -> Change:
+        """Return the change that registers an instance; `first` is what its check says until it is heard."""
         kept_ms = _tombstone_ms(registered.ttl_s)
-        return Change(service, ["put", f"{service}/{id_}", generation, kept_ms, encode(registered).decode()])
+        return Change(service, ["put", f"{service}/{id_}", generation, kept_ms, encode(registered).decode(), first])
 
     def drop(self, service: str, id_: str, generation: str) -> Change:
         """Return the change that ends an instance; an empty generation means whichever there is."""
         record = self.directory.find(service, id_)
         ttl_s = 0.0 if record is None else record.instance.ttl_s
         return Change(service, ["drop", f"{service}/{id_}", generation, _tombstone_ms(ttl_s)])
+
+    def end(self, service: str, id_: str, generation: str) -> Change:
+        """Return the change that lays the end of a generation which Redis has forgotten."""
+        return Change(service, ["end", f"{service}/{id_}", generation, TOMBSTONE_MS_MIN])
 
     def order(self, service: str, id_: str, generation: str, mode: str) -> Change:
         """Return the change to a mode: "none", "draining", "maintenance" or "isolated"."""

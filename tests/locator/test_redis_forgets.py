@@ -87,6 +87,27 @@ async def test_changes_and_ends_that_a_failover_lost_are_laid_again_and_nothing_
                     await third.register("web", id_, generation, instance())
 
 
+async def test_who_missed_an_end_that_redis_forgot_with_the_instance_does_not_bring_it_back(own_redis: PrivateRedis) -> None:
+    async with replicas(own_redis.url, 2) as (one, other):
+        kept = await rewind(own_redis.url)
+        await one.register("web", "ended", "g1", instance())
+        await eventually(lambda: other.state("web", "ended"))
+        assert one.feed is not None
+        assert other.feed is not None
+        await other.feed.stop()  # it lags behind the stream
+        await one.change(lambda registry: registry.drop("web", "ended", "g1"))
+        reloads = one.feed.reloads
+        await rewind(own_redis.url, kept)
+        await eventually(lambda: one.feed is not None and one.feed.reloads > reloads)
+        await one.tick()
+
+        other.feed.start(other.crashes.append)
+
+        await eventually(lambda: other.states("web") == {})
+        assert one.states("web") == {}
+        assert await redis_knows(own_redis.url) == {}
+
+
 async def test_a_redis_with_other_data_counts_anew_also_for_what_has_ended_before(own_redis: PrivateRedis) -> None:
     async with replicas(own_redis.url, 1) as (one,):
         for number in range(10):

@@ -7,10 +7,11 @@ import contextlib
 import time
 from typing import Any
 
+import orjson
 import pytest
 from redis.asyncio import Redis
 
-from app.db.keys import LOCATOR_BEATS, LOCATOR_HEAD, LOCATOR_INSTANCES
+from app.db.keys import LOCATOR_BEATS, LOCATOR_CHANGES, LOCATOR_HEAD, LOCATOR_INSTANCES
 from app.db.redis import RedisLink
 from app.locator.instance import State
 from app.locator.registry import CALL_GAP_S
@@ -227,6 +228,21 @@ async def test_the_replicas_are_named_in_the_same_order_whoever_called_last(redi
             named |= {one.registry.replicas, other.registry.replicas}
 
         assert {names for names in named if len(names) == 2} == {tuple(sorted((one.replica, other.replica)))}
+
+
+async def test_a_registration_and_what_its_check_says_first_are_one_change(redis_url: str) -> None:
+    async with replicas(redis_url, 1) as (one,):
+        await one.register("web", "a", "g1", instance(), first="critical")
+        await one.register("web", "a", "g1", instance(), first="critical")
+        assert one.state("web", "a") is State.DOWN
+        await one.change(lambda registry: registry.found("web", "a", "g1", "passing"))
+        await one.register("web", "a", "g2", instance(port=81), first="critical")
+
+        async with Redis.from_url(redis_url) as redis:
+            entries = await redis.xrange(LOCATOR_CHANGES)
+
+    made = [(kind, check) for _, entry in entries for _, kind, _, _, _, check, *_ in orjson.loads(entry[b"changes"])]
+    assert made == [("put", "critical"), ("set", "passing"), ("put", "passing")]  # another start goes on with its check
 
 
 async def test_a_half_open_instance_gets_one_call_from_each_replica_and_each_finds_out_for_itself(redis_url: str) -> None:

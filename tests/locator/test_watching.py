@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from itertools import pairwise
 from random import Random
+from typing import Any
 
 import pytest
 
 from app.locator.directory import ALL, Directory
+from app.locator.reading import Reading
 from app.locator.record import Fact, encode
 from app.locator.roster import Roster
 from app.web import watches as watches_of_process
@@ -20,6 +23,22 @@ from tests.locator.replicas import instance
 def change(revision: int, id_: str, service: str = "web", kind: str = "put") -> list[object]:
     body = "" if kind in {"drop", "evict"} else encode(instance(port=revision)).decode()
     return [revision, kind, f"{service}/{id_}", "up", "none", "none", "g1", body]
+
+
+def fact(revision: int, id_: str) -> Fact:
+    return Fact(revision, "up", "none", "none", "g1", str(change(revision, id_)[-1]))
+
+
+def begin(directory: Directory, facts: dict[str, Fact], revision: int, *, same: bool) -> Iterator[list[Any]]:
+    """Read these instances, and return the steps in which they are taken over."""
+    read = Reading(directory, revision, same=same)
+    for field, one in facts.items():
+        read.add(field, one, 3.0)
+    return directory.reconcile(read, 3.0, reached=revision, silent_s={})
+
+
+def read_all(directory: Directory, facts: dict[str, Fact], revision: int, *, same: bool) -> list[Any]:
+    return [one for step in begin(directory, facts, revision, same=same) for one in step]
 
 
 async def test_all_that_watch_a_service_are_woken_by_one_change_and_nobody_else() -> None:
@@ -93,8 +112,7 @@ def test_the_index_of_all_moves_with_every_change_also_beyond_what_redis_has_cou
     for revision in (4, 5):
         directory.apply([change(revision, f"x{revision}", "other")], 2.0)
         seen.append((directory.index, directory.catalogue))
-    facts = {"web/a": Fact(2, "up", "none", "none", "g1", str(change(2, "a")[-1]))}
-    directory.reconcile(facts, 6, 3.0, reached=6, same=True, silent_s={})
+    read_all(directory, {"web/a": fact(2, "a")}, 6, same=True)
     seen.append((directory.index, directory.catalogue))
 
     assert seen[0][1] == 3
@@ -119,8 +137,7 @@ def test_a_watcher_hears_after_a_restart_of_what_ended_meanwhile() -> None:
     before.apply([change(2, "ended"), change(3, "left")], 0.0)
     seen = before.services["web"].snapshot.revision
 
-    facts = {"web/left": Fact(3, "up", "none", "none", "g1", str(change(3, "left")[-1]))}
-    after.reconcile(facts, 4, 0.0, reached=4, same=False, silent_s={})
+    read_all(after, {"web/left": fact(3, "left")}, 4, same=False)
 
     assert after.services["web"].changed_since(seen) is None
     assert after.services["web"].snapshot.revision > 4
@@ -130,11 +147,49 @@ def test_what_other_data_has_counted_is_newer_than_what_was_known_before() -> No
     directory = Directory()
     directory.apply([change(400, "a"), change(401, "b")], 0.0)
 
-    forgotten = directory.reconcile({}, 0, 1.0, reached=0, same=False, silent_s={})
+    forgotten = read_all(directory, {}, 0, same=False)
     directory.apply([change(2, "a", kind="drop")], 2.0)
 
     assert sorted(field for field, _ in forgotten) == ["web/a", "web/b"]
     assert set(directory.services["web"].snapshot.by_id) == {"b"}
+
+
+def test_a_whole_reading_is_taken_over_in_steps_and_never_over_what_changed_between_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.locator.directory.STEP_INSTANCES", 2)
+    steps: list[list[tuple[str, int]]] = []
+    directory = Directory(on_change=lambda service: steps[-1].append((service.name, len(service.snapshot.changed))))
+    steps.append([])
+    directory.apply([change(2 + number, f"i{number}") for number in range(6)], 0.0)
+    held = {f"web/i{number}": fact(12 + number, f"i{number}") for number in range(4)}
+    held |= {f"new/{number}": fact(20 + number, f"{number}") for number in range(5)}
+
+    steps.append([])
+    for number, forgotten in enumerate(begin(directory, held, 30, same=True)):
+        assert {field for field, _ in forgotten} <= {"web/i2", "web/i3", "new/0"}  # laid again, which changes nothing
+        steps.append([])
+        if number == 0:  # after Redis was read, and before all of it is taken over
+            directory.apply([change(40, "i3"), change(41, "0", "new"), change(42, "i2", kind="drop")], 4.0)
+            steps.append([])
+
+    snapshots = {name: service.snapshot for name, service in directory.services.items()}
+    web = snapshots["web"].by_id
+    assert [step for step in steps if step][1:] == [
+        [("web", 2)], [("web", 2), ("new", 1)], [("web", 2)], [("new", 1)], [("new", 2)], [("new", 1)],
+    ]  # fmt: skip
+    assert {id_: one.facts.port for id_, one in web.items()} == {"i0": 12, "i1": 13, "i3": 40}
+    assert directory.instances == len(web) + len(snapshots["new"].by_id) == 8
+
+
+def test_a_service_that_was_not_there_begins_with_all_of_its_instances(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.locator.directory.STEP_INSTANCES", 2)
+    published: list[tuple[str, int]] = []
+    directory = Directory(on_change=lambda service: published.append((service.name, len(service.snapshot.by_id))))
+
+    read_all(directory, {f"{name}/{id_}": fact(2, id_) for name in ("a", "b") for id_ in "vwxyz"}, 30, same=False)
+
+    assert published == [("a", 5), ("b", 5)]
 
 
 def test_the_index_of_the_catalogue_stands_still_while_ids_and_tags_do() -> None:
