@@ -30,8 +30,8 @@ POLICY: Final = "registrations"  # name of the limit in the header fields
 # core, lets a key register all that it may have (`INSTANCES_OF_KEY_MAX`) anew every 20 s.
 RATE: Final = Rate(1_000, 10_000)
 AT_WORK_MAX: Final = 32  # changes from admission to answer: one script call of them is 0.5 ms of Redis
-# Admissions, and as many answers, of one turn of the event loop. With eight a quarter more register a second when nobody else
-# calls (2,530 to 2,790 instead of 1,980 to 2,160); already with four a lookup of another key waits three times as long.
+# Admissions, and as many answers, of one turn of the event loop. With eight a quarter more register a second when nobody
+# else calls (2,530 to 2,790 instead of 1,980 to 2,160); already with four a lookup of another key waits three times as long.
 STEP: Final = 1
 WAITING_OF_KEY_MAX: Final = 1_000  # calls of a key that wait: a second of its rate
 WAIT_MAX_S: Final = 1.0  # then a call is refused; with what Redis may take, no caller waits longer than 3 s
