@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -58,6 +59,23 @@ async def pause(event: asyncio.Event, seconds: float) -> bool:
         async with asyncio.timeout(seconds):
             await event.wait()
     return event.is_set()
+
+
+class Pace:
+    """Lets work that goes on and on take no more than a share of the event loop's time."""
+
+    def __init__(self, share: float, slice_s: float) -> None:
+        """The work begins now; after `slice_s` of it others have their turn, until it has taken no more than its share."""
+        self._share = share
+        self._slice_s = slice_s
+        self._started_s = time.perf_counter()
+
+    async def keep(self) -> None:
+        """Return at once while the slice lasts, else after a rest. To be called between two pieces of the work."""
+        busy_s = time.perf_counter() - self._started_s
+        if busy_s >= self._slice_s:
+            await asyncio.sleep(busy_s * (1 / self._share - 1))
+            self._started_s = time.perf_counter()
 
 
 class Line:

@@ -28,7 +28,7 @@ from app.shadow.rules_store import SAMPLES_OF_KIND, Sample
 from app.shadow.rules_tally import Tally, tally_of, total_of
 from app.shadow.rules_trial import SHARE, SLICE_S
 from app.shadow.rules_verdict import statement_of
-from app.turns import end_task
+from app.turns import Pace, end_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +101,7 @@ class Exchange:
 
     async def _take_samples(self) -> None:
         """Mask what the trials kept of comparisons that differ: at most for a share of the time, as they are compared."""
-        started = time.perf_counter()
+        pace = Pace(SHARE, SLICE_S)
         for compared in self._trials.take_differing():
             self._serial += 1
             sample_id = f"{compared.at_ms:013x}-{self._process}-{self._serial:08x}"
@@ -109,10 +109,7 @@ class Exchange:
             sample = Sample(rule.rule_id, rule.trial, compared.difference.kind, sample_id, sample_text(compared))
             self._unsaved.append(sample)
             self._unpublished.append(sample)
-            busy_s = time.perf_counter() - started
-            if busy_s >= SLICE_S:
-                await asyncio.sleep(busy_s * (1 / SHARE - 1))
-                started = time.perf_counter()
+            await pace.keep()
 
     async def publish(self) -> None:
         """Write changed counts and new samples to Redis."""

@@ -16,7 +16,7 @@ from app.clock import now_ms
 from app.shadow.expression_run import BudgetSpent, EvaluationFailed
 from app.shadow.rules_difference import TIMEOUT, Judged, difference
 from app.shadow.rules_tally import Tally
-from app.turns import end_task
+from app.turns import Pace, end_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -149,13 +149,10 @@ class Trials:
             on_crash(error)
 
     async def _compare_all(self) -> None:
-        started = time.perf_counter()
+        pace = Pace(SHARE, SLICE_S)
         while self._waiting:
             self._compare(self._waiting.popleft())
-            busy_s = time.perf_counter() - started
-            if busy_s >= SLICE_S:
-                await asyncio.sleep(busy_s * (1 / SHARE - 1))
-                started = time.perf_counter()
+            await pace.keep()
 
     def _compare(self, waiting: _Waiting) -> None:
         """Evaluate challenger and champion side by side, and hold both against the answer that the caller got."""
