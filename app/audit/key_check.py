@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 ROUNDING_MS: Final = 1  # a time with microseconds and the same an overlap later may be rounded otherwise
 KEY_ENTRIES: Final = ("key.create", "key.rotate", "key.revoke")  # as they may follow each other
-_PENDING: Final = (
-    "SELECT at, kind, details::text AS details FROM pending_entries WHERE recorded_at IS NULL AND kind = ANY($1)"
-)
+PENDING_SQL: Final = """
+    SELECT entry_id::text AS entry_id, at, kind, details::text AS details
+    FROM pending_entries WHERE recorded_at IS NULL AND kind = ANY($1)
+"""
 _KEYS: Final = """
     SELECT key_id, encode(hash, 'hex') AS hash, role, tenants, services, rate_per_s, burst, expires_at, revoked_at,
            replaced_by
@@ -56,7 +57,7 @@ async def compare_keys(connection: asyncpg.Connection[Any], records: Iterable[Re
     ]
     changes += [
         (time_text(ms_of(row["at"])), row["kind"], msgspec.json.decode(row["details"]))
-        for row in await connection.fetch(_PENDING, list(KEY_ENTRIES))
+        for row in await connection.fetch(PENDING_SQL, list(KEY_ENTRIES))
     ]
     told: dict[str, ToldKey] = {}
     # Replicas hand their entries over side by side, so the chain may have them in another order than they were made.

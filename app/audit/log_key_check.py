@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
+from app.audit.key_check import PENDING_SQL
 from app.audit.log import log_origin
 from app.audit.note import NoteRefused, Verifier
 from app.clock import ms_of, time_text
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from app.audit.state import Findings
 
 LOG_KEY_ENTRY: Final = "log_key.rotate"
-_PENDING: Final = (
-    "SELECT entry_id::text AS entry_id, at, details::text AS details FROM pending_entries "
-    "WHERE recorded_at IS NULL AND kind = $1"
-)
 _NOTED: Final = "SELECT shard, vkey, since, from_size, retired_at, until_size FROM log_keys ORDER BY shard, vkey"
 _SIGNED: Final = "SELECT size, signers FROM audit_checkpoints WHERE shard = $1 ORDER BY size DESC, signed_at DESC LIMIT 1"
 
@@ -63,7 +60,7 @@ async def compare_log_keys(
         if one.type == LOG_KEY_ENTRY:
             change = msgspec.convert(one.details, Change)
             changes[change.entry_id] = change
-    for row in await connection.fetch(_PENDING, LOG_KEY_ENTRY):
+    for row in await connection.fetch(PENDING_SQL, [LOG_KEY_ENTRY]):
         change = msgspec.json.decode(row["details"], type=Change)
         change.at = time_text(ms_of(row["at"]))
         changes.setdefault(row["entry_id"], change)
