@@ -379,12 +379,8 @@ class Directory:
         """Take over one instance that Redis holds; returns whether anything has changed here."""
         service = self._service(name, now_s)
         record = service.records.get(id_)
-        if record is None:
-            held.begin(now_s, silent_s)
-            self._add(service, id_, held)
-            return True
-        known = same and held.revision <= record.revision
-        if record.generation == held.generation:
+        known = record is not None and same and held.revision <= record.revision
+        if record is not None and record.generation == held.generation:
             verified = record.catch_up(now_s, silent_s)
             if known:
                 return verified
@@ -394,7 +390,8 @@ class Directory:
             return True
         if known:
             return False
-        self._forget(record)
+        if record is not None:
+            self._forget(record)
         held.begin(now_s, silent_s)
         self._add(service, id_, held)
         return True
