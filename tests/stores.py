@@ -46,7 +46,7 @@ from tests.launcher import launched
 START_TIMEOUT_S: Final = 90.0  # crash recovery of a test's database takes below 2 s
 STOP_TIMEOUT_S: Final = 60.0
 POLL_S: Final = 0.01
-# For clusters that no test kills: what only the loss of the machine would show is not waited for, nothing vacuums
+# For a cluster that no test kills: what only the loss of the machine would show is not waited for, nothing vacuums
 # hundreds of databases of a few rows each, and the log of changes stays small, for it lies in memory.
 NOT_KILLED: Final = (
     "fsync=off", "full_page_writes=off", "autovacuum=off", "max_connections=100", "max_wal_size=128MB", "min_wal_size=32MB",
@@ -320,21 +320,24 @@ def store_directory(kind: str, within: Path | None = None) -> Iterator[Path]:
 
     within  where, by default the directory for temporary files; what a killed run has left there is removed, too
     """
-    if within is not None:
-        for left in within.glob("shieldx-*-*-*"):
-            if not psutil.pid_exists(int(left.name.split("-")[2])):
-                shutil.rmtree(left, ignore_errors=True)
+    place = within or Path(tempfile.gettempdir())
+    for left in place.glob("shieldx-*-*-*"):
+        if not psutil.pid_exists(int(left.name.split("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
     prefix = f"shieldx-{kind}-{os.getpid()}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=within, ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=place, ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o711)
         yield Path(name) / "data"
 
 
 @contextlib.contextmanager
-def running_postgres(settings: Sequence[str] = ()) -> Iterator[PrivatePostgres]:
-    """A running cluster for as long as the context is open; one that is NOT_KILLED lies in memory. For the main thread."""
-    with store_directory("postgres", memory() if settings is NOT_KILLED else None) as root:
-        postgres = run_apart(PrivatePostgres.make(root, (*settings, *TIDY)))
+def running_postgres(settings: Sequence[str] = (), *, killed: bool = True) -> Iterator[PrivatePostgres]:
+    """A running cluster for as long as the context is open. Use it in the main thread.
+
+    killed  whether a test may kill it; one that nobody kills lies in memory, if there is room
+    """
+    with store_directory("postgres", None if killed else memory()) as root:
+        postgres = run_apart(PrivatePostgres.make(root, (*settings, *TIDY, *(() if killed else NOT_KILLED))))
         try:
             postgres.launch()
             run_apart(postgres.wait_ready())

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import pytest
 
 from tests.server import ShieldxServer
-from tests.stores import NOT_KILLED, PrivatePostgres, PrivateRedis, running_postgres, running_redis, store_directory
+from tests.stores import PrivatePostgres, PrivateRedis, running_postgres, running_redis, store_directory
 
 REDIS_DATABASES: Final = 16  # what a Redis has by default; one ledger takes one of them
 
@@ -85,7 +85,7 @@ def house_of(config: pytest.Config) -> LedgerHouse:
         stack = contextlib.ExitStack()
         config.add_cleanup(stack.close)
         redis = stack.enter_context(running_redis())
-        postgres = stack.enter_context(running_postgres(NOT_KILLED))
+        postgres = stack.enter_context(running_postgres(killed=False))
         directory = stack.enter_context(store_directory("servers"))
         config.stash[_HOUSE] = LedgerHouse(redis, postgres, directory, stack)
     return config.stash[_HOUSE]

@@ -28,7 +28,7 @@ from tests.metrics.traffic import use_experiments, use_keys, use_locator, use_mo
 from tests.operations.live_stack import Pager, running
 from tests.operations.shipped import alertmanager_at, prometheus_at, write_alertmanager, write_prometheus
 from tests.server import REPOSITORY, ROOT_KEY, ShieldxServer, free_port
-from tests.stores import NOT_KILLED, running_postgres, running_redis, store_directory
+from tests.stores import running_postgres, running_redis, store_directory
 
 PICTURES: Final = REPOSITORY / "docs" / "dashboards"
 LOAD_S: Final = 180.0
@@ -152,7 +152,7 @@ def main() -> int:
     seconds: float = parser.parse_args().seconds
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(running_redis())
-        postgres = stack.enter_context(running_postgres(NOT_KILLED))
+        postgres = stack.enter_context(running_postgres(killed=False))
         directory = stack.enter_context(store_directory("pictures"))
         house = LedgerHouse(redis, postgres, directory, stack)
         ledger = asyncio.run(house.make_ledger())
