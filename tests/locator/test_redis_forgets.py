@@ -160,7 +160,8 @@ async def test_a_stream_that_moved_on_without_a_replica_is_made_good_by_reading_
         await one.register("web", "new", None, instance())
 
         await eventually(lambda: other.states("web") == {"new": "up"} or other.states("web") == {"new": "unverified"})
-        await eventually(lambda: other.feed is not None and other.feed.reloads > reloads)  # counted a turn after the last step
+        # It is counted a turn of the loop after the last step.
+        await eventually(lambda: other.feed is not None and other.feed.reloads > reloads)
         assert other.feed.reloads == reloads + 1
 
 
